@@ -1,0 +1,245 @@
+"""The configuration of an ALGPT2 model, its layer schedules and its presets."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+# The activations that both frameworks compute alike; the names are those of transformers.
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "sigmoid", "silu", "swish", "tanh")
+
+PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
+
+
+def layer_schedule(pattern, n_layer):
+    """The block applied at each depth under a named sharing pattern.
+
+    Args:
+        pattern: str. `"full"` (one block, ALBERT's default), `"none"` (a block for every depth, GPT-2),
+            `"sequence:K"` (K blocks, each repeated in place: ALBERT's groups), `"cycle:K"` (K blocks in turn),
+            `"cycle_rev:K"` (a cycle whose last round runs backwards) or `"sandwich"` (the first and the last
+            depth have blocks of their own, all others share one).
+        n_layer: int. The number of depths.
+
+    Returns:
+        list of int of length `n_layer`: the block indices.
+
+    Raises:
+        ValueError: for an unknown pattern, or one that does not fit `n_layer`.
+
+    References:
+        ALBERT (Lan et al., 2020, https://arxiv.org/abs/1909.11942); sequence, cycle and cycle_rev: Takase and
+        Kiyono, 2021 (https://arxiv.org/abs/2104.06022); sandwich: Subformer (Reid et al., 2021,
+        https://arxiv.org/abs/2101.00234).
+
+    Example:
+        >>> layer_schedule("cycle_rev:3", 12)
+        [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 1, 0]
+    """
+    _require_positive_int("n_layer", n_layer)
+    name, _, blocks = str(pattern).partition(":")
+    if pattern in ("full", "none", "sandwich"):
+        if name == "full":
+            return [0] * n_layer
+        if name == "none":
+            return list(range(n_layer))
+        if n_layer < 3:
+            raise ValueError(f"pattern 'sandwich' needs at least 3 layers, n_layer is {n_layer}")
+        return [0] + [1] * (n_layer - 2) + [2]
+    if name not in ("sequence", "cycle", "cycle_rev") or not blocks.isdecimal():
+        raise ValueError(f"unknown sharing pattern {pattern!r}; choose one of {', '.join(PATTERNS)}")
+    blocks = int(blocks)
+    if not 1 <= blocks <= n_layer:
+        raise ValueError(f"pattern {pattern!r} asks for {blocks} blocks; with n_layer {n_layer} K is 1 to {n_layer}")
+    if name == "sequence":
+        return [depth * blocks // n_layer for depth in range(n_layer)]
+    reversed_from = (math.ceil(n_layer / blocks) - 1) * blocks if name == "cycle_rev" else n_layer
+    return [d % blocks if d < reversed_from else blocks - 1 - d % blocks for d in range(n_layer)]
+
+
+@strict
+class ALGPT2Config(PreTrainedConfig):
+    """The configuration of an ALGPT2 model; its defaults are the preset `algpt2`.
+
+    Args:
+        vocab_size: int. The number of tokens, V.
+        n_positions: int. The longest sequence, P.
+        n_embd: int. The width of the hidden states, H.
+        n_layer: int. The number of depths; defaults to the length of `layer_schedule`, or to 12.
+        n_head: int. The number of attention heads; divides `n_embd`.
+        n_inner: int. The width of the feed-forward layer; `None` means `4 * n_embd`.
+        embedding_size: int. The width of the embeddings, E; `None` means `n_embd`, not factorized.
+        layer_schedule: list of int. The block applied at each depth, see `algpt2.layer_schedule`; `None` means one
+            block shared by all depths.
+        tie_projections: bool. Whether `project_out` uses the matrix of `project_in`, transposed.
+        activation_function: str. One of `algpt2.configuration.ACTIVATIONS`.
+        resid_pdrop: float. The dropout on both residual branches.
+        embd_pdrop: float. The dropout on the embeddings.
+        attn_pdrop: float. The dropout on the attention weights.
+        layer_norm_epsilon: float. The epsilon of the layer normalizations.
+        initializer_range: float. The standard deviation of the initial weights.
+        use_cache: bool. Whether to return the keys and values of each depth.
+        bos_token_id, eos_token_id, pad_token_id: int. Special tokens of the vocabulary.
+        tie_word_embeddings: bool. Whether the output embedding is the input embedding.
+
+    Raises:
+        ValueError: for a wrong value; the message names the field.
+
+    Example:
+        >>> ALGPT2Config(n_embd=256, n_head=4, layer_schedule=[0, 0, 1, 1]).n_layer
+        4
+    """
+
+    model_type = "algpt2"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int | None = None
+    n_head: int = 12
+    n_inner: int | None = None
+    embedding_size: int | None = 128
+    layer_schedule: list[int] | None = None
+    tie_projections: bool = False
+    activation_function: str = "gelu_new"
+    resid_pdrop: float | int = 0.1
+    embd_pdrop: float | int = 0.1
+    attn_pdrop: float | int = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 0
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.n_layer is None:
+            self.n_layer = 12 if self.layer_schedule is None else len(self.layer_schedule)
+        if self.layer_schedule is None:
+            self.layer_schedule = [0] * self.n_layer
+        self.validate_architecture()
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Raise a ValueError that names the first field with a wrong value."""
+        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            _require_positive_int(field, getattr(self, field))
+        for field in ("n_inner", "embedding_size"):
+            if getattr(self, field) is not None:
+                _require_positive_int(field, getattr(self, field))
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be divisible by n_head, but n_embd is {self.n_embd}, n_head {self.n_head}")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function {self.activation_function!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 0 and below 1, but is {getattr(self, field)}")
+        for field in ("layer_norm_epsilon", "initializer_range"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be positive, but is {getattr(self, field)}")
+        if len(self.layer_schedule) != self.n_layer:
+            raise ValueError(
+                f"layer_schedule has {len(self.layer_schedule)} entries, but n_layer is {self.n_layer}; "
+                "give one block index for each depth"
+            )
+        if set(self.layer_schedule) != set(range(self.n_block)):
+            raise ValueError(
+                f"layer_schedule must use every block from 0 to {max(self.layer_schedule)} "
+                f"without gaps, but is {self.layer_schedule}"
+            )
+        if self.tie_projections and not self.is_factorized:
+            raise ValueError("tie_projections needs projections: set embedding_size, or leave tie_projections False")
+
+    @property
+    def n_block(self):
+        """int: the number of blocks that the model owns."""
+        return max(self.layer_schedule) + 1
+
+    @property
+    def is_factorized(self):
+        """bool: whether the embeddings are projected to and from the hidden states."""
+        return self.embedding_size is not None
+
+    @property
+    def embedding_width(self):
+        """int: the width of the embedding matrices, E."""
+        return self.n_embd if self.embedding_size is None else self.embedding_size
+
+    @property
+    def inner_width(self):
+        """int: the width of the feed-forward layer."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """A configuration from a dict; keyword arguments replace its values before they are checked.
+
+        A fully shared model keeps its one block under any new `n_layer`; every other schedule has to be given anew.
+        """
+        stored = dict(config_dict)
+        replaced = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"}
+        if "layer_schedule" in replaced:
+            stored.pop("n_layer", None)
+        elif "n_layer" in replaced and not any(stored.get("layer_schedule") or [0]):
+            stored.pop("layer_schedule", None)
+        return super().from_dict({**stored, **replaced}, **kwargs)
+
+    @classmethod
+    def from_preset(cls, name, **overrides):
+        """A named configuration.
+
+        Args:
+            name: str. One of `algpt2.PRESETS`.
+            **overrides: fields to set otherwise.
+
+        Raises:
+            ValueError: for an unknown name.
+
+        Example:
+            >>> ALGPT2Config.from_preset("algpt2-medium").n_embd
+            1024
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+        return cls.from_dict(PRESETS[name], **overrides)
+
+
+PRESETS = {
+    "gpt2": {"embedding_size": None, "layer_schedule": list(range(12)), "bos_token_id": 50256, "eos_token_id": 50256},
+    "algpt2": {},
+    "algpt2-no-dropout": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "algpt2-factorized-256": {"embedding_size": 256},
+    "algpt2-factorized-512": {"embedding_size": 512},
+    "algpt2-medium": {"n_embd": 1024, "n_head": 16, "n_layer": 24},
+    "algpt2-large": {"n_embd": 1280, "n_head": 20, "n_layer": 36},
+    "algpt2-xl": {"n_embd": 1600, "n_head": 25, "n_layer": 48},
+    "algpt2-tiny": {
+        "vocab_size": 2048,
+        "n_positions": 256,
+        "n_embd": 128,
+        "n_head": 4,
+        "n_layer": 4,
+        "embedding_size": 64,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+}
+
+
+def _require_positive_int(field, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{field} must be a positive integer, but is {value!r}")
+
+
+AutoConfig.register("algpt2", ALGPT2Config, exist_ok=True)

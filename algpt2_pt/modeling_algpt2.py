@@ -1,0 +1,363 @@
+"""PyTorch ALGPT2: GPT-2 whose blocks follow a layer schedule, with factorized embeddings."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from algpt2 import ALGPT2Config
+from algpt2.checkpoint import find_checkpoint, read_checkpoint
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention in plain matrix products, as transformers' attention interface calls it."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class ALGPT2Attention(nn.Module):
+    """Causal self-attention with a fused projection to queries, keys and values."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.n_embd // config.n_head
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
+        batch, length, width = hidden_states.shape
+        query, key, value = (
+            states.view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for states in self.c_attn(hidden_states).split(width, dim=-1)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, depth)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attn_pdrop if self.training else 0.0,
+            **kwargs,
+        )
+        output = self.c_proj(output.reshape(batch, length, width))
+        return self.resid_dropout(output), weights
+
+
+class ALGPT2MLP(nn.Module):
+    """The feed-forward layer of a block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.inner_width)
+        self.c_proj = nn.Linear(config.inner_width, config.n_embd)
+        self.act = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states):
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+
+
+class ALGPT2Block(GradientCheckpointingLayer):
+    """A pre-normalization GPT-2 block; `depth` tells its cache entry apart from those of its other applications."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = ALGPT2Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = ALGPT2MLP(config)
+
+    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
+        attention, _ = self.attn(self.ln_1(hidden_states), depth, past_key_values, attention_mask, **kwargs)
+        hidden_states = hidden_states + attention
+        return hidden_states + self.mlp(self.ln_2(hidden_states))
+
+
+class ALGPT2TiedProjection(nn.Module):
+    """A projection with a bias of its own and the transposed matrix of another layer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden_states, weight):
+        return nn.functional.linear(hidden_states, weight.t(), self.bias)
+
+
+class ALGPT2PreTrainedModel(PreTrainedModel):
+    """What all ALGPT2 models of transformers share: initialization, loading, and what they support."""
+
+    config: ALGPT2Config
+    config_class = ALGPT2Config
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ALGPT2Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": ALGPT2Block,
+        "attentions": OutputRecorder(ALGPT2Attention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ALGPT2TiedProjection):
+            init.zeros_(module.bias)
+        # GPT-2 scales the residual projections by the number of residual additions, which counts depths, not blocks.
+        if isinstance(module, (ALGPT2Attention, ALGPT2MLP)):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """A model with the weights of a checkpoint, as `transformers.PreTrainedModel.from_pretrained`.
+
+        Besides ALGPT2's own checkpoints it reads those of transformers' GPT-2, as safetensors.
+
+        Args:
+            pretrained_model_name_or_path: str or path. A directory, or the id of a hub repository.
+            *args, config, **kwargs: as in transformers.
+
+        Raises:
+            algpt2.errors.InputError: if a GPT-2 checkpoint cannot be read.
+
+        Example:
+            >>> model = ALGPT2LMHeadModel.from_pretrained("gpt2")  # doctest: +SKIP
+        """
+        if pretrained_model_name_or_path is None or config is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        stored, _ = ALGPT2Config.get_config_dict(pretrained_model_name_or_path, **hub_options)
+        if stored.get("model_type") in (None, ALGPT2Config.model_type):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
+        config, weights = read_checkpoint(directory)
+        model = super().from_pretrained(
+            None, *args, config=config, state_dict={name: _to_torch(array) for name, array in weights.items()}, **kwargs
+        )
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        return model
+
+
+class ALGPT2Model(ALGPT2PreTrainedModel):
+    """The ALGPT2 transformer without a head.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Example:
+        >>> model = ALGPT2Model(ALGPT2Config.from_preset("algpt2-tiny"))
+        >>> model(torch.tensor([[1, 2, 3]])).last_hidden_state.shape
+        torch.Size([1, 3, 128])
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        config.validate_architecture()
+        self.wte = nn.Embedding(config.vocab_size, config.embedding_width)
+        self.wpe = nn.Embedding(config.n_positions, config.embedding_width)
+        self.project_in = nn.Linear(config.embedding_width, config.n_embd) if config.is_factorized else None
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([ALGPT2Block(config) for _ in range(config.n_block)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.wte
+
+    def set_input_embeddings(self, value):
+        self.wte = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of a batch of token sequences.
+
+        Args:
+            input_ids: int64 (batch, length).
+            past_key_values: `Cache` with one entry per depth.
+            attention_mask: (batch, past + length), 1 for tokens and 0 for padding; or a 4-d additive mask.
+            token_type_ids: int64 (batch, length); embedded with the token embedding, as in GPT-2.
+            position_ids: int64 (batch, length); by default counted on from the cache.
+            inputs_embeds: float (batch, length, E), instead of `input_ids`.
+            use_cache: bool. Whether to return the keys and values.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and those of the attention interface.
+
+        Returns:
+            `BaseModelOutputWithPast`; `hidden_states` are (batch, length, H), one per depth and the input of the first.
+
+        Raises:
+            ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given, or for too long a sequence.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids)
+        length = inputs_embeds.shape[1]
+        if length > self.config.n_positions:
+            raise ValueError(f"the sequence has {length} tokens, more than n_positions {self.config.n_positions}")
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+
+        hidden_states = inputs_embeds + self.wpe(position_ids)
+        if token_type_ids is not None:
+            hidden_states = hidden_states + self.wte(token_type_ids)
+        if self.project_in is not None:
+            hidden_states = self.project_in(hidden_states)
+        hidden_states = self.drop(hidden_states)
+
+        attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        for depth, block in enumerate(self.config.layer_schedule):
+            hidden_states = self.h[block](
+                hidden_states,
+                depth,
+                past_key_values=past_key_values,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.ln_f(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+
+class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
+    """ALGPT2 with a language-model head tied to the token embedding.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Example:
+        >>> model = ALGPT2LMHeadModel(ALGPT2Config.from_preset("algpt2-tiny"))
+        >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3, 2048])
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.loss_type = "ForCausalLM"
+        self.transformer = ALGPT2Model(config)
+        self.project_out = None
+        if config.tie_projections:
+            self.project_out = ALGPT2TiedProjection(config.embedding_width)
+        elif config.is_factorized:
+            self.project_out = nn.Linear(config.n_embd, config.embedding_width)
+        self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits of a batch of token sequences, and their loss.
+
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds, use_cache: as in
+                `ALGPT2Model.forward`.
+            labels: int64 (batch, length), -100 where ignored. They are shifted inside: give `labels=input_ids`.
+            logits_to_keep: int or 1-d tensor. The number of last positions, or the positions, to compute logits for;
+                0 means all.
+            **kwargs: `num_items_in_batch` for the loss, and those of `ALGPT2Model.forward`.
+
+        Returns:
+            `CausalLMOutputWithPast`; `logits` are (batch, length, V).
+        """
+        outputs = self.transformer(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = outputs.last_hidden_state[:, kept, :]
+        if self.config.tie_projections:
+            hidden_states = self.project_out(hidden_states, self.transformer.project_in.weight)
+        elif self.project_out is not None:
+            hidden_states = self.project_out(hidden_states)
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _to_torch(array):
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+AutoModel.register(ALGPT2Config, ALGPT2Model, exist_ok=True)
+AutoModelForCausalLM.register(ALGPT2Config, ALGPT2LMHeadModel, exist_ok=True)

@@ -1,0 +1,36 @@
+"""ALGPT2: GPT-2 with shared blocks and factorized embeddings, in PyTorch and in Keras."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+PT = ["torch>=2.6", "transformers>=5.23", "accelerate>=1.1"]
+TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.32"]
+DEV = ["pytest", "pytest-xdist", "ruff"]
+
+setup(
+    name="algpt2",
+    version="0.1.0",
+    description=__doc__,
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["algpt2", "algpt2_pt", "algpt2_tf", "convert"],
+    python_requires=">=3.10",
+    install_requires=[
+        "transformers>=5.23",
+        "tokenizers",
+        "huggingface_hub",
+        "safetensors",
+        "numpy",
+        "ml_dtypes",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={
+        "pt": PT,
+        "tf": TF,
+        "all": [*PT, *TF, "wandb", "tensorboard"],
+        "dev": [*PT, *TF, *DEV],
+    },
+)
