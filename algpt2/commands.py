@@ -1,0 +1,126 @@
+"""The command lines of evaluation and generation, the same for both frameworks."""
+
+import argparse
+import json
+
+from algpt2.checkpoint import find_checkpoint, read_config
+from algpt2.corpus import PYTHON_DOCS, read_corpus, read_files
+from algpt2.errors import InputError
+from algpt2.packing import token_stream
+from algpt2.run import positive_float, positive_int
+from algpt2.tokenization import load_tokenizer
+
+
+def evaluate_parser(program, description):
+    """The command line of evaluation.
+
+    Args:
+        program: str. The name that usage messages show.
+        description: str.
+
+    Returns:
+        `argparse.ArgumentParser`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    parser.add_argument(
+        "--dataset",
+        default=PYTHON_DOCS,
+        help=f"a text file, a quoted glob of text files, or {PYTHON_DOCS} for its held-out part",
+    )
+    parser.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
+    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="blocks at once")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def validation_stream(checkpoint, dataset, length=None):
+    """The tokens to evaluate a checkpoint on, made with its tokenizer.
+
+    Args:
+        checkpoint: str or path. A directory with a configuration and a tokenizer, or the id of a hub repository.
+        dataset: str. As `--dataset`.
+        length: int. The tokens of a block; `None` means the configuration's `n_positions`.
+
+    Returns:
+        tuple of the stream, int32 (tokens,), and the length of a block.
+
+    Raises:
+        InputError: if anything is missing or does not fit.
+    """
+    directory = find_checkpoint(checkpoint)
+    config = read_config(directory)
+    length = length or config.n_positions
+    if not 2 <= length <= config.n_positions:
+        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
+    tokenizer = load_tokenizer(directory)
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+    documents = read_corpus(dataset).validation if dataset == PYTHON_DOCS else read_files(dataset)
+    stream = token_stream(tokenizer, documents)
+    if len(stream) < 2:
+        raise InputError(f"{dataset}: there is no token to predict; give more text")
+    return stream, length
+
+
+def print_evaluation(evaluation, as_json):
+    """Print an `algpt2.evaluation.Evaluation`, as a line or as JSON."""
+    values = {
+        "protocol": evaluation.protocol,
+        "tokens": evaluation.tokens,
+        "loss": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+    }
+    if as_json:
+        print(json.dumps(values))
+    else:
+        print(
+            f"protocol {evaluation.protocol}: {evaluation.tokens} tokens, "
+            f"loss {evaluation.loss:.6f}, perplexity {evaluation.perplexity:.4f}"
+        )
+
+
+def generate_parser(program, description):
+    """The command line of generation.
+
+    Args:
+        program: str. The name that usage messages show.
+        description: str.
+
+    Returns:
+        `argparse.ArgumentParser`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N", help="the longest continuation")
+    parser.add_argument(
+        "--temperature", type=positive_float, metavar="X", help="sample at this temperature (default: greedy search)"
+    )
+    parser.add_argument("--top-k", type=positive_int, metavar="N", help="sample among the N likeliest tokens")
+    parser.add_argument("--top-p", type=positive_float, metavar="X", help="sample among the likeliest of this mass")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling")
+    return parser
+
+
+def prompt_budget(config, prompt_length, max_new_tokens):
+    """The length that prompt and continuation may take together.
+
+    Args:
+        config: `ALGPT2Config`.
+        prompt_length: int. The tokens of the prompt.
+        max_new_tokens: int.
+
+    Returns:
+        int.
+
+    Raises:
+        InputError: if the prompt is empty or fills the context.
+    """
+    if not 0 < prompt_length < config.n_positions:
+        raise InputError(f"the prompt has {prompt_length} tokens; it must have 1 to {config.n_positions - 1}")
+    return min(config.n_positions, prompt_length + max_new_tokens)

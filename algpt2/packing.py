@@ -1,0 +1,94 @@
+"""Documents to one stream of tokens, the stream to blocks, and the order in which training sees them."""
+
+import re
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from algpt2.errors import InputError
+
+# Byte-level BPE never merges across the edge from other characters to white space, so a text may be cut there.
+SAFE_CUT = re.compile(r"(?<=\S)(?=\n)")
+PIECES_AT_ONCE = 4096
+
+
+def pieces(document):
+    """A document cut at line ends into pieces that give the tokens of the whole, for tokenizing in parallel.
+
+    Args:
+        document: str.
+
+    Returns:
+        list of str.
+    """
+    return SAFE_CUT.split(document)
+
+
+def token_stream(tokenizer, documents):
+    """The tokens of all documents in a row, the end-of-text token after each.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        documents: list of str.
+
+    Returns:
+        int32 array.
+    """
+    backend = tokenizer.backend_tokenizer
+    parts = []
+    with tqdm(total=sum(map(len, documents)), desc="tokenizing", unit="char", unit_scale=True, delay=2) as progress:
+        for document in documents:
+            texts = pieces(document)
+            for start in range(0, len(texts), PIECES_AT_ONCE):
+                batch = texts[start : start + PIECES_AT_ONCE]
+                parts.extend(
+                    np.array(encoding.ids, dtype=np.int32)
+                    for encoding in backend.encode_batch_fast(batch, add_special_tokens=False)
+                )
+                progress.update(sum(map(len, batch)))
+            parts.append(np.array([tokenizer.eos_token_id], dtype=np.int32))
+    return np.concatenate(parts)
+
+
+def blocks(stream, length):
+    """A token stream cut into blocks; the rest that fills no block is left out.
+
+    Args:
+        stream: int32 array (tokens,).
+        length: int. The tokens of a block.
+
+    Returns:
+        int32 array (blocks, length).
+
+    Raises:
+        InputError: if the stream does not fill one block.
+
+    Example:
+        >>> blocks(np.arange(7), 3)
+        array([[0, 1, 2],
+               [3, 4, 5]])
+    """
+    count = len(stream) // length
+    if count == 0:
+        raise InputError(f"the text has {len(stream)} tokens, fewer than one block of {length}; give more text")
+    return stream[: count * length].reshape(count, length)
+
+
+def training_order(block_count, sample_count, seed):
+    """The block of every training sample: all blocks in a new random order, epoch after epoch.
+
+    Args:
+        block_count: int.
+        sample_count: int. The length of the order: steps times batch size.
+        seed: int.
+
+    Returns:
+        int64 array (sample_count,).
+
+    Example:
+        >>> sorted(training_order(block_count=3, sample_count=3, seed=0).tolist())
+        [0, 1, 2]
+    """
+    epochs = -(-sample_count // block_count)
+    order = [np.random.default_rng([seed, epoch]).permutation(block_count) for epoch in range(epochs)]
+    return np.concatenate(order)[:sample_count]

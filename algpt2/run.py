@@ -1,0 +1,288 @@
+"""One training run: its arguments, what they mean, and its directory with history and figure."""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub.errors import StrictDataclassError
+
+from algpt2.checkpoint import read_config
+from algpt2.configuration import PRESETS, ALGPT2Config
+from algpt2.corpus import PYTHON_DOCS, read_corpus
+from algpt2.errors import InputError
+from algpt2.evaluation import perplexity
+from algpt2.packing import blocks, pieces, token_stream, training_order
+from algpt2.tokenization import load_tokenizer, train_tokenizer
+
+HISTORY_FILE = "history.jsonl"
+FIGURE_FILE = "perplexity.png"
+ARGUMENTS_FILE = "arguments.json"
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def train_parser(program, description):
+    """The command line of training, the same for both frameworks.
+
+    Args:
+        program: str. The name that usage messages show.
+        description: str.
+
+    Returns:
+        `argparse.ArgumentParser`; a framework may add its own arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    model = parser.add_argument_group("model").add_mutually_exclusive_group()
+    model.add_argument("--preset", choices=list(PRESETS), default="algpt2-tiny", help="a named configuration")
+    model.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", default=PYTHON_DOCS, help=f"{PYTHON_DOCS} (built in), a text file, or a quoted glob of text files"
+    )
+    data.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="held-out text (default: a tenth of the topics of python-docs, or the last twentieth of the lines)",
+    )
+    data.add_argument("--tokenizer", metavar="DIR", help="a directory with tokenizer.json (default: train one)")
+    data.add_argument(
+        "--vocab-size", type=positive_int, metavar="N", help="size of the tokenizer to train (default: the model's)"
+    )
+    data.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
+
+    training = parser.add_argument_group("training")
+    duration = training.add_mutually_exclusive_group()
+    duration.add_argument("--epochs", type=positive_float, default=3.0, metavar="X", help="passes over the data")
+    duration.add_argument("--max-steps", type=positive_int, metavar="N", help="optimizer steps, instead of epochs")
+    training.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="blocks in a step, over all devices"
+    )
+    training.add_argument("--learning-rate", type=positive_float, default=1e-3, metavar="X", help="its peak")
+    training.add_argument(
+        "--warmup-steps", type=natural_int, metavar="N", help="steps to reach the peak (default: a tenth of all)"
+    )
+    training.add_argument("--lr-schedule", choices=SCHEDULES, default="linear", help="the decay after warm-up")
+    training.add_argument(
+        "--weight-decay", type=natural_float, default=0.01, metavar="X", help="not on biases and layer norms"
+    )
+    training.add_argument("--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="gradient clipping")
+    training.add_argument("--seed", type=natural_int, default=0, metavar="N", help="of weights, dropout and order")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="the run directory")
+    output.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
+    output.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
+    output.add_argument("--eval-steps", type=positive_int, default=100, metavar="N", help="steps between evaluations")
+    output.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: end)")
+    output.add_argument(
+        "--report-to", choices=("none", "wandb", "tensorboard"), default="none", help="log there as well"
+    )
+    return parser
+
+
+@dataclass
+class Run:
+    """What a training run works on.
+
+    Args:
+        arguments: `argparse.Namespace`.
+        directory: `Path`. The run directory.
+        config: `ALGPT2Config`, with the vocabulary of the tokenizer.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        blocks: int32 array (blocks, length), to train on.
+        order: int64 array (steps * batch size,), the block of each sample.
+        validation: int32 array (tokens,), the held-out stream.
+        steps: int. The optimizer steps.
+        warmup_steps: int.
+    """
+
+    arguments: argparse.Namespace
+    directory: Path
+    config: ALGPT2Config
+    tokenizer: object
+    blocks: np.ndarray
+    order: np.ndarray
+    validation: np.ndarray
+    steps: int
+    warmup_steps: int
+
+    @property
+    def length(self):
+        """int: the tokens of a block."""
+        return self.blocks.shape[1]
+
+
+def prepare_run(arguments):
+    """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
+
+    Args:
+        arguments: `argparse.Namespace` of `train_parser`.
+
+    Returns:
+        `Run`; its directory holds the tokenizer and the arguments.
+
+    Raises:
+        InputError: for anything wrong in the arguments or the data.
+    """
+    directory = Path(arguments.output_dir)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and not arguments.overwrite:
+        raise InputError(f"{directory}: is there already; give another --output-dir, or --overwrite to replace it")
+    config = _configuration(arguments)
+    length = arguments.length or config.n_positions
+    if not 2 <= length <= config.n_positions:
+        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
+
+    corpus = read_corpus(arguments.dataset, arguments.validation)
+    if arguments.tokenizer:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
+    else:
+        print("training the tokenizer", flush=True)
+        texts = [piece for document in corpus.train for piece in pieces(document)]
+        tokenizer = train_tokenizer(texts, arguments.vocab_size or config.vocab_size)
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    tokens |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
+
+    training_blocks = blocks(token_stream(tokenizer, corpus.train), length)
+    validation = token_stream(tokenizer, corpus.validation)
+    if len(validation) < 2:
+        raise InputError("the validation text has no token to predict; give more text")
+    steps = arguments.max_steps or max(1, round(arguments.epochs * len(training_blocks) / arguments.batch_size))
+    warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
+    if warmup_steps > steps:
+        raise InputError(f"--warmup-steps {warmup_steps} is more than the {steps} steps of the run")
+
+    _make_directory(directory, arguments)
+    tokenizer.save_pretrained(directory)
+    return Run(
+        arguments,
+        directory,
+        config,
+        tokenizer,
+        training_blocks,
+        training_order(len(training_blocks), steps * arguments.batch_size, arguments.seed),
+        validation,
+        steps,
+        warmup_steps,
+    )
+
+
+class History:
+    """The losses of a run, appended to history.jsonl as they come and drawn to perplexity.png at the end.
+
+    Args:
+        run: `Run`.
+    """
+
+    def __init__(self, run):
+        self.run = run
+        self.path = run.directory / HISTORY_FILE
+        self.path.write_text("")
+        self._tokens_per_step = run.arguments.batch_size * run.length
+        self._last = (0, time.perf_counter())
+
+    def log_train(self, step, loss, learning_rate):
+        """Record the mean training loss since the last record, and the speed.
+
+        Returns:
+            dict of str to float: what was recorded.
+        """
+        now = time.perf_counter()
+        steps, seconds = step - self._last[0], now - self._last[1]
+        self._last = (step, now)
+        return self._append(
+            step,
+            train_loss=loss,
+            train_perplexity=perplexity(loss),
+            learning_rate=learning_rate,
+            tokens_per_second=steps * self._tokens_per_step / seconds,
+        )
+
+    def log_evaluation(self, step, evaluation):
+        """Record an `algpt2.evaluation.Evaluation`; the time it took does not count as training.
+
+        Returns:
+            dict of str to float: what was recorded.
+        """
+        return self._append(step, eval_loss=evaluation.loss, eval_perplexity=evaluation.perplexity)
+
+    def restart_clock(self, step):
+        """Count the speed of training from this step and moment on."""
+        self._last = (step, time.perf_counter())
+
+    def _append(self, step, **values):
+        record = {"step": step, "tokens": step * self._tokens_per_step, **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+        return values
+
+    def draw(self):
+        """Draw training and evaluation perplexity over steps."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        records = [json.loads(line) for line in self.path.read_text().splitlines()]
+        figure, axes = pyplot.subplots(figsize=(7, 4.5))
+        for key, label, style in (("train_perplexity", "train", "-"), ("eval_perplexity", "validation", "o-")):
+            points = [(record["step"], record[key]) for record in records if key in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+        axes.set(xlabel="step", ylabel="perplexity (protocol stream)", yscale="log", title=self.run.directory.name)
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(self.run.directory / FIGURE_FILE, dpi=120)
+        pyplot.close(figure)
+
+
+def _configuration(arguments):
+    try:
+        if not arguments.config:
+            return ALGPT2Config.from_preset(arguments.preset)
+        path = Path(arguments.config)
+        if path.is_dir():
+            return read_config(path)
+        return ALGPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{arguments.config}: not a configuration ({error})") from error
+
+
+def _make_directory(directory, arguments):
+    try:
+        if directory.is_dir():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True)
+        (directory / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+
+
+def _number(convert, low, name):
+    def parse(text):
+        value = convert(text)
+        if not low <= value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = name
+    return parse
+
+
+positive_int = _number(int, 1, "positive integer")
+natural_int = _number(int, 0, "non-negative integer")
+positive_float = _number(float, sys.float_info.min, "positive number")
+natural_float = _number(float, 0, "non-negative number")

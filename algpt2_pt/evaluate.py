@@ -1,0 +1,47 @@
+"""Perplexity of a checkpoint in PyTorch: `python -m algpt2_pt.evaluate DIR`."""
+
+import sys
+
+import torch
+
+from algpt2.commands import evaluate_parser, print_evaluation, validation_stream
+from algpt2.errors import exit_on_input_error
+from algpt2.evaluation import evaluate_stream
+from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
+
+
+def token_loss_function(model):
+    """A function from ids, int32 (batch, length), to the losses of their successors, float (batch, length - 1).
+
+    Args:
+        model: `ALGPT2LMHeadModel`.
+    """
+
+    @torch.no_grad()
+    def compute(ids):
+        was_training = model.training
+        model.eval()
+        ids = torch.as_tensor(ids, dtype=torch.long, device=model.device)
+        logits = model(ids[:, :-1], use_cache=False).logits
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        model.train(was_training)
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu().numpy()
+
+    return compute
+
+
+def main(argv=None):
+    parser = evaluate_parser("python -m algpt2_pt.evaluate", "Perplexity of a checkpoint, computed by PyTorch.")
+    arguments = parser.parse_args(argv)
+    with exit_on_input_error(parser.prog):
+        stream, length = validation_stream(arguments.checkpoint, arguments.dataset, arguments.length)
+        model = ALGPT2LMHeadModel.from_pretrained(arguments.checkpoint)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        losses = token_loss_function(model)
+        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=sys.stderr.isatty())
+        print_evaluation(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

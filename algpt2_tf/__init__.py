@@ -1,0 +1,21 @@
+"""ALGPT2 in TensorFlow, as models of Keras 3 and KerasHub; importing it selects Keras's TensorFlow backend."""
+
+import os
+import sys
+
+if "keras" not in sys.modules:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras  # noqa: E402  the backend is chosen when keras is first imported
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        f"algpt2_tf needs Keras's tensorflow backend, but keras is already loaded with {keras.config.backend()!r}; "
+        "import algpt2_tf before keras, or set KERAS_BACKEND=tensorflow"
+    )
+
+from algpt2_tf.backbone import TFALGPT2Backbone  # noqa: E402
+from algpt2_tf.causal_lm import TFALGPT2LMHeadModel  # noqa: E402
+from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer  # noqa: E402
+
+__all__ = ["TFALGPT2Backbone", "TFALGPT2CausalLMPreprocessor", "TFALGPT2LMHeadModel", "TFALGPT2Tokenizer"]

@@ -1,0 +1,199 @@
+"""ALGPT2 with a language-model head, as a KerasHub task."""
+
+import keras
+from keras import ops
+from keras_hub.models import CausalLM
+from keras_hub.src.utils.tensor_utils import any_equal
+from transformers import GenerationConfig
+from transformers.utils import PushToHubMixin
+
+from algpt2.checkpoint import (
+    KERAS_WEIGHTS_FILE,
+    TOKENIZER_FILE,
+    files_replaced_in,
+    find_checkpoint,
+    read_checkpoint,
+    read_config,
+)
+from algpt2.errors import InputError
+from algpt2.weights import check_weights
+from algpt2_tf.backbone import TFALGPT2Backbone
+from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
+from algpt2_tf.weights import assign_weights, canonical_weights
+
+
+@keras.saving.register_keras_serializable(package="algpt2")
+class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
+    """ALGPT2 with a language-model head tied to the token embedding.
+
+    Args:
+        backbone: `TFALGPT2Backbone`.
+        preprocessor: `TFALGPT2CausalLMPreprocessor`, or `None` for inputs that are token ids already.
+        **kwargs: as in `keras_hub.models.CausalLM`.
+
+    Call arguments:
+        inputs: dict of `token_ids`, int32 (batch, length), and `padding_mask`, int32 (batch, length), 0 for padding.
+
+    Returns:
+        float (batch, length, V), the next-token logits.
+
+    Example:
+        >>> import numpy as np
+        >>> from algpt2 import ALGPT2Config
+        >>> model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset("algpt2-tiny")))
+        >>> ids = np.array([[1, 2, 3]])
+        >>> model({"token_ids": ids, "padding_mask": np.ones_like(ids)}).shape
+        TensorShape([1, 3, 2048])
+    """
+
+    backbone_cls = TFALGPT2Backbone
+    preprocessor_cls = TFALGPT2CausalLMPreprocessor
+
+    def __init__(self, backbone, preprocessor=None, **kwargs):
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.project_out = None
+        config = backbone.config
+        if config.is_factorized and not config.tie_projections:
+            self.project_out = keras.layers.Dense(
+                config.embedding_width,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=config.initializer_range),
+                dtype=backbone.dtype_policy,
+                name="project_out",
+            )
+        super().__init__(inputs=backbone.input, outputs=self._logits(backbone(backbone.input)), **kwargs)
+
+    def _logits(self, hidden_states):
+        if self.config.tie_projections:
+            hidden_states = self.backbone.project_in(hidden_states, reverse=True)
+        elif self.project_out is not None:
+            hidden_states = self.project_out(hidden_states)
+        return self.backbone.token_embedding(hidden_states, reverse=True)
+
+    @property
+    def config(self):
+        """`ALGPT2Config`: the configuration of the backbone."""
+        return self.backbone.config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, dtype=None, preprocessor="auto", **kwargs):
+        """A model with the weights of a checkpoint directory, from either framework's weights file.
+
+        Args:
+            pretrained_model_name_or_path: str or path. A directory with config.json and model.weights.h5 or
+                model.safetensors (of ALGPT2 or of transformers' GPT-2), or the id of a hub repository.
+            dtype: str or `keras.DTypePolicy`. By default Keras's global policy.
+            preprocessor: `"auto"` builds one from tokenizer.json if it is there; or a preprocessor, or `None`.
+            **kwargs: `revision`, `token` or `cache_dir` for the hub; fields of `ALGPT2Config` to set otherwise.
+
+        Raises:
+            algpt2.errors.InputError: if the checkpoint cannot be read.
+
+        Example:
+            >>> model = TFALGPT2LMHeadModel.from_pretrained("runs/demo")  # doctest: +SKIP
+            >>> model.generate("The meaning of", max_length=30)  # doctest: +SKIP
+        """
+        hub_options = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
+        directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
+        config = read_config(directory, **kwargs)
+        if preprocessor == "auto":
+            preprocessor = None
+            if (directory / TOKENIZER_FILE).is_file():
+                preprocessor = TFALGPT2CausalLMPreprocessor(
+                    TFALGPT2Tokenizer.from_directory(directory), sequence_length=config.n_positions
+                )
+        model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor)
+        path = directory / KERAS_WEIGHTS_FILE
+        if not path.is_file():
+            assign_weights(model, read_checkpoint(directory)[1], source=directory)
+            return model
+        try:
+            model.load_weights(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path}: does not fit {directory / 'config.json'} or is damaged ({error})") from error
+        check_weights(config, canonical_weights(model), source=path)
+        return model
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """Write config.json, generation_config.json, model.weights.h5 and the tokenizer's files.
+
+        Args:
+            save_directory: str or path; made if it is not there. What it holds already stays if anything fails.
+            push_to_hub: bool. Whether to upload the directory afterwards.
+            **kwargs: as in `push_to_hub`.
+
+        Raises:
+            algpt2.errors.InputError: if the directory cannot be written.
+            ValueError: for a quantized model, whose weights only `save` and `save_to_preset` keep.
+        """
+        if any(layer.quantization_mode for layer in self._flatten_layers()):
+            raise ValueError("the model is quantized: save it with save() or save_to_preset(), or before quantize()")
+        with files_replaced_in(save_directory) as temporary:
+            config = type(self.config).from_dict(self.config.to_dict())
+            config.architectures = ["ALGPT2LMHeadModel"]
+            config.dtype = self.backbone.variable_dtype
+            config.save_pretrained(temporary)
+            GenerationConfig.from_model_config(config).save_pretrained(temporary)
+            self.save_weights(temporary / KERAS_WEIGHTS_FILE)
+            if self.preprocessor is not None:
+                self.preprocessor.tokenizer.save_to_directory(temporary)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
+
+    def call_with_cache(self, token_ids, cache, cache_update_index):
+        """Logits of some positions, with the keys and values of all earlier ones.
+
+        Args:
+            token_ids: int32 (batch, length), the tokens from `cache_update_index` on.
+            cache: float (batch, n_layer, 2, max_length, n_head, head width).
+            cache_update_index: int. The position of the first of `token_ids`.
+
+        Returns:
+            tuple of logits (batch, length, V), hidden states (batch, length, H) and the updated cache.
+        """
+        hidden_states, cache = self.backbone.call_with_cache(token_ids, cache, cache_update_index)
+        return self._logits(hidden_states), hidden_states, cache
+
+    def _build_cache(self, token_ids):
+        config = self.config
+        batch, length = ops.shape(token_ids)
+        shape = (batch, config.n_layer, 2, length, config.n_head, config.n_embd // config.n_head)
+        return self.backbone.call_with_cache(token_ids, ops.zeros(shape, dtype=self.compute_dtype), 0)
+
+    def generate_step(self, inputs, stop_token_ids=None):
+        """Continue a batch of padded prompts; `generate` compiles and calls this.
+
+        Args:
+            inputs: dict of `token_ids`, int32 (batch, max_length), and `padding_mask`, 1 for the prompts' tokens.
+            stop_token_ids: tuple of int, the tokens that end a sequence; or `None`.
+
+        Returns:
+            dict of `token_ids` and `padding_mask`, as the inputs; the mask ends at the first stop token.
+        """
+        token_ids, padding_mask = inputs["token_ids"], ops.cast(inputs["padding_mask"], "bool")
+        length = token_ids.shape[1]
+        if length is not None and length > self.config.n_positions:
+            raise ValueError(f"max_length {length} is more than n_positions {self.config.n_positions}")
+        hidden_states, cache = self._build_cache(token_ids)
+        first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
+
+        def next_token(prompt, cache, index):
+            last_token = ops.slice(prompt, (0, index - 1), (ops.shape(prompt)[0], 1))
+            logits, hidden_states, cache = self.call_with_cache(last_token, cache, index - 1)
+            return ops.squeeze(logits, axis=1), ops.squeeze(hidden_states, axis=1), cache
+
+        token_ids = self.sampler(
+            next=next_token,
+            prompt=token_ids,
+            cache=cache,
+            index=first_free,
+            mask=padding_mask,
+            stop_token_ids=stop_token_ids,
+            hidden_states=hidden_states,
+            model=self,
+        )
+        if stop_token_ids is None:
+            return {"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids, dtype="bool")}
+        is_stop = ops.cast(any_equal(token_ids, stop_token_ids, ops.logical_not(padding_mask)), "int32")
+        stops_before = ops.cumsum(is_stop, axis=-1) - is_stop
+        return {"token_ids": token_ids, "padding_mask": ops.equal(stops_before, 0)}

@@ -1,0 +1,156 @@
+"""The Keras layers of ALGPT2: the transformer block, and a projection that works both ways."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from algpt2 import ALGPT2Config
+
+# Written out where TensorFlow's own functions round their constants to float32, which float64 models would show.
+ACTIVATIONS = {
+    "gelu": lambda x: 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5))),
+    "gelu_new": lambda x: 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))),
+    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
+    "relu": ops.relu,
+    "sigmoid": ops.sigmoid,
+    "silu": ops.silu,
+    "tanh": ops.tanh,
+}
+ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
+ACTIVATIONS["swish"] = ACTIVATIONS["silu"]
+
+
+@keras.saving.register_keras_serializable(package="algpt2")
+class TFALGPT2Block(keras.layers.Layer):
+    """A pre-normalization GPT-2 block, applied at every depth that the layer schedule gives it.
+
+    Args:
+        config: `ALGPT2Config` or its dict.
+        **kwargs: as in `keras.layers.Layer`.
+
+    Call arguments:
+        hidden_states: float (batch, length, H).
+        padding_mask: int or bool (batch, length), 0 for padding; optional.
+        cache: float (batch, 2, max_length, n_head, head width), the keys and values so far; optional.
+        cache_update_index: int, the position of the first of `hidden_states`; goes with `cache`.
+        training: bool. Whether to apply dropout.
+
+    Returns:
+        float (batch, length, H); with a cache, a tuple of it and the updated cache.
+
+    Example:
+        >>> block = TFALGPT2Block(ALGPT2Config.from_preset("algpt2-tiny"))
+        >>> block(np.zeros((2, 5, 128), "float32")).shape
+        TensorShape([2, 5, 128])
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config if isinstance(config, ALGPT2Config) else ALGPT2Config.from_dict(config)
+        self.head_width = self.config.n_embd // self.config.n_head
+        self.activation = ACTIVATIONS[self.config.activation_function]
+
+    def build(self, input_shape):
+        config = self.config
+        residual_std = config.initializer_range / math.sqrt(2 * config.n_layer)
+        hidden_shape = (None, None, config.n_embd)
+        self.ln_1 = self._built(self._norm("ln_1"), hidden_shape)
+        self.c_attn = self._built(self._dense("c_attn", 3 * config.n_embd), hidden_shape)
+        self.attn_dropout = self._built(self._dropout("attn_dropout", config.attn_pdrop), hidden_shape)
+        self.attn_c_proj = self._built(self._dense("attn_c_proj", config.n_embd, residual_std), hidden_shape)
+        self.resid_dropout = self._built(self._dropout("resid_dropout", config.resid_pdrop), hidden_shape)
+        self.ln_2 = self._built(self._norm("ln_2"), hidden_shape)
+        self.c_fc = self._built(self._dense("c_fc", config.inner_width), hidden_shape)
+        self.mlp_c_proj = self._built(
+            self._dense("mlp_c_proj", config.n_embd, residual_std), (None, None, config.inner_width)
+        )
+        self.built = True
+
+    def _built(self, layer, shape):
+        layer.build(shape)
+        return layer
+
+    def _dense(self, name, units, std=None):
+        initializer = keras.initializers.RandomNormal(stddev=std or self.config.initializer_range)
+        return keras.layers.Dense(units, kernel_initializer=initializer, dtype=self.dtype_policy, name=name)
+
+    def _norm(self, name):
+        return keras.layers.LayerNormalization(
+            epsilon=self.config.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+        )
+
+    def _dropout(self, name, rate):
+        return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
+
+    def call(self, hidden_states, padding_mask=None, cache=None, cache_update_index=0, training=None):
+        attention, cache = self._attend(self.ln_1(hidden_states), padding_mask, cache, cache_update_index, training)
+        hidden_states = hidden_states + self.resid_dropout(attention, training=training)
+        inner = self.activation(self.c_fc(self.ln_2(hidden_states)))
+        hidden_states = hidden_states + self.resid_dropout(self.mlp_c_proj(inner), training=training)
+        return hidden_states if cache is None else (hidden_states, cache)
+
+    def _attend(self, hidden_states, padding_mask, cache, cache_update_index, training):
+        batch, length = ops.shape(hidden_states)[:2]
+        heads = (batch, length, self.config.n_head, self.head_width)
+        query, key, value = (ops.reshape(x, heads) for x in ops.split(self.c_attn(hidden_states), 3, axis=-1))
+        if cache is not None:
+            start = (0, cache_update_index, 0, 0)
+            key = ops.slice_update(cache[:, 0], start, key)
+            value = ops.slice_update(cache[:, 1], start, value)
+            cache = ops.stack((key, value), axis=1)
+
+        positions = ops.arange(length) + cache_update_index
+        mask = ops.arange(ops.shape(key)[1])[None, :] <= positions[:, None]
+        if padding_mask is not None:
+            mask = ops.logical_and(mask[None, None], ops.cast(padding_mask, "bool")[:, None, None, :])
+
+        scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * self.head_width**-0.5
+        # Half-precision sums of many small weights lose digits, so the softmax has at least float32.
+        softmax_dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        scores = ops.cast(scores, softmax_dtype)
+        weights = ops.softmax(ops.where(mask, scores, float(np.finfo(softmax_dtype).min)), axis=-1)
+        weights = self.attn_dropout(ops.cast(weights, self.compute_dtype), training=training)
+        output = ops.einsum("bhqk,bkhd->bqhd", weights, value)
+        return self.attn_c_proj(ops.reshape(output, (batch, length, self.config.n_embd))), cache
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "config": self.config.to_dict()}
+
+
+@keras.saving.register_keras_serializable(package="algpt2")
+class ReversibleDense(keras.layers.Layer):
+    """A dense layer that also projects backwards with its transposed matrix and a second bias.
+
+    Args:
+        units: int. The output width.
+        initializer_range: float. The standard deviation of the initial matrix.
+        **kwargs: as in `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float (..., input width), or (..., units) if `reverse`.
+        reverse: bool. Whether to project backwards.
+    """
+
+    def __init__(self, units, initializer_range=0.02, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.initializer_range = initializer_range
+
+    def build(self, input_shape):
+        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
+        self.kernel = self.add_weight(name="kernel", shape=(input_shape[-1], self.units), initializer=initializer)
+        self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
+        self.reverse_bias = self.add_weight(name="reverse_bias", shape=(input_shape[-1],), initializer="zeros")
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            return ops.matmul(inputs, ops.transpose(self.kernel)) + self.reverse_bias
+        return ops.matmul(inputs, self.kernel) + self.bias
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units, "initializer_range": self.initializer_range}
