@@ -7,7 +7,12 @@ import numpy as np
 
 from algpt2.errors import InputError
 
-FLOAT_TYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+DTYPES = {
+    "float64": np.dtype("float64"),
+    "float32": np.dtype("float32"),
+    "float16": np.dtype("float16"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 def weight_shapes(config):
@@ -83,10 +88,28 @@ def check_weights(config, weights, source="checkpoint"):
             faults.append(f"unexpected: {name} {tensor.shape}")
         elif tensor.shape != shapes[name]:
             faults.append(f"misshapen: {name} is {tensor.shape}, expected {shapes[name]}")
-        elif tensor.dtype not in FLOAT_TYPES:
+        elif tensor.dtype not in DTYPES.values():
             faults.append(f"not a float type: {name} is {tensor.dtype}")
         elif not np.isfinite(tensor).all():
             faults.append(f"not finite: {name} holds NaN or infinity")
     if faults:
         listing = "\n  ".join(faults)
         raise InputError(f"{source}: {len(faults)} tensors do not fit the configuration\n  {listing}")
+
+
+def cast_weights(weights, dtype):
+    """The weights in another dtype.
+
+    Args:
+        weights: dict of str to numpy array.
+        dtype: str, one of `DTYPES`.
+
+    Raises:
+        InputError: if a value is too large for the dtype.
+    """
+    with np.errstate(over="ignore"):
+        cast = {name: array.astype(DTYPES[dtype]) for name, array in weights.items()}
+    overflowed = [name for name, array in cast.items() if not np.isfinite(array).all()]
+    if overflowed:
+        raise InputError(f"{', '.join(overflowed)}: too large for {dtype}; choose another --dtype")
+    return cast

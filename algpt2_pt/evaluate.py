@@ -4,10 +4,29 @@ import sys
 
 import torch
 
+from algpt2.checkpoint import find_checkpoint, read_checkpoint
 from algpt2.commands import evaluate_parser, print_evaluation, validation_stream
 from algpt2.errors import exit_on_input_error
 from algpt2.evaluation import evaluate_stream
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
+
+
+def load_for_inference(checkpoint, **kwargs):
+    """The model of a checkpoint, checked; transformers itself only warns of tensors that are missing.
+
+    Args:
+        checkpoint: str or path. A directory, or the id of a hub repository.
+        **kwargs: as in `ALGPT2LMHeadModel.from_pretrained`.
+
+    Returns:
+        `ALGPT2LMHeadModel`, in evaluation mode.
+
+    Raises:
+        algpt2.errors.InputError: if the checkpoint cannot be read.
+    """
+    directory = find_checkpoint(checkpoint)
+    read_checkpoint(directory)
+    return ALGPT2LMHeadModel.from_pretrained(directory, **kwargs).eval()
 
 
 def token_loss_function(model):
@@ -36,8 +55,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     with exit_on_input_error(parser.prog):
         stream, length = validation_stream(arguments.checkpoint, arguments.dataset, arguments.length)
-        model = ALGPT2LMHeadModel.from_pretrained(arguments.checkpoint)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_for_inference(arguments.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
         losses = token_loss_function(model)
         result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=sys.stderr.isatty())
         print_evaluation(result, arguments.json)

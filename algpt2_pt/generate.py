@@ -7,7 +7,7 @@ from algpt2.checkpoint import find_checkpoint
 from algpt2.commands import generate_parser, prompt_budget
 from algpt2.errors import exit_on_input_error
 from algpt2.tokenization import load_tokenizer
-from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
+from algpt2_pt.evaluate import load_for_inference
 
 
 def main(argv=None):
@@ -16,8 +16,7 @@ def main(argv=None):
     with exit_on_input_error(parser.prog):
         directory = find_checkpoint(arguments.checkpoint)
         tokenizer = load_tokenizer(directory)
-        model = ALGPT2LMHeadModel.from_pretrained(directory).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
         inputs = tokenizer(arguments.prompt, return_tensors="pt").to(model.device)
         budget = prompt_budget(model.config, inputs["input_ids"].shape[1], arguments.max_new_tokens)
         set_seed(arguments.seed)

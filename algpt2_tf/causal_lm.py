@@ -15,11 +15,9 @@ from algpt2.checkpoint import (
     read_checkpoint,
     read_config,
 )
-from algpt2.errors import InputError
-from algpt2.weights import check_weights
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
-from algpt2_tf.weights import assign_weights, canonical_weights
+from algpt2_tf.weights import assign_weights, load_keras_weights, save_keras_weights
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -103,15 +101,10 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
                     TFALGPT2Tokenizer.from_directory(directory), sequence_length=config.n_positions
                 )
         model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor)
-        path = directory / KERAS_WEIGHTS_FILE
-        if not path.is_file():
+        if (directory / KERAS_WEIGHTS_FILE).is_file():
+            load_keras_weights(model, directory / KERAS_WEIGHTS_FILE)
+        else:
             assign_weights(model, read_checkpoint(directory)[1], source=directory)
-            return model
-        try:
-            model.load_weights(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: does not fit {directory / 'config.json'} or is damaged ({error})") from error
-        check_weights(config, canonical_weights(model), source=path)
         return model
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
@@ -134,7 +127,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             config.dtype = self.backbone.variable_dtype
             config.save_pretrained(temporary)
             GenerationConfig.from_model_config(config).save_pretrained(temporary)
-            self.save_weights(temporary / KERAS_WEIGHTS_FILE)
+            save_keras_weights(self, temporary / KERAS_WEIGHTS_FILE)
             if self.preprocessor is not None:
                 self.preprocessor.tokenizer.save_to_directory(temporary)
         if push_to_hub:

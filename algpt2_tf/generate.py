@@ -1,15 +1,42 @@
 """Continue a text in TensorFlow: `python -m algpt2_tf.generate DIR PROMPT`."""
 
 import keras
-from keras_hub.samplers import GreedySampler, Sampler
+from keras_hub.samplers import GreedySampler, RandomSampler, TopKSampler, TopPSampler
 
+from algpt2.checkpoint import find_checkpoint
 from algpt2.commands import generate_parser, prompt_budget
-from algpt2.errors import InputError, exit_on_input_error
+from algpt2.errors import exit_on_input_error
+from algpt2.tokenization import load_tokenizer
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 
 
-class _FilteredSampler(Sampler):
-    """Samples from the `top_k` likeliest tokens, and of those from the likeliest whose mass reaches `top_p`.
+def select_sampler(arguments):
+    """The KerasHub sampler that the command line asks for.
 
-    KerasHub's own samplers apply either limit, not both; transformers applies both in this order.
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.commands.generate_parser`.
     """
+    options = {"seed": arguments.seed, "temperature": arguments.temperature or 1.0}
+    if arguments.top_p:
+        return TopPSampler(p=arguments.top_p, k=arguments.top_k, **options)
+    if arguments.top_k:
+        return TopKSampler(k=arguments.top_k, **options)
+    return RandomSampler(**options) if arguments.temperature else GreedySampler()
+
+
+def main(argv=None):
+    parser = generate_parser("python -m algpt2_tf.generate", "Continue a text with a checkpoint, in TensorFlow.")
+    arguments = parser.parse_args(argv)
+    with exit_on_input_error(parser.prog):
+        directory = find_checkpoint(arguments.checkpoint)
+        load_tokenizer(directory)
+        keras.utils.set_random_seed(arguments.seed)
+        model = TFALGPT2LMHeadModel.from_pretrained(directory)
+        model.compile(sampler=select_sampler(arguments))
+        prompt_length = len(model.preprocessor.tokenizer(arguments.prompt))
+        budget = prompt_budget(model.config, prompt_length, arguments.max_new_tokens)
+        print(model.generate(arguments.prompt, max_length=budget))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,73 @@
 """Canonical weights in and out of a Keras model."""
 
+import h5py
+import keras
 import numpy as np
 
+from algpt2.errors import InputError
 from algpt2.weights import check_weights
+
+
+def save_keras_weights(model, path):
+    """Write the weights of a model, without the state of training, as Keras's `.weights.h5`.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`.
+        path: path that ends in `.weights.h5`.
+    """
+    keras.saving.save_weights(model, path, objects_to_skip=_training_state(model))
+
+
+def load_keras_weights(model, path):
+    """Set the weights of a model from a `.weights.h5` file.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`.
+        path: path that ends in `.weights.h5`.
+
+    Raises:
+        algpt2.errors.InputError: if the file is damaged or holds other weights than the model's.
+    """
+    try:
+        keras.saving.load_weights(model, path, objects_to_skip=_training_state(model))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged, or of another configuration than config.json ({error})") from error
+    check_weights(model.config, canonical_weights(model), source=path)
+
+
+def stored_dtype(path):
+    """The dtype of the weights in a `.weights.h5` file.
+
+    Args:
+        path: path.
+
+    Returns:
+        str, such as `"float32"`.
+
+    Raises:
+        algpt2.errors.InputError: if the file is damaged or holds no weights.
+    """
+    dtypes = set()
+
+    def visit(_, item):
+        if isinstance(item, h5py.Dataset):
+            # HDF5 does not know bfloat16, so Keras marks it.
+            dtypes.add(str(item.attrs.get("dtype", item.dtype)))
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(visit)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged ({error})") from error
+    if len(dtypes) != 1:
+        raise InputError(f"{path}: expected weights of one dtype, found {sorted(dtypes) or 'none'}")
+    return dtypes.pop()
+
+
+def _training_state(model):
+    # The random state of dropout is there only if its rate is not 0, so files with it would fit only one rate.
+    seeds = [layer.seed_generator for layer in model._flatten_layers() if getattr(layer, "seed_generator", None)]
+    return [*seeds, *model.metrics, *([model.optimizer] if model.optimizer else [])]
 
 
 def canonical_weights(model):

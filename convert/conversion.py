@@ -1,0 +1,117 @@
+"""Write the weights of one framework for the other."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from transformers import GenerationConfig
+
+from algpt2.checkpoint import (
+    KERAS_WEIGHTS_FILE,
+    METADATA_PATTERNS,
+    SAFETENSORS_FILE,
+    SAFETENSORS_INDEX_FILE,
+    files_replaced_in,
+    read_checkpoint,
+    read_config,
+    write_safetensors,
+)
+from algpt2.errors import InputError
+from algpt2.weights import cast_weights
+from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+from algpt2_tf.weights import assign_weights, canonical_weights, save_keras_weights, stored_dtype
+
+def pt2tf(directory, output=None, dtype=None, force=False):
+    """Write model.weights.h5 for a directory with safetensors weights.
+
+    Args:
+        directory: path. A checkpoint of ALGPT2, or of transformers' GPT-2.
+        output: path of a new directory; `None` adds the weights to `directory`.
+        dtype: str, one of `algpt2.weights.DTYPES`; `None` keeps the stored one.
+        force: bool. Whether to replace weights that are there already.
+
+    Returns:
+        `Path`: the directory that was written.
+
+    Raises:
+        InputError: if the checkpoint cannot be read, or the target is there already or cannot be written.
+
+    Example:
+        >>> pt2tf("checkpoint/")  # doctest: +SKIP
+    """
+    directory = Path(directory)
+    target = _target(directory, output, (KERAS_WEIGHTS_FILE,), force)
+    config, weights = read_checkpoint(directory)
+    dtype = dtype or _common_dtype(weights)
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
+    assign_weights(model, cast_weights(weights, dtype), source=directory)
+    with files_replaced_in(target) as temporary:
+        save_keras_weights(model, temporary / KERAS_WEIGHTS_FILE)
+        if target != directory:
+            _write_metadata(directory, temporary, config, dtype)
+    return target
+
+
+def tf2pt(directory, output=None, dtype=None, force=False):
+    """Write model.safetensors for a directory with model.weights.h5.
+
+    Args:
+        directory: path. A checkpoint of ALGPT2.
+        output: path of a new directory; `None` adds the weights to `directory`.
+        dtype: str, one of `algpt2.weights.DTYPES`; `None` keeps the stored one.
+        force: bool. Whether to replace weights that are there already.
+
+    Returns:
+        `Path`: the directory that was written.
+
+    Raises:
+        InputError: if the checkpoint cannot be read, or the target is there already or cannot be written.
+
+    Example:
+        >>> tf2pt("runs/demo")  # doctest: +SKIP
+    """
+    directory = Path(directory)
+    target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), force)
+    config = read_config(directory)
+    if not (directory / KERAS_WEIGHTS_FILE).is_file():
+        raise InputError(f"{directory}: there is no {KERAS_WEIGHTS_FILE} to convert")
+    model = TFALGPT2LMHeadModel.from_pretrained(directory, dtype=stored_dtype(directory / KERAS_WEIGHTS_FILE), preprocessor=None)
+    weights = canonical_weights(model)
+    dtype = dtype or _common_dtype(weights)
+    with files_replaced_in(target) as temporary:
+        write_safetensors(temporary, cast_weights(weights, dtype))
+        if target != directory:
+            _write_metadata(directory, temporary, config, dtype)
+    return target
+
+
+def _target(directory, output, weight_files, force):
+    target = Path(output or directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is not a directory")
+    if target.exists() and target.samefile(directory):
+        target, present = directory, [name for name in weight_files if (directory / name).exists()]
+    else:
+        present = [file.name for file in target.iterdir()] if target.exists() else []
+    if present and not force:
+        raise InputError(f"{target}: holds {present[0]} already; give --force to replace it, or another --output")
+    return target
+
+
+def _write_metadata(source, destination, config, dtype):
+    for pattern in METADATA_PATTERNS:
+        for file in source.glob(pattern):
+            if file.name not in (SAFETENSORS_INDEX_FILE, "config.json"):
+                shutil.copyfile(file, destination / file.name)
+    config = type(config).from_dict(config.to_dict())
+    config.architectures = ["ALGPT2LMHeadModel"]
+    config.dtype = dtype
+    config.save_pretrained(destination)
+    if not (destination / "generation_config.json").exists():
+        GenerationConfig.from_model_config(config).save_pretrained(destination)
+
+
+def _common_dtype(weights):
+    return np.result_type(*{array.dtype for array in weights.values()}).name

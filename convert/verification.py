@@ -1,0 +1,166 @@
+"""Run a checkpoint in both frameworks and compare what they compute."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from algpt2.checkpoint import find_checkpoint
+from algpt2.commands import validation_stream
+from algpt2.evaluation import evaluate_stream
+from algpt2.tokenization import load_tokenizer
+from algpt2.weights import cast_weights
+from algpt2_pt.evaluate import load_for_inference
+from algpt2_pt.evaluate import token_loss_function as pt_token_loss_function
+from algpt2_tf import TFALGPT2LMHeadModel
+from algpt2_tf.evaluate import token_loss_function as tf_token_loss_function
+from algpt2_tf.weights import assign_weights, canonical_weights
+
+# The largest difference of two logits, relative to the largest logit, by the dtype of the computation.
+TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity as both frameworks compute it.
+
+    Args:
+        name: str.
+        tensorflow, pytorch: str, as shown; empty for a quantity that is a difference itself.
+        difference: str, as shown.
+        passed: bool. Whether they agree within tolerance.
+    """
+
+    name: str
+    tensorflow: str
+    pytorch: str
+    difference: str
+    passed: bool
+
+
+def load_both(tf_directory, pt_directory, dtype=None):
+    """The model of one directory in TensorFlow and of one in PyTorch, in one compute dtype.
+
+    Args:
+        tf_directory, pt_directory: path. The same, or the two sides of a conversion.
+        dtype: str. The weights of both are rounded to it; `None` leaves them as stored.
+
+    Returns:
+        tuple of (`TFALGPT2LMHeadModel`, `ALGPT2LMHeadModel`, dtype). The dtype, that of the computation, is
+        `"float64"` where the weights are, else `"float32"`.
+
+    Raises:
+        algpt2.errors.InputError: if either cannot be read.
+    """
+    pytorch = load_for_inference(pt_directory, dtype=dtype or "auto")
+    compute_dtype = "float64" if pytorch.dtype == torch.float64 else "float32"
+    pytorch.to(getattr(torch, compute_dtype))
+    tensorflow = TFALGPT2LMHeadModel.from_pretrained(tf_directory, dtype=compute_dtype)
+    if dtype:
+        assign_weights(tensorflow, cast_weights(canonical_weights(tensorflow), dtype))
+    return tensorflow, pytorch, compute_dtype
+
+
+def compare_logits(tensorflow, pytorch, dtype):
+    """Compare the logits on fixed token ids, unpadded and padded.
+
+    Args:
+        tensorflow: `TFALGPT2LMHeadModel`.
+        pytorch: `ALGPT2LMHeadModel`.
+        dtype: str. Selects the tolerance.
+
+    Returns:
+        list of `Comparison`.
+    """
+    config = tensorflow.config
+    length = min(config.n_positions, 64)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(4, length))
+    padding = np.arange(length) < np.array([length, length // 2, length // 3 + 1, 1])[:, None]
+    comparisons = []
+    for name, mask in (("unpadded", np.ones_like(ids)), ("padded", padding.astype(ids.dtype))):
+        expected = np.asarray(tensorflow({"token_ids": ids, "padding_mask": mask}))
+        with torch.no_grad():
+            found = pytorch(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
+        difference = np.abs(expected - found)[mask == 1].max()
+        passed = bool(difference <= TOLERANCES[dtype] * np.abs(expected).max())
+        comparisons.append(Comparison(f"largest logit difference, {name}", "", "", f"{difference:.2e}", passed))
+    return comparisons
+
+
+def compare_directory(directory):
+    """Load both models of a directory and compare their logits.
+
+    Args:
+        directory: path with the weights of both frameworks.
+
+    Returns:
+        list of `Comparison`.
+
+    Example:
+        >>> all(c.passed for c in compare_directory("runs/demo"))  # doctest: +SKIP
+        True
+    """
+    directory = find_checkpoint(directory)
+    return compare_logits(*load_both(directory, directory))
+
+
+def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_new_tokens=24):
+    """Compare loss, perplexity, logits and a greedy continuation.
+
+    Args:
+        directory: path with the weights of both frameworks and a tokenizer.
+        dataset: str. As `--dataset` of evaluation.
+        prompt: str. The text to continue.
+        length: int. The tokens of a block; `None` means `n_positions`.
+        batch_size: int.
+        max_new_tokens: int. The tokens of the continuation.
+
+    Returns:
+        list of `Comparison`.
+
+    Raises:
+        algpt2.errors.InputError: if anything cannot be read.
+    """
+    directory = find_checkpoint(directory)
+    stream, length = validation_stream(directory, dataset, length)
+    tensorflow, pytorch, dtype = load_both(directory, directory)
+    results = [
+        evaluate_stream(function(model), stream, length, batch_size, progress=True)
+        for function, model in ((tf_token_loss_function, tensorflow), (pt_token_loss_function, pytorch))
+    ]
+    comparisons = []
+    for name in ("loss", "perplexity"):
+        expected, found = (getattr(result, name) for result in results)
+        passed = abs(expected - found) <= TOLERANCES[dtype] * abs(expected)
+        row = Comparison(
+            f"{name} (protocol stream)", f"{expected:.6f}", f"{found:.6f}", f"{abs(expected - found):.2e}", passed
+        )
+        comparisons.append(row)
+    comparisons += compare_logits(tensorflow, pytorch, dtype)
+    texts = _continuations(directory, tensorflow, pytorch, prompt, max_new_tokens)
+    same = texts[0] == texts[1]
+    comparisons.append(
+        Comparison(f"greedy continuation of {prompt!r}", *map(repr, texts), "none" if same else "texts differ", same)
+    )
+    return comparisons
+
+
+def _continuations(directory, tensorflow, pytorch, prompt, max_new_tokens):
+    tokenizer = load_tokenizer(directory)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    max_length = inputs["input_ids"].shape[1] + max_new_tokens
+    output = pytorch.generate(**inputs, max_length=max_length, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    pytorch_text = tokenizer.decode(output[0], skip_special_tokens=True)
+    tensorflow.compile(sampler="greedy")
+    return [
+        text[len(prompt) :] for text in (tensorflow.generate(prompt, max_length=max_length), pytorch_text)
+    ]
+
+
+def table(comparisons):
+    """The comparisons as a Markdown table."""
+    rows = [("", "TensorFlow", "PyTorch", "difference", "")]
+    rows += [(c.name, c.tensorflow, c.pytorch, c.difference, "ok" if c.passed else "FAILED") for c in comparisons]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
