@@ -30,7 +30,7 @@ setup(
     extras_require={
         "pt": PT,
         "tf": TF,
-        "all": [*PT, *TF, "wandb", "tensorboard"],
+        "all": [*PT, *TF, "datasets", "wandb", "tensorboard"],
         "dev": [*PT, *TF, *DEV],
     },
 )

@@ -3,4 +3,4 @@
 from algpt2.configuration import PRESETS, ALGPT2Config, layer_schedule
 from algpt2.weights import parameter_count
 
-__all__ = ["ALGPT2Config", "PRESETS", "layer_schedule", "parameter_count"]
+__all__ = ["PRESETS", "ALGPT2Config", "layer_schedule", "parameter_count"]

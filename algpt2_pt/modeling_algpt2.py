@@ -161,7 +161,7 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
         directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
         config, weights = read_checkpoint(directory)
         model = super().from_pretrained(
-            None, *args, config=config, state_dict={name: _to_torch(array) for name, array in weights.items()}, **kwargs
+            None, *args, config=config, state_dict={name: to_torch(array) for name, array in weights.items()}, **kwargs
         )
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -353,7 +353,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
         )
 
 
-def _to_torch(array):
+def to_torch(array):
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())

@@ -6,7 +6,7 @@ import sys
 if "keras" not in sys.modules:
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
-import keras  # noqa: E402  the backend is chosen when keras is first imported
+import keras
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(
@@ -14,8 +14,8 @@ if keras.config.backend() != "tensorflow":
         "import algpt2_tf before keras, or set KERAS_BACKEND=tensorflow"
     )
 
-from algpt2_tf.backbone import TFALGPT2Backbone  # noqa: E402
-from algpt2_tf.causal_lm import TFALGPT2LMHeadModel  # noqa: E402
-from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer  # noqa: E402
+from algpt2_tf.backbone import TFALGPT2Backbone
+from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
 
 __all__ = ["TFALGPT2Backbone", "TFALGPT2CausalLMPreprocessor", "TFALGPT2LMHeadModel", "TFALGPT2Tokenizer"]

@@ -106,9 +106,7 @@ class TFALGPT2Backbone(Backbone):
         x = self._embed(token_ids, cache_update_index)
         entries = []
         for depth, block in enumerate(self.config.layer_schedule):
-            x, entry = self.transformer_layers[block](
-                x, cache=cache[:, depth], cache_update_index=cache_update_index
-            )
+            x, entry = self.transformer_layers[block](x, cache=cache[:, depth], cache_update_index=cache_update_index)
             entries.append(entry)
         return self.layer_norm(x), keras.ops.stack(entries, axis=1)
 

@@ -64,9 +64,7 @@ def train(run, strategy):
     keras.utils.set_random_seed(run.arguments.seed)
     with strategy.scope():
         model = TFALGPT2LMHeadModel(TFALGPT2Backbone(run.config))
-        schedule = WarmupSchedule(
-            run.arguments.lr_schedule, run.arguments.learning_rate, run.warmup_steps, run.steps
-        )
+        schedule = WarmupSchedule(run.arguments.lr_schedule, run.arguments.learning_rate, run.warmup_steps, run.steps)
         compile_for_training(model, schedule, run.arguments.weight_decay, run.arguments.max_grad_norm)
     callbacks = [_Reporter(run, schedule), *_loggers(run)]
     model.fit(batches(run), epochs=1, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 0)
@@ -101,6 +99,7 @@ def batches(run):
     Returns:
         `tf.data.Dataset`.
     """
+
     def gather(samples):
         ids = tf.numpy_function(lambda indices: run.blocks[indices], [samples], tf.int32, stateful=False)
         ids = tf.ensure_shape(ids, [run.arguments.batch_size, run.length])

@@ -80,7 +80,7 @@ def canonical_weights(model):
         dict of str to numpy array.
     """
     weights = {}
-    for name, (variable, transposed) in _variables(model).items():
+    for name, (variable, transposed) in canonical_variables(model).items():
         array = np.asarray(variable)
         weights[name] = array.T if transposed else array
     return weights
@@ -98,11 +98,19 @@ def assign_weights(model, weights, source="weights"):
         algpt2.errors.InputError: if the weights are not exactly those of the model; it stays as it was.
     """
     check_weights(model.config, weights, source)
-    for name, (variable, transposed) in _variables(model).items():
+    for name, (variable, transposed) in canonical_variables(model).items():
         variable.assign(weights[name].T if transposed else weights[name])
 
 
-def _variables(model):
+def canonical_variables(model):
+    """The variable behind every canonical weight, and whether it holds the weight transposed.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`.
+
+    Returns:
+        dict of str to tuple of (variable, bool).
+    """
     backbone = model.backbone
     variables = {
         "transformer.wte.weight": (backbone.token_embedding.embeddings, False),

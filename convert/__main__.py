@@ -24,9 +24,7 @@ def build_parser():
         )
         command.add_argument("directory", help=f"a checkpoint directory with {source}")
         command.add_argument("--output", metavar="DIR", help="write a new directory (default: add to the given one)")
-        command.add_argument(
-            "--dtype", choices=list(DTYPES), help="of the weights (default: as stored)"
-        )
+        command.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as stored)")
         command.add_argument("--force", action="store_true", help="replace what is there already")
         command.add_argument("--no-verify", action="store_true", help="do not run the models")
     command = commands.add_parser(

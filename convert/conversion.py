@@ -21,6 +21,7 @@ from algpt2.weights import cast_weights
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights, canonical_weights, save_keras_weights, stored_dtype
 
+
 def pt2tf(directory, output=None, dtype=None, force=False):
     """Write model.weights.h5 for a directory with safetensors weights.
 
@@ -75,7 +76,9 @@ def tf2pt(directory, output=None, dtype=None, force=False):
     config = read_config(directory)
     if not (directory / KERAS_WEIGHTS_FILE).is_file():
         raise InputError(f"{directory}: there is no {KERAS_WEIGHTS_FILE} to convert")
-    model = TFALGPT2LMHeadModel.from_pretrained(directory, dtype=stored_dtype(directory / KERAS_WEIGHTS_FILE), preprocessor=None)
+    model = TFALGPT2LMHeadModel.from_pretrained(
+        directory, dtype=stored_dtype(directory / KERAS_WEIGHTS_FILE), preprocessor=None
+    )
     weights = canonical_weights(model)
     dtype = dtype or _common_dtype(weights)
     with files_replaced_in(target) as temporary:

@@ -152,9 +152,7 @@ def _continuations(directory, tensorflow, pytorch, prompt, max_new_tokens):
     output = pytorch.generate(**inputs, max_length=max_length, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     pytorch_text = tokenizer.decode(output[0], skip_special_tokens=True)
     tensorflow.compile(sampler="greedy")
-    return [
-        text[len(prompt) :] for text in (tensorflow.generate(prompt, max_length=max_length), pytorch_text)
-    ]
+    return [text[len(prompt) :] for text in (tensorflow.generate(prompt, max_length=max_length), pytorch_text)]
 
 
 def table(comparisons):
@@ -162,5 +160,7 @@ def table(comparisons):
     rows = [("", "TensorFlow", "PyTorch", "difference", "")]
     rows += [(c.name, c.tensorflow, c.pytorch, c.difference, "ok" if c.passed else "FAILED") for c in comparisons]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

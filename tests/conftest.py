@@ -1,0 +1,34 @@
+"""What every test process sets before a framework starts."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import algpt2_tf  # noqa: F401  selects Keras's backend
+import pytest
+import tensorflow as tf
+import torch
+
+# Two logical devices stand for two GPUs; TensorFlow takes them only before it starts.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def release_models():
+    yield
+    import keras
+
+    keras.backend.clear_session()
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer():
+    """A byte-level BPE tokenizer trained on Python's own documentation."""
+    from algpt2.corpus import read_corpus
+    from algpt2.tokenization import train_tokenizer
+
+    return train_tokenizer(read_corpus("python-docs").train, vocab_size=600)

@@ -1,0 +1,97 @@
+"""Tiny configurations and the same random weights in both frameworks."""
+
+import numpy as np
+import torch
+
+from algpt2 import ALGPT2Config, layer_schedule
+from algpt2.configuration import ACTIVATIONS
+from algpt2.weights import weight_shapes
+from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt.modeling_algpt2 import to_torch
+from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+from algpt2_tf.weights import assign_weights
+
+PATTERNS = ("full", "none", "sequence:2", "cycle:2", "cycle_rev:3", "sandwich")
+
+
+def tiny_config(**overrides):
+    """A configuration small enough for unit tests, without dropout."""
+    values = {
+        "vocab_size": 97,
+        "n_positions": 80,
+        "n_embd": 24,
+        "n_head": 3,
+        "embedding_size": 10,
+        "layer_schedule": [0, 0, 1],
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
+    return ALGPT2Config(**{**values, **overrides})
+
+
+def random_config(seed):
+    """A configuration drawn at random: pattern, factorization, tying, n_inner and activation."""
+    draw = np.random.default_rng(seed)
+    factorized = draw.random() < 0.7
+    n_layer = int(draw.integers(3, 6))
+    return tiny_config(
+        n_head=int(draw.choice([1, 2, 4])),
+        n_embd=16,
+        embedding_size=int(draw.integers(4, 13)) if factorized else None,
+        tie_projections=bool(factorized and draw.random() < 0.5),
+        tie_word_embeddings=bool(draw.random() < 0.8),
+        n_inner=int(draw.integers(8, 40)) if draw.random() < 0.5 else None,
+        # Every pattern and activation comes up within the first seeds.
+        layer_schedule=layer_schedule(PATTERNS[seed % len(PATTERNS)], n_layer),
+        activation_function=ACTIVATIONS[seed % len(ACTIVATIONS)],
+    )
+
+
+def random_weights(config, dtype="float64", seed=0):
+    """Canonical weights large enough that every one of them shows in the logits."""
+    draw = np.random.default_rng(seed)
+
+    def array(name, shape):
+        # Strong positions keep greedy generation from repeating one token.
+        scale = 2.0 if "wpe" in name else 0.3
+        mean = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+        return draw.normal(mean, scale, size=shape).astype(dtype)
+
+    return {name: array(name, shape) for name, shape in weight_shapes(config).items()}
+
+
+def both_models(config, dtype="float64", seed=0):
+    """The same random weights in TensorFlow and in PyTorch.
+
+    Returns:
+        tuple of (`TFALGPT2LMHeadModel`, `ALGPT2LMHeadModel` in evaluation mode).
+    """
+    weights = random_weights(config, dtype, seed)
+    tensorflow = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
+    assign_weights(tensorflow, weights)
+    return tensorflow, pytorch_model(config, weights)
+
+
+def pytorch_model(config, weights):
+    """A PyTorch model with the given canonical weights, in evaluation mode."""
+    tensors = {name: to_torch(array) for name, array in weights.items()}
+    model = ALGPT2LMHeadModel(config).to(next(iter(tensors.values())).dtype)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+    return model.eval()
+
+
+def random_batch(config, length=12, padded=True, seed=0):
+    """Token ids (3, length) and their mask, right-padded if asked."""
+    ids = np.random.default_rng(seed).integers(config.vocab_size, size=(3, length))
+    lengths = np.array([length, length - 3, 1 + length // 3]) if padded else np.array([length] * 3)
+    return ids, (np.arange(length) < lengths[:, None]).astype(ids.dtype)
+
+
+def relative_difference(expected, found):
+    """The largest difference of two arrays, relative to the largest entry."""
+    expected, found = (x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (expected, found))
+    assert expected.shape == found.shape
+    return np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-300)
