@@ -30,6 +30,24 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def residual_projection(config, inputs):
+    """The last layer of a residual branch; GPT-2 starts it smaller by the square root of the number of additions."""
+    layer = nn.Linear(inputs, config.n_embd)
+    # The additions count depths, not blocks.
+    layer.initial_std = config.initializer_range / math.sqrt(2 * config.n_layer)
+    return layer
+
+
+def embedding_projection(inputs, outputs):
+    """A projection of a factorized embedding, started with the variance 1 / inputs.
+
+    With GPT-2's 0.02 it shrinks what it projects, and the loss takes several times as many steps.
+    """
+    layer = nn.Linear(inputs, outputs)
+    layer.initial_std = inputs**-0.5
+    return layer
+
+
 class ALGPT2Attention(nn.Module):
     """Causal self-attention with a fused projection to queries, keys and values."""
 
@@ -40,7 +58,7 @@ class ALGPT2Attention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_proj = residual_projection(config, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
@@ -51,6 +69,9 @@ class ALGPT2Attention(nn.Module):
         )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, depth)
+        if "cache" in kwargs:
+            # The paged cache of `generate_batch` asks the module which of its entries to use.
+            self.layer_idx = depth
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(
             self,
@@ -72,7 +93,7 @@ class ALGPT2MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.inner_width)
-        self.c_proj = nn.Linear(config.inner_width, config.n_embd)
+        self.c_proj = residual_projection(config, config.inner_width)
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -131,10 +152,8 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ALGPT2TiedProjection):
             init.zeros_(module.bias)
-        # GPT-2 scales the residual projections by the number of residual additions, which counts depths, not blocks.
-        if isinstance(module, (ALGPT2Attention, ALGPT2MLP)):
-            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
-            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+        if hasattr(module, "initial_std"):
+            init.normal_(module.weight, mean=0.0, std=module.initial_std)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
@@ -185,7 +204,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         config.validate_architecture()
         self.wte = nn.Embedding(config.vocab_size, config.embedding_width)
         self.wpe = nn.Embedding(config.n_positions, config.embedding_width)
-        self.project_in = nn.Linear(config.embedding_width, config.n_embd) if config.is_factorized else None
+        self.project_in = embedding_projection(config.embedding_width, config.n_embd) if config.is_factorized else None
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([ALGPT2Block(config) for _ in range(config.n_block)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -293,7 +312,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
         if config.tie_projections:
             self.project_out = ALGPT2TiedProjection(config.embedding_width)
         elif config.is_factorized:
-            self.project_out = nn.Linear(config.n_embd, config.embedding_width)
+            self.project_out = embedding_projection(config.n_embd, config.embedding_width)
         self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=False)
         self.post_init()
 

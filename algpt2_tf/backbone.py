@@ -5,7 +5,7 @@ from keras_hub.layers import PositionEmbedding
 from keras_hub.models import Backbone
 
 from algpt2 import ALGPT2Config
-from algpt2_tf.layers import ReversibleDense, TFALGPT2Block
+from algpt2_tf.layers import ReversibleDense, TFALGPT2Block, projection_initializer
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -56,13 +56,10 @@ class TFALGPT2Backbone(Backbone):
         self.embeddings_add = keras.layers.Add(dtype=dtype, name="embeddings_add")
         self.project_in = None
         if config.tie_projections:
-            self.project_in = ReversibleDense(config.n_embd, config.initializer_range, dtype=dtype, name="project_in")
+            self.project_in = ReversibleDense(config.n_embd, dtype=dtype, name="project_in")
         elif config.is_factorized:
             self.project_in = keras.layers.Dense(
-                config.n_embd,
-                kernel_initializer=keras.initializers.RandomNormal(**normal),
-                dtype=dtype,
-                name="project_in",
+                config.n_embd, kernel_initializer=projection_initializer(), dtype=dtype, name="project_in"
             )
         self.embeddings_dropout = keras.layers.Dropout(config.embd_pdrop, dtype=dtype, name="embeddings_dropout")
         self.transformer_layers = [

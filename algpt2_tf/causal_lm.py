@@ -16,6 +16,7 @@ from algpt2.checkpoint import (
     read_config,
 )
 from algpt2_tf.backbone import TFALGPT2Backbone
+from algpt2_tf.layers import projection_initializer
 from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
 from algpt2_tf.weights import assign_weights, load_keras_weights, save_keras_weights
 
@@ -55,7 +56,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         if config.is_factorized and not config.tie_projections:
             self.project_out = keras.layers.Dense(
                 config.embedding_width,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=config.initializer_range),
+                kernel_initializer=projection_initializer(),
                 dtype=backbone.dtype_policy,
                 name="project_out",
             )

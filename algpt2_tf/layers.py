@@ -22,6 +22,14 @@ ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
 ACTIVATIONS["swish"] = ACTIVATIONS["silu"]
 
 
+def projection_initializer():
+    """Normal with the variance 1 / inputs, for the projections of a factorized embedding.
+
+    With GPT-2's 0.02 they shrink what they project, and the loss takes several times as many steps.
+    """
+    return keras.initializers.VarianceScaling(1.0, mode="fan_in", distribution="untruncated_normal")
+
+
 @keras.saving.register_keras_serializable(package="algpt2")
 class TFALGPT2Block(keras.layers.Layer):
     """A pre-normalization GPT-2 block, applied at every depth that the layer schedule gives it.
@@ -128,7 +136,6 @@ class ReversibleDense(keras.layers.Layer):
 
     Args:
         units: int. The output width.
-        initializer_range: float. The standard deviation of the initial matrix.
         **kwargs: as in `keras.layers.Layer`.
 
     Call arguments:
@@ -136,14 +143,13 @@ class ReversibleDense(keras.layers.Layer):
         reverse: bool. Whether to project backwards.
     """
 
-    def __init__(self, units, initializer_range=0.02, **kwargs):
+    def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
         self.units = units
-        self.initializer_range = initializer_range
 
     def build(self, input_shape):
-        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
-        self.kernel = self.add_weight(name="kernel", shape=(input_shape[-1], self.units), initializer=initializer)
+        shape = (input_shape[-1], self.units)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=projection_initializer())
         self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
         self.reverse_bias = self.add_weight(name="reverse_bias", shape=(input_shape[-1],), initializer="zeros")
 
@@ -153,4 +159,4 @@ class ReversibleDense(keras.layers.Layer):
         return ops.matmul(inputs, self.kernel) + self.bias
 
     def get_config(self):
-        return {**super().get_config(), "units": self.units, "initializer_range": self.initializer_range}
+        return {**super().get_config(), "units": self.units}

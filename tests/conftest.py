@@ -5,10 +5,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import algpt2_tf  # noqa: F401  selects Keras's backend
+import keras
 import pytest
 import tensorflow as tf
 import torch
+
+import algpt2_tf  # noqa: F401  selects Keras's backend
+from algpt2.corpus import read_corpus
+from algpt2.tokenization import train_tokenizer
 
 # Two logical devices stand for two GPUs; TensorFlow takes them only before it starts.
 tf.config.set_logical_device_configuration(
@@ -17,18 +21,13 @@ tf.config.set_logical_device_configuration(
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def release_models():
     yield
-    import keras
-
     keras.backend.clear_session()
 
 
 @pytest.fixture(scope="session")
 def text_tokenizer():
     """A byte-level BPE tokenizer trained on Python's own documentation."""
-    from algpt2.corpus import read_corpus
-    from algpt2.tokenization import train_tokenizer
-
     return train_tokenizer(read_corpus("python-docs").train, vocab_size=600)

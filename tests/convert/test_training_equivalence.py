@@ -32,7 +32,13 @@ def samples():
 @pytest.fixture(scope="module", params=[None, 10], ids=["unfactorized", "factorized"])
 def start(request):
     """A configuration and weights to start from."""
-    config = tiny_config(vocab_size=VOCABULARY, layer_schedule=[0, 1, 0], embedding_size=request.param, n_positions=LENGTH, initializer_range=0.15)
+    config = tiny_config(
+        vocab_size=VOCABULARY,
+        layer_schedule=[0, 1, 0],
+        embedding_size=request.param,
+        n_positions=LENGTH,
+        initializer_range=0.15,
+    )
     torch.manual_seed(0)
     state = ALGPT2LMHeadModel(config).state_dict()
     return config, {name: tensor.numpy() for name, tensor in state.items() if name != "lm_head.weight"}

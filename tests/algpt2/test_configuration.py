@@ -1,0 +1,155 @@
+"""ALGPT2Config, layer schedules and presets."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig
+
+from algpt2 import PRESETS, ALGPT2Config, layer_schedule, parameter_count
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("full", [0] * 12),
+        ("none", list(range(12))),
+        ("sequence:3", [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        ("cycle:3", [0, 1, 2] * 4),
+        ("cycle_rev:3", [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 1, 0]),
+        ("sandwich", [0] + [1] * 10 + [2]),
+    ],
+)
+def test_patterns_are_those_of_their_papers(pattern, expected):
+    assert layer_schedule(pattern, 12) == expected
+
+
+@pytest.mark.parametrize("n_layer", range(1, 14))
+@pytest.mark.parametrize("name", ["sequence", "cycle", "cycle_rev"])
+def test_every_number_of_blocks_is_used_in_full(name, n_layer):
+    for blocks in range(1, n_layer + 1):
+        schedule = layer_schedule(f"{name}:{blocks}", n_layer)
+        assert len(schedule) == n_layer
+        assert set(schedule) == set(range(blocks))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_layer", "message"),
+    [
+        ("cycle", 4, "unknown sharing pattern 'cycle'"),
+        ("spiral:2", 4, "unknown sharing pattern 'spiral:2'"),
+        ("cycle:x", 4, "unknown sharing pattern"),
+        ("full:2", 4, "unknown sharing pattern"),
+        ("cycle:0", 4, "asks for 0 blocks"),
+        ("sequence:5", 4, "asks for 5 blocks"),
+        ("sandwich", 2, "at least 3 layers"),
+        ("full", 0, "n_layer must be a positive integer"),
+        ("full", 2.0, "n_layer must be a positive integer"),
+    ],
+)
+def test_wrong_patterns_are_named(pattern, n_layer, message):
+    with pytest.raises(ValueError, match=message):
+        layer_schedule(pattern, n_layer)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_embd": 10, "n_head": 3}, "n_embd must be divisible by n_head"),
+        ({"n_embd": -8}, "n_embd must be a positive integer"),
+        ({"vocab_size": 0}, "vocab_size must be a positive integer"),
+        ({"n_positions": 0}, "n_positions must be a positive integer"),
+        ({"n_head": 0}, "n_head must be a positive integer"),
+        ({"n_layer": 0}, "n_layer must be a positive integer"),
+        ({"n_layer": -1}, "n_layer must be a positive integer"),
+        ({"n_inner": 0}, "n_inner must be a positive integer"),
+        ({"embedding_size": -1}, "embedding_size must be a positive integer"),
+        ({"layer_schedule": []}, "n_layer must be a positive integer"),
+        ({"layer_schedule": [0, 2]}, "layer_schedule must use every block"),
+        ({"layer_schedule": [1, 1]}, "layer_schedule must use every block"),
+        ({"layer_schedule": [0, -1]}, "layer_schedule must use every block"),
+        ({"layer_schedule": [0, 0], "n_layer": 3}, "layer_schedule has 2 entries, but n_layer is 3"),
+        ({"activation_function": "gelu2"}, "activation_function 'gelu2' is unknown"),
+        ({"resid_pdrop": 1.0}, "resid_pdrop must be"),
+        ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon must be positive"),
+        ({"tie_projections": True, "embedding_size": None}, "tie_projections needs projections"),
+    ],
+)
+def test_wrong_values_name_their_field(values, message):
+    with pytest.raises(ValueError, match=message):
+        ALGPT2Config(**values)
+
+
+@pytest.mark.parametrize("field", ["n_embd", "n_layer", "layer_schedule", "tie_projections"])
+def test_wrong_types_name_their_field(field):
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=field):
+        ALGPT2Config(**{field: "many"})
+
+
+def test_a_changed_configuration_is_checked_when_it_is_saved(tmp_path):
+    config = ALGPT2Config()
+    config.n_head = 7
+    with pytest.raises(Exception, match="n_embd must be divisible by n_head"):
+        config.save_pretrained(tmp_path)
+
+
+def test_the_defaults_are_algpt2():
+    config = ALGPT2Config()
+    assert (config.n_layer, config.n_embd, config.embedding_size) == (12, 768, 128)
+    assert config.layer_schedule == [0] * 12
+    assert config.n_block == 1
+
+
+# The counts that the two published systems report (system A's vocabularies), and OpenAI's for GPT-2.
+@pytest.mark.parametrize(
+    ("preset", "overrides", "count"),
+    [
+        ("gpt2", {}, 124_439_808),
+        ("algpt2", {}, 13_850_880),
+        ("algpt2-no-dropout", {}, 13_850_880),
+        ("algpt2", {"vocab_size": 47_545}, 13_503_744),
+        ("algpt2", {"embedding_size": None}, 46_473_216),
+        ("gpt2", {"vocab_size": 47_545}, 122_356_992),
+    ],
+)
+def test_published_parameter_counts(preset, overrides, count):
+    assert parameter_count(ALGPT2Config.from_preset(preset, **overrides)) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("algpt2-factorized-256", 20),
+        ("algpt2-factorized-512", 34),
+        ("algpt2-medium", 19),
+        ("algpt2-large", 26),
+        ("algpt2-xl", 37),
+    ],
+)
+def test_published_sizes_in_millions(preset, millions):
+    assert parameter_count(ALGPT2Config.from_preset(preset)) // 1_000_000 == millions
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="unknown preset 'gpt3'"):
+        ALGPT2Config.from_preset("gpt3")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_configurations_survive_saving(preset, tmp_path):
+    config = ALGPT2Config.from_preset(preset)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "algpt2"
+    for loaded in (ALGPT2Config.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ALGPT2Config)
+        assert loaded.layer_schedule == config.layer_schedule
+        assert parameter_count(loaded) == parameter_count(config)
+
+
+def test_another_depth_on_loading(tmp_path):
+    ALGPT2Config(n_layer=4).save_pretrained(tmp_path)
+    assert ALGPT2Config.from_pretrained(tmp_path, n_layer=6).layer_schedule == [0] * 6
+    assert ALGPT2Config.from_pretrained(tmp_path, layer_schedule=[0, 1]).n_layer == 2
+    ALGPT2Config(layer_schedule=[0, 1]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="layer_schedule has 2 entries, but n_layer is 6"):
+        ALGPT2Config.from_pretrained(tmp_path, n_layer=6)

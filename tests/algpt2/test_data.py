@@ -1,0 +1,103 @@
+"""Corpus, tokenizer, packing and evaluation."""
+
+import math
+import pydoc_data.topics
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from algpt2.corpus import read_corpus
+from algpt2.errors import InputError
+from algpt2.evaluation import evaluate_stream
+from algpt2.packing import blocks, pieces, token_stream, training_order
+from algpt2.tokenization import load_tokenizer, train_tokenizer
+
+
+def test_python_docs_are_the_topics_split_in_two():
+    corpus = read_corpus("python-docs")
+    topics = set(pydoc_data.topics.topics.values())
+    assert set(corpus.train) | set(corpus.validation) == topics
+    assert not set(corpus.train) & set(corpus.validation)
+    share = sum(map(len, corpus.validation)) / sum(map(len, topics))
+    assert 0.03 < share < 0.2
+
+
+def test_files_and_globs(tmp_path):
+    (tmp_path / "b.txt").write_text("second\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("first ü\n" * 40, encoding="utf-8")
+    corpus = read_corpus(str(tmp_path / "*.txt"), validation=str(tmp_path / "b.txt"))
+    assert corpus.train == ["first ü\n" * 40, "second\n"]
+    assert corpus.validation == ["second\n"]
+    corpus = read_corpus(str(tmp_path / "a.txt"))
+    assert (corpus.train, corpus.validation) == (["first ü\n" * 38], ["first ü\n" * 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "the file is empty"),
+        (b"ok\xff\xfe", r"not UTF-8 text \(byte 2\)"),
+        (b"one", "few"),
+    ],
+)
+def test_wrong_files(tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_corpus(str(path))
+
+
+def test_the_tokenizer_survives_saving_and_is_transformers_own(text_tokenizer, tmp_path):
+    text_tokenizer.save_pretrained(tmp_path)
+    text = "def f(x):\n    return x + 1  # naïve ☃\n\n"
+    for loaded in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        assert loaded.encode(text) == text_tokenizer.encode(text)
+        assert loaded.decode(loaded.encode(text)) == text
+        assert loaded.eos_token_id == loaded.convert_tokens_to_ids("<|endoftext|>") == 0
+
+
+def test_wrong_tokenizers(tmp_path):
+    with pytest.raises(InputError, match="vocab_size 100 is too small"):
+        train_tokenizer(["text"], 100)
+    with pytest.raises(InputError, match="tokenizer.json: no such file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="not readable as a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_cut_documents_give_the_tokens_of_whole_ones(text_tokenizer):
+    documents = [*read_corpus("python-docs").validation, "a\n\n \n b\n\tc  \n", "\n\n", "x"]
+    stream = token_stream(text_tokenizer, documents)
+    expected = [i for document in documents for i in [*text_tokenizer.encode(document), 0]]
+    np.testing.assert_array_equal(stream, expected)
+    assert all("".join(pieces(document)) == document for document in documents)
+
+
+def test_blocks_and_their_order():
+    np.testing.assert_array_equal(blocks(np.arange(11), 4), [[0, 1, 2, 3], [4, 5, 6, 7]])
+    with pytest.raises(InputError, match="3 tokens, fewer than one block of 4"):
+        blocks(np.arange(3), 4)
+    order = training_order(block_count=10, sample_count=25, seed=3)
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert list(order[:10]) != list(order[10:20])
+    np.testing.assert_array_equal(order, training_order(10, 25, seed=3))
+    assert list(order) != list(training_order(10, 25, seed=4))
+    # A longer run starts as the shorter one.
+    np.testing.assert_array_equal(training_order(10, 40, seed=3)[:25], order)
+
+
+@pytest.mark.parametrize("length", [2, 5, 8, 30])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stream_protocol_against_a_plain_loop(length, batch_size):
+    draw = np.random.default_rng(0)
+    stream = draw.integers(20, size=31).astype("int32")
+    table = draw.random((20, 20)) * 3
+    result = evaluate_stream(lambda ids: table[ids[:, :-1], ids[:, 1:]], stream, length, batch_size)
+    losses = [table[stream[i - 1], stream[i]] for i in range(1, 31) if i % length != 0]
+    assert result.tokens == len(losses)
+    assert math.isclose(result.loss, sum(losses) / len(losses), rel_tol=1e-12)
+    assert math.isclose(result.perplexity, math.exp(result.loss), rel_tol=1e-12)
