@@ -28,6 +28,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
     Args:
         backbone: `TFALGPT2Backbone`.
         preprocessor: `TFALGPT2CausalLMPreprocessor`, or `None` for inputs that are token ids already.
+        project_out_dtype: str or `keras.DTypePolicy` of the projection to the embeddings; by default the backbone's.
         **kwargs: as in `keras_hub.models.CausalLM`.
 
     Call arguments:
@@ -48,7 +49,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
     backbone_cls = TFALGPT2Backbone
     preprocessor_cls = TFALGPT2CausalLMPreprocessor
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
+    def __init__(self, backbone, preprocessor=None, project_out_dtype=None, **kwargs):
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.project_out = None
@@ -57,7 +58,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             self.project_out = keras.layers.Dense(
                 config.embedding_width,
                 kernel_initializer=projection_initializer(),
-                dtype=backbone.dtype_policy,
+                dtype=project_out_dtype or backbone.dtype_policy,
                 name="project_out",
             )
         super().__init__(inputs=backbone.input, outputs=self._logits(backbone(backbone.input)), **kwargs)
@@ -68,6 +69,20 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         elif self.project_out is not None:
             hidden_states = self.project_out(hidden_states)
         return self.backbone.token_embedding(hidden_states, reverse=True)
+
+    def get_config(self):
+        config = super().get_config()
+        if self.project_out is not None:
+            # The backbone's configuration tells which of its own layers are quantized, not that this one is.
+            config["project_out_dtype"] = keras.dtype_policies.serialize(self.project_out.dtype_policy)
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("project_out_dtype"), dict):
+            config["project_out_dtype"] = keras.dtype_policies.deserialize(config["project_out_dtype"])
+        return super().from_config(config)
 
     @property
     def config(self):
@@ -168,6 +183,9 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         length = token_ids.shape[1]
         if length is not None and length > self.config.n_positions:
             raise ValueError(f"max_length {length} is more than n_positions {self.config.n_positions}")
+        # KerasHub's samplers would take padding that equals a stop token for the end of the sequence.
+        filler = min(set(range(len(stop_token_ids or ()) + 1)) - set(stop_token_ids or ()))
+        token_ids = ops.where(padding_mask, token_ids, filler)
         hidden_states, cache = self._build_cache(token_ids)
         first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
 
