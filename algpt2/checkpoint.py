@@ -66,6 +66,8 @@ def read_config(directory, **overrides):
         InputError: if config.json is missing or wrong.
     """
     path = Path(directory) / CONFIG_FILE
+    if not path.parent.is_dir():
+        raise InputError(f"{directory}: no such directory")
     stored = _read_json(path)
     model_type = stored.get("model_type")
     if model_type not in DIALECTS:

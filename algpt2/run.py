@@ -1,6 +1,7 @@
 """One training run: its arguments, what they mean, and its directory with history and figure."""
 
 import argparse
+import importlib.util
 import json
 import shutil
 import sys
@@ -134,6 +135,8 @@ def prepare_run(arguments):
     directory = Path(arguments.output_dir)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and not arguments.overwrite:
         raise InputError(f"{directory}: is there already; give another --output-dir, or --overwrite to replace it")
+    if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
+        raise InputError(f"--report-to {arguments.report_to}: not installed; pip install {arguments.report_to}")
     config = _configuration(arguments)
     length = arguments.length or config.n_positions
     if not 2 <= length <= config.n_positions:
@@ -278,7 +281,8 @@ def _number(convert, low, name):
             raise ValueError
         return value
 
-    parse.__name__ = name
+    # argparse shows the name where the value is wrong.
+    parse.__name__, parse.__doc__ = name, f"A {name} from a command line."
     return parse
 
 

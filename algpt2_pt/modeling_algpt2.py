@@ -373,6 +373,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
 
 
 def to_torch(array):
+    """A tensor with a copy of a numpy array, which may be bfloat16."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())

@@ -41,8 +41,8 @@ def pt2tf(directory, output=None, dtype=None, force=False):
         >>> pt2tf("checkpoint/")  # doctest: +SKIP
     """
     directory = Path(directory)
-    target = _target(directory, output, (KERAS_WEIGHTS_FILE,), force)
     config, weights = read_checkpoint(directory)
+    target = _target(directory, output, (KERAS_WEIGHTS_FILE,), force)
     dtype = dtype or _common_dtype(weights)
     model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
     assign_weights(model, cast_weights(weights, dtype), source=directory)
@@ -72,10 +72,10 @@ def tf2pt(directory, output=None, dtype=None, force=False):
         >>> tf2pt("runs/demo")  # doctest: +SKIP
     """
     directory = Path(directory)
-    target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), force)
     config = read_config(directory)
     if not (directory / KERAS_WEIGHTS_FILE).is_file():
         raise InputError(f"{directory}: there is no {KERAS_WEIGHTS_FILE} to convert")
+    target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), force)
     model = TFALGPT2LMHeadModel.from_pretrained(
         directory, dtype=stored_dtype(directory / KERAS_WEIGHTS_FILE), preprocessor=None
     )
@@ -90,8 +90,6 @@ def tf2pt(directory, output=None, dtype=None, force=False):
 
 def _target(directory, output, weight_files, force):
     target = Path(output or directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory")
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is not a directory")
     if target.exists() and target.samefile(directory):

@@ -325,10 +325,10 @@ def test_damaged_or_foreign_weights_are_input_errors(tmp_path):
     model.save_pretrained(tmp_path)
     TFALGPT2LMHeadModel(TFALGPT2Backbone(CONFIGS["unfactorized"])).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((tmp_path / "config.json").read_text())
-    with pytest.raises(InputError, match="model.weights.h5: damaged, or of another configuration"):
+    with pytest.raises(InputError, match=r"model\.weights\.h5: damaged, or of another configuration"):
         TFALGPT2LMHeadModel.from_pretrained(tmp_path / "other")
     damage(tmp_path / "model.weights.h5")
-    with pytest.raises(InputError, match="model.weights.h5: damaged, or of another configuration"):
+    with pytest.raises(InputError, match=r"model\.weights\.h5: damaged, or of another configuration"):
         TFALGPT2LMHeadModel.from_pretrained(tmp_path)
 
 

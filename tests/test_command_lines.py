@@ -1,0 +1,217 @@
+"""Training, evaluation and generation on the command line, in both frameworks."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from algpt2.checkpoint import read_config
+from algpt2.corpus import read_corpus
+from algpt2.packing import token_stream
+
+TEXT = "".join(read_corpus("python-docs").train[:6])
+FRAMEWORKS = ("pt", "tf")
+CONFIG = {"model_type": "algpt2", "n_positions": 32, "n_embd": 32, "n_head": 2, "n_layer": 2, "embedding_size": 16}
+
+
+def run(capsys, framework, command, *arguments):
+    """Exit code, standard output and standard error of a command line."""
+    module = importlib.import_module(f"algpt2_{framework}.{command}")
+    code = 0
+    try:
+        module.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    return (code, *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A directory with a text, a held-out text and a configuration."""
+    directory = tmp_path_factory.mktemp("files")
+    (directory / "train.txt").write_text(TEXT[:-4000], encoding="utf-8")
+    (directory / "valid.txt").write_text(TEXT[-4000:], encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    return directory
+
+
+def train_arguments(files, output, *extra):
+    return [
+        "--config", files / "config.json", "--dataset", files / "train.txt", "--validation", files / "valid.txt",
+        "--vocab-size", 400, "--batch-size", 4, "--max-steps", 12, "--logging-steps", 4, "--eval-steps", 6,
+        "--learning-rate", 1e-2, "--seed", 7, "--output-dir", output, *extra,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(files, tmp_path_factory):
+    """A run directory of each framework, with the same arguments."""
+    output = tmp_path_factory.mktemp("runs")
+    for framework in FRAMEWORKS:
+        extra = ["--save-steps", 6] + (["--strategy", "mirrored"] if framework == "tf" else [])
+        module = importlib.import_module(f"algpt2_{framework}.train")
+        module.main([str(a) for a in train_arguments(files, output / framework, *extra)])
+    return output
+
+
+def history(directory):
+    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("framework", "weights"), [("pt", "model.safetensors"), ("tf", "model.weights.h5")])
+def test_run_directory(runs, framework, weights):
+    directory = runs / framework
+    names = {path.name for path in directory.iterdir()}
+    assert names >= {
+        "config.json", "generation_config.json", weights, "tokenizer.json", "tokenizer_config.json", "history.jsonl",
+        "perplexity.png", "arguments.json", "checkpoint-6",
+    }  # fmt: skip
+    assert (directory / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    assert (directory / "checkpoint-6" / weights).exists()
+    config = read_config(directory)
+    assert config.vocab_size == len(AutoTokenizer.from_pretrained(directory)) == 400
+    assert config.eos_token_id == 0
+
+
+def test_histories_lie_side_by_side(runs):
+    pt, tf = (history(runs / framework) for framework in FRAMEWORKS)
+    assert [record["step"] for record in pt] == [record["step"] for record in tf] == [4, 6, 8, 12, 12]
+    for a, b in zip(pt, tf, strict=True):
+        assert a.keys() == b.keys()
+        assert a["tokens"] == b["tokens"] == a["step"] * 4 * 32
+        assert np.isclose(a.get("learning_rate", 0), b.get("learning_rate", 0), rtol=1e-5)
+    for records in (pt, tf):
+        losses = [record["train_loss"] for record in records if "train_loss" in record]
+        assert losses[-1] < losses[0]
+        assert all(np.isclose(r["eval_perplexity"], np.exp(r["eval_loss"])) for r in records if "eval_loss" in r)
+
+
+def test_both_frameworks_read_the_same_batches(files, tmp_path):
+    from algpt2.run import prepare_run, train_parser
+    from algpt2_pt.train import OrderedBlocks
+    from algpt2_tf.train import batches
+
+    arguments = [str(a) for a in train_arguments(files, tmp_path / "run")]
+    run = prepare_run(train_parser("test", "").parse_args(arguments))
+    pt = torch.stack([OrderedBlocks(run)[i]["input_ids"] for i in range(48)]).numpy()
+    tf = list(batches(run).as_numpy_iterator())
+    assert len(tf) == 12
+    np.testing.assert_array_equal(np.concatenate([x["token_ids"] for x, _ in tf]), pt[:, :-1])
+    np.testing.assert_array_equal(np.concatenate([y for _, y in tf]), pt[:, 1:])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_evaluation_is_the_mean_loss_of_the_blocks(runs, files, framework, capsys):
+    directory = runs / framework
+    code, out, _ = run(capsys, framework, "evaluate", directory, "--dataset", files / "valid.txt", "--json")
+    assert code == 0
+    found = json.loads(out.splitlines()[-1])
+    last = history(directory)[-1]
+    assert np.isclose(found["loss"], last["eval_loss"], rtol=1e-5)
+    assert np.isclose(found["perplexity"], np.exp(found["loss"]), rtol=1e-9)
+    if framework == "pt":
+        tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModelForCausalLM.from_pretrained(directory)
+        stream = torch.tensor(token_stream(tokenizer, [(files / "valid.txt").read_text(encoding="utf-8")])).long()
+        total = count = 0
+        for start in range(0, len(stream), 32):
+            ids = stream[None, start : start + 32]
+            if ids.shape[1] > 1:
+                total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+                count += ids.shape[1] - 1
+        assert found["tokens"] == count
+        assert np.isclose(found["loss"], total / count, rtol=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_generation(runs, framework, capsys):
+    arguments = (framework, "generate", runs / framework, "The value of", "--max-new-tokens", 8)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and out.startswith("The value of")
+    assert run(capsys, *arguments)[1] == out
+    sampled = [run(capsys, *arguments, "--temperature", 5.0, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    # Among one candidate there is nothing to draw.
+    assert run(capsys, *arguments, "--top-k", 1)[1] == out
+    assert run(capsys, *arguments, "--top-p", 1e-6)[1] == out
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
+    def losses(directory):
+        return [record.get("train_loss", record.get("eval_loss")) for record in history(directory)]
+
+    extra = ["--strategy", "mirrored"] if framework == "tf" else []
+    assert run(capsys, framework, "train", *train_arguments(files, tmp_path / "again", *extra))[0] == 0
+    np.testing.assert_allclose(losses(tmp_path / "again"), losses(runs / framework), rtol=1e-6)
+    assert run(capsys, framework, "train", *train_arguments(files, tmp_path / "other", *extra, "--seed", 8))[0] == 0
+    assert losses(tmp_path / "other")[0] != losses(tmp_path / "again")[0]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--dataset", "no/such/file.txt"], "no/such/file.txt: no such file"),
+        (["--length", "33"], "--length 33 must be at least 2 and at most n_positions, 32"),
+        (["--config", "no/such.json"], "no/such.json: not a configuration"),
+        (["--tokenizer", "no/such"], "no/such/tokenizer.json: no such file"),
+        (["--vocab-size", "100"], "vocab_size 100 is too small"),
+        (["--warmup-steps", "13"], "--warmup-steps 13 is more than the 12 steps of the run"),
+        (["--batch-size", "0"], "argument --batch-size: invalid positive integer value: '0'"),
+        (["--learning-rate", "nan"], "argument --learning-rate: invalid positive number value: 'nan'"),
+        (["--epochs", "1"], "not allowed with argument"),
+        (["--report-to", "carrier-pigeon"], "invalid choice: 'carrier-pigeon'"),
+    ],
+)
+def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
+    code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path / "run", *extra))
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path))
+    assert code == 2 and "is there already" in err
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
+    arguments = train_arguments(files, tmp_path / "run", "--strategy", "mirrored", "--batch-size", 3)
+    code, _, err = run(capsys, "tf", "train", *arguments)
+    assert code == 2 and "--batch-size 3 must be divisible by 2 replicas" in err
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("evaluate", ["no/such"], "no/such: no such directory"),
+        ("evaluate", ["RUN", "--length", "64"], "--length 64 must be"),
+        ("evaluate", ["RUN", "--dataset", "no/such.txt"], "no/such.txt: no such file"),
+        ("generate", ["no/such", "text"], "no/such: no such directory"),
+        ("generate", ["RUN", ""], "the prompt has 0 tokens"),
+        ("generate", ["RUN", "word " * 80], "it must have 1 to 31"),
+        ("generate", ["RUN", "text", "--temperature", "0"], "invalid positive number"),
+    ],
+)
+def test_wrong_use_of_a_run(runs, framework, command, arguments, message, capsys):
+    arguments = [runs / framework if argument == "RUN" else argument for argument in arguments]
+    code, _, err = run(capsys, framework, command, *arguments)
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_reports_to_wandb_offline_and_tensorboard(files, framework, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for target in ("wandb", "tensorboard"):
+        arguments = train_arguments(files, tmp_path / target, "--report-to", target)
+        assert run(capsys, framework, "train", *arguments)[0] == 0
+    assert list(tmp_path.rglob("offline-run-*"))
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents*"))

@@ -1,0 +1,144 @@
+"""Each framework is imported on its own, and documentation says what the code does."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# As if the distributions were not installed: nothing finds them.
+BLOCK = """
+import sys
+BLOCKED = BLOCKED_NAMES
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import MODULE
+assert not [name for name in sys.modules if name.split(".")[0] in BLOCKED]
+"""
+TORCH = ("torch", "accelerate", "algpt2_pt")
+TENSORFLOW = ("tensorflow", "keras", "keras_hub", "keras_nlp", "tensorflow_text", "algpt2_tf")
+MODULES = (
+    "checkpoint", "commands", "configuration", "corpus", "dialects", "errors", "evaluation", "packing", "run",
+    "tokenization", "weights",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "blocked"),
+    [
+        *((f"algpt2.{module}", TORCH + TENSORFLOW) for module in MODULES),
+        ("algpt2", TORCH + TENSORFLOW),
+        ("algpt2_pt", TENSORFLOW),
+        ("algpt2_pt.train", TENSORFLOW),
+        ("algpt2_tf", TORCH),
+        ("algpt2_tf.train", TORCH),
+        ("convert.__main__", TORCH + TENSORFLOW),
+    ],
+)
+def test_a_framework_is_imported_without_the_other(module, blocked):
+    code = BLOCK.replace("BLOCKED_NAMES", repr(blocked)).replace("MODULE", module)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "backend", "message"),
+    [
+        ("", "jax", None),
+        ("import os; os.environ['KERAS_BACKEND'] = 'torch'; import keras", "torch", "already loaded with 'torch'"),
+    ],
+)
+def test_keras_backend(before, backend, message):
+    code = f"import os; os.environ['KERAS_BACKEND'] = {backend!r}\n{before}\nimport algpt2_tf"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    if message is None:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert result.returncode != 0 and message in result.stderr
+
+
+def public_modules():
+    for package in ("algpt2", "algpt2_pt", "algpt2_tf", "convert"):
+        for module in pkgutil.iter_modules([str(ROOT / package)], prefix=f"{package}."):
+            if not module.name.endswith("__main__"):
+                yield module.name
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    globs = {**vars(module)}
+    if name.startswith("algpt2_"):
+        globs["ALGPT2Config"] = importlib.import_module("algpt2").ALGPT2Config
+    failed, _ = doctest.testmod(module, globs=globs, optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_modules_and_public_functions_have_docstrings(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for attribute, value in vars(module).items():
+        if callable(value) and getattr(value, "__module__", None) == name and not attribute.startswith("_"):
+            assert value.__doc__ or attribute == "main", f"{name}.{attribute}"
+
+
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(text_tokenizer, tmp_path_factory):
+    """A directory named as the README names it, with the weights of both frameworks."""
+    from models import random_weights, tiny_config
+
+    from algpt2.checkpoint import write_safetensors
+    from convert import pt2tf
+
+    directory = tmp_path_factory.mktemp("readme")
+    config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
+    (directory / "checkpoint").mkdir()
+    config.save_pretrained(directory / "checkpoint")
+    text_tokenizer.save_pretrained(directory / "checkpoint")
+    write_safetensors(directory / "checkpoint", random_weights(config, "float32"))
+    pt2tf(directory / "checkpoint")
+    return directory
+
+
+@pytest.mark.parametrize("code", readme_blocks("python"), ids=lambda code: code.splitlines()[0])
+def test_python_examples_of_the_readme_run(code, checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_commands_of_the_readme_exist(capsys):
+    commands = re.findall(r"python -m ([\w.]+) ?((?:[^\n`]|\\\n)*)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {command for command, _ in commands} >= {"algpt2_tf.train", "algpt2_pt.train", "convert"}
+    for module, arguments in commands:
+        loaded = importlib.import_module(f"{module}.__main__" if module == "convert" else module)
+        with pytest.raises(SystemExit) as stopped:
+            loaded.main([*arguments.split()[: module == "convert"], "--help"])
+        assert stopped.value.code == 0
+        help_text = capsys.readouterr().out
+        for flag in re.findall(r"--[\w-]+", arguments):
+            assert flag in help_text, f"{module} {flag}"
+
+
+def test_parameter_counts_of_the_readme():
+    from algpt2 import PRESETS, ALGPT2Config, parameter_count
+
+    rows = re.findall(r"^\| (`algpt2.*?|`gpt2`) \|.*\| ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    stated = {name: count for names, count in rows for name in re.findall(r"`([\w-]+)`", names)}
+    assert stated == {name: f"{parameter_count(ALGPT2Config.from_preset(name)):,}" for name in PRESETS}
