@@ -7,7 +7,7 @@ from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.corpus import PYTHON_DOCS, read_corpus, read_files
 from algpt2.errors import InputError
 from algpt2.packing import token_stream
-from algpt2.run import positive_float, positive_int
+from algpt2.run import HelpFormatter, positive_float, positive_int
 from algpt2.tokenization import load_tokenizer
 
 
@@ -21,9 +21,7 @@ def evaluate_parser(program, description):
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = argparse.ArgumentParser(
-        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
     parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
     parser.add_argument(
         "--dataset",
@@ -92,9 +90,7 @@ def generate_parser(program, description):
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = argparse.ArgumentParser(
-        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
     parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N", help="the longest continuation")

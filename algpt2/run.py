@@ -26,6 +26,13 @@ ARGUMENTS_FILE = "arguments.json"
 SCHEDULES = ("linear", "cosine", "constant")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every argument that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def train_parser(program, description):
     """The command line of training, the same for both frameworks.
 
@@ -36,11 +43,11 @@ def train_parser(program, description):
     Returns:
         `argparse.ArgumentParser`; a framework may add its own arguments.
     """
-    parser = argparse.ArgumentParser(
-        prog=program, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
     model = parser.add_argument_group("model").add_mutually_exclusive_group()
-    model.add_argument("--preset", choices=list(PRESETS), default="algpt2-tiny", help="a named configuration")
+    model.add_argument(
+        "--preset", choices=PRESETS, default="algpt2-tiny", metavar="NAME", help=f"one of {', '.join(PRESETS)}"
+    )
     model.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
 
     data = parser.add_argument_group("data")

@@ -69,7 +69,7 @@ def train(run, strategy):
         schedule = WarmupSchedule(run.arguments.lr_schedule, run.arguments.learning_rate, run.warmup_steps, run.steps)
         compile_for_training(model, schedule, run.arguments.weight_decay, run.arguments.max_grad_norm)
     callbacks = [_Reporter(run, schedule), *_loggers(run)]
-    model.fit(batches(run), epochs=1, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 0)
+    model.fit(batches(run), shuffle=False, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 0)
     model.save_pretrained(run.directory)
     return model
 

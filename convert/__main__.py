@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from algpt2.errors import exit_on_input_error
-from algpt2.run import positive_int
+from algpt2.run import HelpFormatter, positive_int
 from algpt2.weights import DTYPES
 
 
@@ -31,7 +31,7 @@ def build_parser():
         "verify",
         help="compare both models of a directory on text",
         description="Compare loss, perplexity, logits and a greedy continuation of a checkpoint in both frameworks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     command.add_argument("directory", help="a directory with the weights of both frameworks and a tokenizer")
     command.add_argument("--dataset", default="python-docs", help="python-docs (its held-out part) or text files")
