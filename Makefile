@@ -14,7 +14,7 @@ install: .venv/installed
 
 demo: install
 	$(QUIET) $(BIN)/python -m algpt2_tf.train --strategy mirrored --preset algpt2-tiny --dataset python-docs \
-		--max-steps 300 --length 128 --batch-size 16 --learning-rate 2e-3 --output-dir runs/demo --overwrite
+		--max-steps 500 --length 128 --batch-size 16 --learning-rate 3e-3 --output-dir runs/demo --overwrite
 	$(QUIET) $(BIN)/python -m convert tf2pt runs/demo
 	$(QUIET) $(BIN)/python -m convert verify runs/demo --dataset python-docs --length 128 --prompt "The value of"
 

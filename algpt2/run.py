@@ -250,6 +250,8 @@ class History:
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
         axes.set(xlabel="step", ylabel="perplexity (protocol stream)", yscale="log", title=self.run.directory.name)
+        for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            place("{x:,.0f}")
         axes.grid(True, which="both", alpha=0.3)
         axes.legend()
         figure.tight_layout()

@@ -141,8 +141,9 @@ class _Reporter(keras.callbacks.Callback):
             self.history.restart_clock(1)
         if step % run.arguments.logging_steps == 0 or step == run.steps:
             self.history.log_train(step, float(logs["loss"]), float(self.schedule(step - 1)))
-            # Keras's loss is the mean since the last reset.
-            self.model.reset_metrics()
+            if step < run.steps:
+                # Keras's loss is the mean since the last reset.
+                self.model.reset_metrics()
         if step % run.arguments.eval_steps == 0 or step == run.steps:
             result = evaluate_stream(self.losses, run.validation, run.length, run.arguments.batch_size)
             self.history.log_evaluation(step, result)
