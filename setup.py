@@ -7,7 +7,7 @@ from setuptools import setup
 PT = ["torch>=2.6", "transformers>=5.23", "accelerate>=1.1"]
 TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.32"]
 # KerasHub's own checks of a model, which the tests run, need grain.
-DEV = ["pytest", "pytest-xdist", "ruff", "grain"]
+DEV = ["pytest", "ruff", "grain"]
 
 setup(
     name="algpt2",

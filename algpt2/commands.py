@@ -21,8 +21,7 @@ def evaluate_parser(program, description):
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
-    parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    parser = _checkpoint_parser(program, description)
     parser.add_argument(
         "--dataset",
         default=PYTHON_DOCS,
@@ -90,8 +89,7 @@ def generate_parser(program, description):
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
-    parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    parser = _checkpoint_parser(program, description)
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N", help="the longest continuation")
     parser.add_argument(
@@ -120,3 +118,9 @@ def prompt_budget(config, prompt_length, max_new_tokens):
     if not 0 < prompt_length < config.n_positions:
         raise InputError(f"the prompt has {prompt_length} tokens; it must have 1 to {config.n_positions - 1}")
     return min(config.n_positions, prompt_length + max_new_tokens)
+
+
+def _checkpoint_parser(program, description):
+    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
+    parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    return parser

@@ -43,7 +43,7 @@ def evaluate_stream(token_losses, stream, length, batch_size, progress=False):
         stream: int32 array (tokens,).
         length: int. The tokens of a block.
         batch_size: int. The blocks evaluated at once; it does not change the result.
-        progress: bool. Whether to show a progress bar.
+        progress: bool. Whether to show a progress bar, on a terminal.
 
     Returns:
         `Evaluation`.
@@ -58,7 +58,7 @@ def evaluate_stream(token_losses, stream, length, batch_size, progress=False):
     if len(rest) > 1:
         batches.append(rest[None])
     total, count = 0.0, 0
-    for ids in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=not progress):
+    for ids in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=None if progress else True):
         losses = np.asarray(token_losses(ids), dtype=np.float64)
         total += losses.sum()
         count += losses.size

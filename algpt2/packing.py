@@ -36,7 +36,9 @@ def token_stream(tokenizer, documents):
     """
     backend = tokenizer.backend_tokenizer
     parts = []
-    with tqdm(total=sum(map(len, documents)), desc="tokenizing", unit="char", unit_scale=True, delay=2) as progress:
+    with tqdm(
+        total=sum(map(len, documents)), desc="tokenizing", unit="char", unit_scale=True, delay=2, disable=None
+    ) as progress:
         for document in documents:
             texts = pieces(document)
             for start in range(0, len(texts), PIECES_AT_ONCE):

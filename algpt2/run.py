@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
@@ -144,6 +145,8 @@ def prepare_run(arguments):
         raise InputError(f"{directory}: is there already; give another --output-dir, or --overwrite to replace it")
     if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
         raise InputError(f"--report-to {arguments.report_to}: not installed; pip install {arguments.report_to}")
+    # Both frameworks report to the same project, unless the user names another.
+    os.environ.setdefault("WANDB_PROJECT", "algpt2")
     config = _configuration(arguments)
     length = arguments.length or config.n_positions
     if not 2 <= length <= config.n_positions:
@@ -242,6 +245,7 @@ class History:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         records = [json.loads(line) for line in self.path.read_text().splitlines()]
         figure, axes = pyplot.subplots(figsize=(7, 4.5))
@@ -250,8 +254,9 @@ class History:
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
         axes.set(xlabel="step", ylabel="perplexity (protocol stream)", yscale="log", title=self.run.directory.name)
-        for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            place("{x:,.0f}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(True, which="both", alpha=0.3)
         axes.legend()
         figure.tight_layout()

@@ -1,7 +1,5 @@
 """Perplexity of a checkpoint in PyTorch: `python -m algpt2_pt.evaluate DIR`."""
 
-import sys
-
 import torch
 
 from algpt2.checkpoint import find_checkpoint, read_checkpoint
@@ -57,7 +55,7 @@ def main(argv=None):
         stream, length = validation_stream(arguments.checkpoint, arguments.dataset, arguments.length)
         model = load_for_inference(arguments.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
         losses = token_loss_function(model)
-        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=sys.stderr.isatty())
+        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=True)
         print_evaluation(result, arguments.json)
 
 

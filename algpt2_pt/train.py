@@ -1,5 +1,6 @@
 """Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`."""
 
+import os
 import sys
 
 import torch
@@ -7,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from algpt2.checkpoint import files_replaced_in
-from algpt2.errors import exit_on_input_error
+from algpt2.errors import InputError, exit_on_input_error
 from algpt2.evaluation import evaluate_stream
 from algpt2.run import History, prepare_run, train_parser
 from algpt2_pt.evaluate import token_loss_function
@@ -83,12 +84,15 @@ def train(run):
         `ALGPT2LMHeadModel`.
     """
     arguments = run.arguments
+    devices = int(os.environ.get("WORLD_SIZE", 0)) or max(1, torch.cuda.device_count())
+    if arguments.batch_size % devices:
+        raise InputError(f"--batch-size {arguments.batch_size} must be divisible by {devices} devices")
     set_seed(arguments.seed)
     model = ALGPT2LMHeadModel(run.config)
     training_arguments = TrainingArguments(
         output_dir=run.directory,
         max_steps=run.steps,
-        per_device_train_batch_size=arguments.batch_size,
+        per_device_train_batch_size=arguments.batch_size // devices,
         train_sampling_strategy="sequential",
         learning_rate=arguments.learning_rate,
         lr_scheduler_type=SCHEDULER_TYPES[arguments.lr_schedule],

@@ -1,7 +1,5 @@
 """Perplexity of a checkpoint in TensorFlow: `python -m algpt2_tf.evaluate DIR`."""
 
-import sys
-
 import numpy as np
 import tensorflow as tf
 
@@ -35,7 +33,7 @@ def main(argv=None):
         stream, length = validation_stream(arguments.checkpoint, arguments.dataset, arguments.length)
         model = TFALGPT2LMHeadModel.from_pretrained(arguments.checkpoint, preprocessor=None)
         losses = token_loss_function(model)
-        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=sys.stderr.isatty())
+        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=True)
         print_evaluation(result, arguments.json)
 
 

@@ -68,8 +68,8 @@ def train(run, strategy):
         model = TFALGPT2LMHeadModel(TFALGPT2Backbone(run.config))
         schedule = WarmupSchedule(run.arguments.lr_schedule, run.arguments.learning_rate, run.warmup_steps, run.steps)
         compile_for_training(model, schedule, run.arguments.weight_decay, run.arguments.max_grad_norm)
-    callbacks = [_Reporter(run, schedule), *_loggers(run)]
-    model.fit(batches(run), shuffle=False, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 0)
+    verbose = 1 if sys.stdout.isatty() else 0
+    model.fit(batches(run), shuffle=False, callbacks=[_Reporter(run, schedule)], verbose=verbose)
     model.save_pretrained(run.directory)
     return model
 
@@ -111,16 +111,24 @@ def batches(run):
     return order.batch(run.arguments.batch_size).map(gather).prefetch(tf.data.AUTOTUNE)
 
 
-def _loggers(run):
-    if run.arguments.report_to == "tensorboard":
-        return [keras.callbacks.TensorBoard(run.directory / "tensorboard", update_freq=run.arguments.logging_steps)]
+def _report_function(run):
+    """A function from a step and its values to wandb or TensorBoard, as `--report-to` asks."""
     if run.arguments.report_to == "wandb":
         import wandb
-        from wandb.integration.keras import WandbMetricsLogger
 
-        wandb.init(project="algpt2", dir=run.directory, config=vars(run.arguments))
-        return [WandbMetricsLogger(log_freq=run.arguments.logging_steps)]
-    return []
+        wandb_run = wandb.init(dir=run.directory, config=vars(run.arguments))
+        return lambda step, values: wandb_run.log(values, step=step)
+    if run.arguments.report_to == "tensorboard":
+        writer = tf.summary.create_file_writer(str(run.directory / "tensorboard"))
+
+        def write(step, values):
+            with writer.as_default(step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            writer.flush()
+
+        return write
+    return lambda step, values: None
 
 
 class _Reporter(keras.callbacks.Callback):
@@ -130,6 +138,7 @@ class _Reporter(keras.callbacks.Callback):
         super().__init__()
         self.run, self.schedule = run, schedule
         self.history = History(run)
+        self.report = _report_function(run)
 
     def on_train_begin(self, logs=None):
         self.losses = token_loss_function(self.model)
@@ -139,14 +148,14 @@ class _Reporter(keras.callbacks.Callback):
         if step == 1:
             # The first step compiles.
             self.history.restart_clock(1)
-        if step % run.arguments.logging_steps == 0 or step == run.steps:
-            self.history.log_train(step, float(logs["loss"]), float(self.schedule(step - 1)))
+        if step % run.arguments.logging_steps == 0:
+            self.report(step, self.history.log_train(step, float(logs["loss"]), float(self.schedule(step - 1))))
             if step < run.steps:
                 # Keras's loss is the mean since the last reset.
                 self.model.reset_metrics()
         if step % run.arguments.eval_steps == 0 or step == run.steps:
             result = evaluate_stream(self.losses, run.validation, run.length, run.arguments.batch_size)
-            self.history.log_evaluation(step, result)
+            self.report(step, self.history.log_evaluation(step, result))
             self.history.restart_clock(step)
         if run.arguments.save_steps and step % run.arguments.save_steps == 0 and step < run.steps:
             checkpoint = run.directory / f"checkpoint-{step}"
@@ -162,14 +171,13 @@ def main(argv=None):
     command = parser()
     arguments = command.parse_args(argv)
     with exit_on_input_error(command.prog):
-        run = prepare_run(arguments)
         strategy = select_strategy(arguments.strategy)
         if arguments.batch_size % strategy.num_replicas_in_sync:
             raise InputError(
                 f"--batch-size {arguments.batch_size} must be divisible by {strategy.num_replicas_in_sync} replicas"
             )
-        train(run, strategy)
-        print(f"wrote {run.directory}")
+        train(prepare_run(arguments), strategy)
+        print(f"wrote {arguments.output_dir}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -183,6 +184,7 @@ def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
 def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--strategy", "mirrored", "--batch-size", 3)
     code, _, err = run(capsys, "tf", "train", *arguments)
+    assert not (tmp_path / "run").exists()
     assert code == 2 and "--batch-size 3 must be divisible by 2 replicas" in err
 
 
@@ -214,4 +216,9 @@ def test_reports_to_wandb_offline_and_tensorboard(files, framework, tmp_path, ca
         arguments = train_arguments(files, tmp_path / target, "--report-to", target)
         assert run(capsys, framework, "train", *arguments)[0] == 0
     assert list(tmp_path.rglob("offline-run-*"))
-    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents*"))
+    names = set()
+    for path in (tmp_path / "tensorboard").rglob("events.out.tfevents*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            names |= {value.tag for value in event.summary.value}
+    assert any(name.endswith("loss") and "eval" not in name for name in names)
+    assert any("eval" in name and name.endswith("perplexity") for name in names)

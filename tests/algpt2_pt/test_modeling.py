@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -191,6 +192,19 @@ def test_generation(model, options):
         )  # fmt: skip
     assert torch.equal(*outputs)
     assert len(outputs[0]) == options.get("num_return_sequences", 1)
+
+
+@pytest.mark.parametrize("schedule", [[0, 0, 0], [0, 1, 0]])
+def test_continuous_batching_gives_what_generate_gives(schedule):
+    config = tiny_config(layer_schedule=schedule)
+    model = pytorch_model(config, random_weights(config, "float32"))
+    prompts = [[7, 2, 9, 4, 1, 6], [5, 8, 3]]
+    options = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=96, pad_token_id=96)
+    expected = [model.generate(torch.tensor([p]), generation_config=options)[0, len(p) :].tolist() for p in prompts]
+    model.set_attn_implementation("sdpa")
+    outputs = model.generate_batch(prompts, generation_config=options, progress_bar=False)
+    found = [output.generated_tokens for output in outputs.values()]
+    assert sorted(found) == sorted(expected)
 
 
 def test_left_padding_gives_the_unpadded_result(model):
