@@ -141,8 +141,7 @@ def prepare_run(arguments):
         InputError: for anything wrong in the arguments or the data.
     """
     directory = Path(arguments.output_dir)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and not arguments.overwrite:
-        raise InputError(f"{directory}: is there already; give another --output-dir, or --overwrite to replace it")
+    _require_free(directory, arguments.overwrite)
     if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
         raise InputError(f"--report-to {arguments.report_to}: not installed; pip install {arguments.report_to}")
     # Both frameworks report to the same project, unless the user names another.
@@ -276,6 +275,15 @@ def _configuration(arguments):
         raise
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{arguments.config}: not a configuration ({error})") from error
+
+
+def _require_free(directory, overwrite):
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    if not (directory / ARGUMENTS_FILE).is_file():
+        raise InputError(f"{directory}: is there already and is not a run directory; give another --output-dir")
+    if not overwrite:
+        raise InputError(f"{directory}: is there already; give another --output-dir, or --overwrite to replace it")
 
 
 def _make_directory(directory, arguments):

@@ -176,9 +176,15 @@ def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("precious")
+    for overwrite in ([], ["--overwrite"]):
+        code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path, *overwrite))
+        assert code == 2 and "is there already and is not a run directory" in err
+    (tmp_path / "arguments.json").write_text("{}")
     code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path))
-    assert code == 2 and "is there already" in err
+    assert code == 2 and "--overwrite to replace it" in err
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path, "--overwrite"))
+    assert code == 0 and not (tmp_path / "thesis.txt").exists()
 
 
 def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
