@@ -31,7 +31,7 @@ setup(
     extras_require={
         "pt": PT,
         "tf": TF,
-        "all": [*PT, *TF, "datasets", "wandb", "tensorboard"],
+        "all": [*PT, *TF, "wandb", "tensorboard"],
         "dev": [*PT, *TF, *DEV],
     },
 )

@@ -52,22 +52,24 @@ def find_checkpoint(name_or_path, **hub_options):
         ) from error
 
 
-def read_config(directory, **overrides):
-    """The configuration of a checkpoint directory, whichever dialect of `algpt2.dialects` it is in.
+def read_config(path, **overrides):
+    """The configuration of a checkpoint, whichever dialect of `algpt2.dialects` it is in.
 
     Args:
-        directory: path.
+        path: path of a directory that holds config.json, or of such a file.
         **overrides: fields of `ALGPT2Config` to set otherwise.
 
     Returns:
         `ALGPT2Config`.
 
     Raises:
-        InputError: if config.json is missing or wrong.
+        InputError: if the file is missing or wrong.
     """
-    path = Path(directory) / CONFIG_FILE
-    if not path.parent.is_dir():
-        raise InputError(f"{directory}: no such directory")
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if path.is_dir():
+        path = path / CONFIG_FILE
     stored = _read_json(path)
     model_type = stored.get("model_type")
     if model_type not in DIALECTS:
@@ -164,7 +166,7 @@ def write_safetensors(directory, weights, max_shard_size="5GB"):
 
 @contextlib.contextmanager
 def files_replaced_in(directory):
-    """A temporary sibling directory whose files move into `directory` only if the block succeeds.
+    """A temporary directory whose files move into `directory` only if the block succeeds.
 
     Args:
         directory: path; made if it is not there. Its other files stay as they are.
@@ -179,7 +181,9 @@ def files_replaced_in(directory):
     directory = Path(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        # Inside a directory that is there, which may be on a disk of its own.
+        place = directory if directory.is_dir() else directory.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=place))
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
     try:

@@ -7,7 +7,7 @@ from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.corpus import PYTHON_DOCS, read_corpus, read_files
 from algpt2.errors import InputError
 from algpt2.packing import token_stream
-from algpt2.run import HelpFormatter, positive_float, positive_int
+from algpt2.run import HelpFormatter, positive_float, positive_int, probability, seed
 from algpt2.tokenization import load_tokenizer
 
 
@@ -33,6 +33,27 @@ def evaluate_parser(program, description):
     return parser
 
 
+def checkpoint_tokenizer(directory, config):
+    """The tokenizer of a checkpoint, checked against its configuration.
+
+    Args:
+        directory: path.
+        config: `ALGPT2Config`.
+
+    Returns:
+        `transformers.PreTrainedTokenizerFast`.
+
+    Raises:
+        InputError: if it cannot be read, has no end-of-text token or more tokens than the model.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{directory}: the tokenizer has no eos_token; name it in tokenizer_config.json")
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+    return tokenizer
+
+
 def validation_stream(checkpoint, dataset, length=None):
     """The tokens to evaluate a checkpoint on, made with its tokenizer.
 
@@ -52,9 +73,7 @@ def validation_stream(checkpoint, dataset, length=None):
     length = length or config.n_positions
     if not 2 <= length <= config.n_positions:
         raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
-    tokenizer = load_tokenizer(directory)
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+    tokenizer = checkpoint_tokenizer(directory, config)
     documents = read_corpus(dataset).validation if dataset == PYTHON_DOCS else read_files(dataset)
     stream = token_stream(tokenizer, documents)
     if len(stream) < 2:
@@ -96,8 +115,8 @@ def generate_parser(program, description):
         "--temperature", type=positive_float, metavar="X", help="sample at this temperature (default: greedy search)"
     )
     parser.add_argument("--top-k", type=positive_int, metavar="N", help="sample among the N likeliest tokens")
-    parser.add_argument("--top-p", type=positive_float, metavar="X", help="sample among the likeliest of this mass")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling")
+    parser.add_argument("--top-p", type=probability, metavar="X", help="sample among the likeliest of this mass")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling")
     return parser
 
 

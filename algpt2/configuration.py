@@ -145,8 +145,8 @@ class ALGPT2Config(PreTrainedConfig):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, but is {getattr(self, field)}")
         for field in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be positive, but is {getattr(self, field)}")
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field} must be positive and finite, but is {getattr(self, field)}")
         if len(self.layer_schedule) != self.n_layer:
             raise ValueError(
                 f"layer_schedule has {len(self.layer_schedule)} entries, but n_layer is {self.n_layer}; "

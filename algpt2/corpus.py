@@ -53,11 +53,9 @@ def read_corpus(dataset, validation=None):
     if validation is not None:
         held_out = read_files(validation)
     if held_out is None:
-        lines = [line for document in train for line in document.splitlines(keepends=True)]
-        cut = len(lines) - len(lines) // 20
-        train, held_out = ["".join(lines[:cut])], ["".join(lines[cut:])]
-        if not held_out[0].strip():
-            raise InputError(f"{dataset}: {len(lines)} lines are too few to hold some out; give a validation file")
+        train, held_out = _split_lines(train)
+        if not "".join(held_out).strip():
+            raise InputError(f"{dataset}: too few lines to hold some out; give a validation file")
     return Corpus(train, held_out)
 
 
@@ -77,8 +75,21 @@ def read_files(pattern):
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+            raise InputError(f"{path}: cannot be read ({error.strerror}); give a text file or a quoted glob") from error
         if not text.strip():
             raise InputError(f"{path}: the file is empty")
         documents.append(text)
     return documents
+
+
+def _split_lines(documents):
+    """The documents without the last twentieth of all lines, and those lines."""
+    documents = [document.splitlines(keepends=True) for document in documents]
+    count = sum(map(len, documents))
+    left = count - count // 20
+    train, held_out = [], []
+    for lines in documents:
+        train.append("".join(lines[:left]))
+        held_out.append("".join(lines[left:]))
+        left = max(0, left - len(lines))
+    return [text for text in train if text], [text for text in held_out if text]

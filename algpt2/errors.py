@@ -1,4 +1,4 @@
-"""The one error for wrong input, and what the command lines make of it."""
+"""The errors that a command line answers with a message: wrong input, and training that diverges."""
 
 import contextlib
 import sys
@@ -8,9 +8,13 @@ class InputError(ValueError):
     """Wrong input; the message says what was found, what was expected and what to do."""
 
 
+class DivergenceError(ArithmeticError):
+    """A loss that is not finite."""
+
+
 @contextlib.contextmanager
-def exit_on_input_error(program):
-    """Turn an InputError into one message on standard error and exit code 2; Ctrl-C into exit code 130.
+def exit_on_error(program):
+    """Turn errors into one message on standard error and an exit code: InputError 2, DivergenceError 1, Ctrl-C 130.
 
     Args:
         program: str. The name that starts the message.
@@ -20,6 +24,9 @@ def exit_on_input_error(program):
     except InputError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except DivergenceError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,8 +1,10 @@
 """Documents to one stream of tokens, the stream to blocks, and the order in which training sees them."""
 
+import functools
 import re
 
 import numpy as np
+from tokenizers import pre_tokenizers
 from tqdm.auto import tqdm
 
 from algpt2.errors import InputError
@@ -13,7 +15,9 @@ PIECES_AT_ONCE = 4096
 
 
 def pieces(document):
-    """A document cut at line ends into pieces that give the tokens of the whole, for tokenizing in parallel.
+    """A document cut at line ends into pieces, for tokenizing in parallel.
+
+    Byte-level BPE without a prefix space gives the pieces the tokens that it gives the whole.
 
     Args:
         document: str.
@@ -35,12 +39,14 @@ def token_stream(tokenizer, documents):
         int32 array.
     """
     backend = tokenizer.backend_tokenizer
+    pre_tokenizer = backend.pre_tokenizer
+    may_cut = isinstance(pre_tokenizer, pre_tokenizers.ByteLevel) and not pre_tokenizer.add_prefix_space
     parts = []
     with tqdm(
         total=sum(map(len, documents)), desc="tokenizing", unit="char", unit_scale=True, delay=2, disable=None
     ) as progress:
         for document in documents:
-            texts = pieces(document)
+            texts = pieces(document) if may_cut else [document]
             for start in range(0, len(texts), PIECES_AT_ONCE):
                 batch = texts[start : start + PIECES_AT_ONCE]
                 parts.extend(
@@ -76,21 +82,39 @@ def blocks(stream, length):
     return stream[: count * length].reshape(count, length)
 
 
-def training_order(block_count, sample_count, seed):
+class TrainingOrder:
     """The block of every training sample: all blocks in a new random order, epoch after epoch.
 
     Args:
         block_count: int.
-        sample_count: int. The length of the order: steps times batch size.
+        sample_count: int. The samples of a run: steps times batch size.
         seed: int.
 
-    Returns:
-        int64 array (sample_count,).
-
     Example:
-        >>> sorted(training_order(block_count=3, sample_count=3, seed=0).tolist())
-        [0, 1, 2]
+        >>> order = TrainingOrder(block_count=3, sample_count=6, seed=0)
+        >>> sorted(order[np.arange(3)].tolist()), sorted(order[np.arange(3, 6)].tolist())
+        ([0, 1, 2], [0, 1, 2])
     """
-    epochs = -(-sample_count // block_count)
-    order = [np.random.default_rng([seed, epoch]).permutation(block_count) for epoch in range(epochs)]
-    return np.concatenate(order)[:sample_count]
+
+    def __init__(self, block_count, sample_count, seed):
+        self.block_count, self.sample_count, self.seed = block_count, sample_count, seed
+        # A batch may reach into the next epoch.
+        self._permutation = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch):
+        return np.random.default_rng([self.seed, epoch]).permutation(self.block_count)
+
+    def __len__(self):
+        return self.sample_count
+
+    def __getitem__(self, samples):
+        """The blocks of some samples.
+
+        Args:
+            samples: int array (n,).
+
+        Returns:
+            int64 array (n,).
+        """
+        epochs, places = np.divmod(samples, self.block_count)
+        return np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)], dtype=np.int64)

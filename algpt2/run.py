@@ -1,24 +1,24 @@
 """One training run: its arguments, what they mean, and its directory with history and figure."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 
 from algpt2.checkpoint import read_config
 from algpt2.configuration import PRESETS, ALGPT2Config
 from algpt2.corpus import PYTHON_DOCS, read_corpus
-from algpt2.errors import InputError
+from algpt2.errors import DivergenceError, InputError
 from algpt2.evaluation import perplexity
-from algpt2.packing import blocks, pieces, token_stream, training_order
+from algpt2.packing import TrainingOrder, blocks, pieces, token_stream
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 
 HISTORY_FILE = "history.jsonl"
@@ -82,7 +82,7 @@ def train_parser(program, description):
         "--weight-decay", type=natural_float, default=0.01, metavar="X", help="not on biases and layer norms"
     )
     training.add_argument("--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="gradient clipping")
-    training.add_argument("--seed", type=natural_int, default=0, metavar="N", help="of weights, dropout and order")
+    training.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, dropout and order")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="the run directory")
@@ -96,7 +96,7 @@ def train_parser(program, description):
     return parser
 
 
-@dataclass
+@dataclasses.dataclass
 class Run:
     """What a training run works on.
 
@@ -106,7 +106,7 @@ class Run:
         config: `ALGPT2Config`, with the vocabulary of the tokenizer.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         blocks: int32 array (blocks, length), to train on.
-        order: int64 array (steps * batch size,), the block of each sample.
+        order: `TrainingOrder`, the block of each sample.
         validation: int32 array (tokens,), the held-out stream.
         steps: int. The optimizer steps.
         warmup_steps: int.
@@ -117,7 +117,7 @@ class Run:
     config: ALGPT2Config
     tokenizer: object
     blocks: np.ndarray
-    order: np.ndarray
+    order: TrainingOrder
     validation: np.ndarray
     steps: int
     warmup_steps: int
@@ -142,10 +142,7 @@ def prepare_run(arguments):
     """
     directory = Path(arguments.output_dir)
     _require_free(directory, arguments.overwrite)
-    if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
-        raise InputError(f"--report-to {arguments.report_to}: not installed; pip install {arguments.report_to}")
-    # Both frameworks report to the same project, unless the user names another.
-    os.environ.setdefault("WANDB_PROJECT", "algpt2")
+    _require_reporter(arguments.report_to)
     config = _configuration(arguments)
     length = arguments.length or config.n_positions
     if not 2 <= length <= config.n_positions:
@@ -170,6 +167,8 @@ def prepare_run(arguments):
         raise InputError("the validation text has no token to predict; give more text")
     steps = arguments.max_steps or max(1, round(arguments.epochs * len(training_blocks) / arguments.batch_size))
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
+    if arguments.batch_size > len(training_blocks):
+        raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {len(training_blocks)} blocks")
     if warmup_steps > steps:
         raise InputError(f"--warmup-steps {warmup_steps} is more than the {steps} steps of the run")
 
@@ -181,7 +180,7 @@ def prepare_run(arguments):
         config,
         tokenizer,
         training_blocks,
-        training_order(len(training_blocks), steps * arguments.batch_size, arguments.seed),
+        TrainingOrder(len(training_blocks), steps * arguments.batch_size, arguments.seed),
         validation,
         steps,
         warmup_steps,
@@ -207,17 +206,17 @@ class History:
 
         Returns:
             dict of str to float: what was recorded.
+
+        Raises:
+            DivergenceError: if the loss is not finite.
         """
         now = time.perf_counter()
         steps, seconds = step - self._last[0], now - self._last[1]
         self._last = (step, now)
-        return self._append(
-            step,
-            train_loss=loss,
-            train_perplexity=perplexity(loss),
-            learning_rate=learning_rate,
-            tokens_per_second=steps * self._tokens_per_step / seconds,
-        )
+        values = {"train_loss": loss, "train_perplexity": perplexity(loss), "learning_rate": learning_rate}
+        if steps:
+            values["tokens_per_second"] = steps * self._tokens_per_step / seconds
+        return self._append(step, loss, values)
 
     def log_evaluation(self, step, evaluation):
         """Record an `algpt2.evaluation.Evaluation`; the time it took does not count as training.
@@ -225,13 +224,19 @@ class History:
         Returns:
             dict of str to float: what was recorded.
         """
-        return self._append(step, eval_loss=evaluation.loss, eval_perplexity=evaluation.perplexity)
+        values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity}
+        return self._append(step, evaluation.loss, values)
 
     def restart_clock(self, step):
         """Count the speed of training from this step and moment on."""
         self._last = (step, time.perf_counter())
 
-    def _append(self, step, **values):
+    def _append(self, step, loss, values):
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the loss is {loss} at step {step}; nothing was saved after the last checkpoint; "
+                "try a lower --learning-rate, more --warmup-steps or a lower --max-grad-norm"
+            )
         record = {"step": step, "tokens": step * self._tokens_per_step, **values}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -264,22 +269,33 @@ class History:
 
 
 def _configuration(arguments):
-    try:
-        if not arguments.config:
-            return ALGPT2Config.from_preset(arguments.preset)
-        path = Path(arguments.config)
-        if path.is_dir():
-            return read_config(path)
-        return ALGPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"{arguments.config}: not a configuration ({error})") from error
+    if not arguments.config:
+        return ALGPT2Config.from_preset(arguments.preset)
+    config = read_config(arguments.config)
+    known = {"model_type", *(field.name for field in dataclasses.fields(config))}
+    unknown = sorted(name for name in vars(config) if name not in known and not name.startswith("_"))
+    if unknown:
+        print(f"{arguments.config}: not used: {', '.join(unknown)}", flush=True)
+    return config
+
+
+def _require_reporter(name):
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(f"--report-to {name}: not installed; pip install {name}")
+    if name == "wandb":
+        import wandb
+
+        if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False):
+            raise InputError("--report-to wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
+        # Both frameworks report to the same project, unless the user names another.
+        os.environ.setdefault("WANDB_PROJECT", "algpt2")
 
 
 def _require_free(directory, overwrite):
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
+    if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{directory}: is the current directory or holds it; give another --output-dir")
     if not (directory / ARGUMENTS_FILE).is_file():
         raise InputError(f"{directory}: is there already and is not a run directory; give another --output-dir")
     if not overwrite:
@@ -296,10 +312,10 @@ def _make_directory(directory, arguments):
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
 
 
-def _number(convert, low, name):
+def _number(convert, low, name, high=sys.float_info.max):
     def parse(text):
         value = convert(text)
-        if not low <= value < float("inf"):
+        if not low <= value <= high:
             raise ValueError
         return value
 
@@ -312,3 +328,5 @@ positive_int = _number(int, 1, "positive integer")
 natural_int = _number(int, 0, "non-negative integer")
 positive_float = _number(float, sys.float_info.min, "positive number")
 natural_float = _number(float, 0, "non-negative number")
+probability = _number(float, sys.float_info.min, "probability above 0", high=1)
+seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)

@@ -3,19 +3,18 @@
 import torch
 from transformers import set_seed
 
-from algpt2.checkpoint import find_checkpoint
-from algpt2.commands import generate_parser, prompt_budget
-from algpt2.errors import exit_on_input_error
-from algpt2.tokenization import load_tokenizer
+from algpt2.checkpoint import find_checkpoint, read_config
+from algpt2.commands import checkpoint_tokenizer, generate_parser, prompt_budget
+from algpt2.errors import exit_on_error
 from algpt2_pt.evaluate import load_for_inference
 
 
 def main(argv=None):
     parser = generate_parser("python -m algpt2_pt.generate", "Continue a text with a checkpoint, in PyTorch.")
     arguments = parser.parse_args(argv)
-    with exit_on_input_error(parser.prog):
+    with exit_on_error(parser.prog):
         directory = find_checkpoint(arguments.checkpoint)
-        tokenizer = load_tokenizer(directory)
+        tokenizer = checkpoint_tokenizer(directory, read_config(directory))
         model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
         inputs = tokenizer(arguments.prompt, return_tensors="pt").to(model.device)
         budget = prompt_budget(model.config, inputs["input_ids"].shape[1], arguments.max_new_tokens)

@@ -17,7 +17,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from algpt2 import ALGPT2Config
-from algpt2.checkpoint import find_checkpoint, read_checkpoint
+from algpt2.checkpoint import find_checkpoint, read_checkpoint, read_config
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -178,7 +178,8 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
         if stored.get("model_type") in (None, ALGPT2Config.model_type):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
-        config, weights = read_checkpoint(directory)
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in vars(ALGPT2Config()) and key != "dtype"}
+        config, weights = read_config(directory, **overrides), read_checkpoint(directory)[1]
         model = super().from_pretrained(
             None, *args, config=config, state_dict={name: to_torch(array) for name, array in weights.items()}, **kwargs
         )

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from algpt2.checkpoint import files_replaced_in
-from algpt2.errors import InputError, exit_on_input_error
+from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate_stream
 from algpt2.run import History, prepare_run, train_parser
 from algpt2_pt.evaluate import token_loss_function
@@ -31,7 +31,7 @@ class OrderedBlocks(torch.utils.data.Dataset):
         return len(self.run.order)
 
     def __getitem__(self, sample):
-        ids = torch.from_numpy(self.run.blocks[self.run.order[sample]]).long()
+        ids = torch.from_numpy(self.run.blocks[self.run.order[[sample]][0]]).long()
         return {"input_ids": ids, "labels": ids}
 
 
@@ -47,6 +47,10 @@ class RunTrainer(Trainer):
     def __init__(self, run, history, **kwargs):
         super().__init__(**kwargs)
         self.run, self.history = run, history
+
+    def compute_loss(self, model, inputs, **kwargs):
+        # Training needs no keys and values of earlier tokens, but the trained model shall keep them.
+        return super().compute_loss(model, {**inputs, "use_cache": False}, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
@@ -68,6 +72,7 @@ class _HistoryCallback(TrainerCallback):
         if state.global_step == 1:
             # The first step warms up.
             self.history.restart_clock(1)
+        control.should_log = control.should_log or state.global_step == state.max_steps
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
@@ -106,6 +111,8 @@ def train(run):
         save_strategy="steps" if arguments.save_steps else "no",
         save_steps=arguments.save_steps or 500,
         report_to=arguments.report_to,
+        use_cache=True,
+        logging_nan_inf_filter=False,
         disable_tqdm=not sys.stderr.isatty(),
     )
     history = History(run)
@@ -124,8 +131,6 @@ def train(run):
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(_QuietProgress)
     trainer.train()
-    if run.steps % arguments.eval_steps:
-        trainer.evaluate()
     with files_replaced_in(run.directory) as temporary:
         model.save_pretrained(temporary)
     history.draw()
@@ -140,7 +145,7 @@ class _QuietProgress(ProgressCallback):
 def main(argv=None):
     parser = train_parser("python -m algpt2_pt.train", "Train ALGPT2 in PyTorch, with transformers' Trainer.")
     arguments = parser.parse_args(argv)
-    with exit_on_input_error(parser.prog):
+    with exit_on_error(parser.prog):
         train(prepare_run(arguments))
         print(f"wrote {arguments.output_dir}")
 

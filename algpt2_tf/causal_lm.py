@@ -7,6 +7,7 @@ from keras_hub.src.utils.tensor_utils import any_equal
 from transformers import GenerationConfig
 from transformers.utils import PushToHubMixin
 
+from algpt2 import ALGPT2Config
 from algpt2.checkpoint import (
     KERAS_WEIGHTS_FILE,
     TOKENIZER_FILE,
@@ -102,12 +103,16 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
         Raises:
             algpt2.errors.InputError: if the checkpoint cannot be read.
+            TypeError: for an unknown keyword argument.
 
         Example:
             >>> model = TFALGPT2LMHeadModel.from_pretrained("runs/demo")  # doctest: +SKIP
             >>> model.generate("The meaning of", max_length=30)  # doctest: +SKIP
         """
         hub_options = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
+        unknown = set(kwargs) - set(ALGPT2Config.__dataclass_fields__)
+        if unknown:
+            raise TypeError(f"from_pretrained() got unexpected keyword arguments {sorted(unknown)}")
         directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
         config = read_config(directory, **kwargs)
         if preprocessor == "auto":

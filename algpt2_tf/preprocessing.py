@@ -178,6 +178,12 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
         )
         self.built = True
 
+    def generate_preprocess(self, x, sequence_length=None):
+        inputs = super().generate_preprocess(x, sequence_length=sequence_length)
+        if tf.executing_eagerly() and not np.asarray(inputs["padding_mask"]).any(axis=-1).all():
+            raise ValueError("a prompt has no tokens; give some text, or build the preprocessor with add_start_token")
+        return inputs
+
 
 def _to_str(text):
     if hasattr(text, "numpy"):

@@ -5,7 +5,7 @@ import sys
 import keras
 import tensorflow as tf
 
-from algpt2.errors import InputError, exit_on_input_error
+from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate_stream
 from algpt2.run import History, prepare_run, train_parser
 from algpt2_tf.backbone import TFALGPT2Backbone
@@ -103,12 +103,12 @@ def batches(run):
     """
 
     def gather(samples):
-        ids = tf.numpy_function(lambda indices: run.blocks[indices], [samples], tf.int32, stateful=False)
+        ids = tf.numpy_function(lambda indices: run.blocks[run.order[indices]], [samples], tf.int32, stateful=False)
         ids = tf.ensure_shape(ids, [run.arguments.batch_size, run.length])
         return {"token_ids": ids[:, :-1], "padding_mask": tf.ones_like(ids[:, :-1])}, ids[:, 1:]
 
-    order = tf.data.Dataset.from_tensor_slices(run.order)
-    return order.batch(run.arguments.batch_size).map(gather).prefetch(tf.data.AUTOTUNE)
+    samples = tf.data.Dataset.range(len(run.order))
+    return samples.batch(run.arguments.batch_size).map(gather).prefetch(tf.data.AUTOTUNE)
 
 
 def _report_function(run):
@@ -148,7 +148,7 @@ class _Reporter(keras.callbacks.Callback):
         if step == 1:
             # The first step compiles.
             self.history.restart_clock(1)
-        if step % run.arguments.logging_steps == 0:
+        if step % run.arguments.logging_steps == 0 or step == run.steps:
             self.report(step, self.history.log_train(step, float(logs["loss"]), float(self.schedule(step - 1))))
             if step < run.steps:
                 # Keras's loss is the mean since the last reset.
@@ -170,7 +170,7 @@ class _Reporter(keras.callbacks.Callback):
 def main(argv=None):
     command = parser()
     arguments = command.parse_args(argv)
-    with exit_on_input_error(command.prog):
+    with exit_on_error(command.prog):
         strategy = select_strategy(arguments.strategy)
         if arguments.batch_size % strategy.num_replicas_in_sync:
             raise InputError(

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from algpt2.errors import exit_on_input_error
+from algpt2.errors import exit_on_error
 from algpt2.run import HelpFormatter, positive_int
 from algpt2.weights import DTYPES
 
@@ -43,7 +43,7 @@ def build_parser():
 def main(argv=None):
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    with exit_on_input_error(parser.prog):
+    with exit_on_error(parser.prog):
         # The frameworks take seconds to start; a wrong command line need not wait for them.
         from convert import conversion, verification
 

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 from transformers import GenerationConfig
 
 from algpt2.checkpoint import (
@@ -28,7 +27,7 @@ def pt2tf(directory, output=None, dtype=None, force=False):
     Args:
         directory: path. A checkpoint of ALGPT2, or of transformers' GPT-2.
         output: path of a new directory; `None` adds the weights to `directory`.
-        dtype: str, one of `algpt2.weights.DTYPES`; `None` keeps the stored one.
+        dtype: str, one of `algpt2.weights.DTYPES`, for a directory of its own; `None` keeps the stored one.
         force: bool. Whether to replace weights that are there already.
 
     Returns:
@@ -42,7 +41,7 @@ def pt2tf(directory, output=None, dtype=None, force=False):
     """
     directory = Path(directory)
     config, weights = read_checkpoint(directory)
-    target = _target(directory, output, (KERAS_WEIGHTS_FILE,), force)
+    target = _target(directory, output, (KERAS_WEIGHTS_FILE,), dtype, force)
     dtype = dtype or _common_dtype(weights)
     model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
     assign_weights(model, cast_weights(weights, dtype), source=directory)
@@ -59,7 +58,7 @@ def tf2pt(directory, output=None, dtype=None, force=False):
     Args:
         directory: path. A checkpoint of ALGPT2.
         output: path of a new directory; `None` adds the weights to `directory`.
-        dtype: str, one of `algpt2.weights.DTYPES`; `None` keeps the stored one.
+        dtype: str, one of `algpt2.weights.DTYPES`, for a directory of its own; `None` keeps the stored one.
         force: bool. Whether to replace weights that are there already.
 
     Returns:
@@ -75,7 +74,7 @@ def tf2pt(directory, output=None, dtype=None, force=False):
     config = read_config(directory)
     if not (directory / KERAS_WEIGHTS_FILE).is_file():
         raise InputError(f"{directory}: there is no {KERAS_WEIGHTS_FILE} to convert")
-    target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), force)
+    target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), dtype, force)
     model = TFALGPT2LMHeadModel.from_pretrained(
         directory, dtype=stored_dtype(directory / KERAS_WEIGHTS_FILE), preprocessor=None
     )
@@ -83,12 +82,15 @@ def tf2pt(directory, output=None, dtype=None, force=False):
     dtype = dtype or _common_dtype(weights)
     with files_replaced_in(target) as temporary:
         write_safetensors(temporary, cast_weights(weights, dtype))
+        sharded = (temporary / SAFETENSORS_INDEX_FILE).exists()
         if target != directory:
             _write_metadata(directory, temporary, config, dtype)
+    # What stays of an earlier layout would be read first.
+    (target / (SAFETENSORS_FILE if sharded else SAFETENSORS_INDEX_FILE)).unlink(missing_ok=True)
     return target
 
 
-def _target(directory, output, weight_files, force):
+def _target(directory, output, weight_files, dtype, force):
     target = Path(output or directory)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is not a directory")
@@ -96,6 +98,8 @@ def _target(directory, output, weight_files, force):
         target, present = directory, [name for name in weight_files if (directory / name).exists()]
     else:
         present = [file.name for file in target.iterdir()] if target.exists() else []
+    if dtype and target == directory:
+        raise InputError("--dtype makes another model; give it an --output of its own")
     if present and not force:
         raise InputError(f"{target}: holds {present[0]} already; give --force to replace it, or another --output")
     return target
@@ -115,4 +119,6 @@ def _write_metadata(source, destination, config, dtype):
 
 
 def _common_dtype(weights):
-    return np.result_type(*{array.dtype for array in weights.values()}).name
+    names = {array.dtype.name for array in weights.values()}
+    # Of two halves neither holds the other.
+    return names.pop() if len(names) == 1 else "float64" if "float64" in names else "float32"

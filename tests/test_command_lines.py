@@ -75,6 +75,7 @@ def test_run_directory(runs, framework, weights):
     config = read_config(directory)
     assert config.vocab_size == len(AutoTokenizer.from_pretrained(directory)) == 400
     assert config.eos_token_id == 0
+    assert config.use_cache and read_config(directory / "checkpoint-6").use_cache
 
 
 def test_histories_lie_side_by_side(runs):
@@ -97,7 +98,9 @@ def test_both_frameworks_read_the_same_batches(files, tmp_path):
 
     arguments = [str(a) for a in train_arguments(files, tmp_path / "run")]
     run = prepare_run(train_parser("test", "").parse_args(arguments))
-    pt = torch.stack([OrderedBlocks(run)[i]["input_ids"] for i in range(48)]).numpy()
+    data = OrderedBlocks(run)
+    assert len(data) == 48
+    pt = torch.stack([data[i]["input_ids"] for i in range(48)]).numpy()
     tf = list(batches(run).as_numpy_iterator())
     assert len(tf) == 12
     np.testing.assert_array_equal(np.concatenate([x["token_ids"] for x, _ in tf]), pt[:, :-1])
@@ -157,7 +160,7 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
     [
         (["--dataset", "no/such/file.txt"], "no/such/file.txt: no such file"),
         (["--length", "33"], "--length 33 must be at least 2 and at most n_positions, 32"),
-        (["--config", "no/such.json"], "no/such.json: not a configuration"),
+        (["--config", "no/such.json"], "no/such.json: no such file or directory"),
         (["--tokenizer", "no/such"], "no/such/tokenizer.json: no such file"),
         (["--vocab-size", "100"], "vocab_size 100 is too small"),
         (["--warmup-steps", "13"], "--warmup-steps 13 is more than the 12 steps of the run"),
@@ -165,6 +168,9 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
         (["--learning-rate", "nan"], "argument --learning-rate: invalid positive number value: 'nan'"),
         (["--epochs", "1"], "not allowed with argument"),
         (["--report-to", "carrier-pigeon"], "invalid choice: 'carrier-pigeon'"),
+        (["--batch-size", "100000"], "--batch-size 100000 is more than the text's"),
+        (["--seed", "4294967296"], "invalid seed below 2**32 value"),
+        (["--output-dir", ".", "--overwrite"], ".: is the current directory or holds it"),
     ],
 )
 def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
@@ -187,6 +193,56 @@ def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     assert code == 0 and not (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_intervals_that_do_not_divide_the_steps(files, framework, tmp_path, capsys):
+    arguments = train_arguments(files, tmp_path / "run", "--logging-steps", 5, "--eval-steps", 5)
+    assert run(capsys, framework, "train", *arguments)[0] == 0
+    records = history(tmp_path / "run")
+    assert [record["step"] for record in records if "train_loss" in record] == [5, 10, 12]
+    assert [record["step"] for record in records if "eval_loss" in record] == [5, 10, 12]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_diverged_run_fails_and_saves_no_weights(files, framework, tmp_path, capsys):
+    arguments = train_arguments(files, tmp_path / "run", "--learning-rate", 1e30)
+    code, _, err = run(capsys, framework, "train", *arguments)
+    assert code == 1 and "the loss is nan at step" in err and "Traceback" not in err
+    assert not list((tmp_path / "run").glob("model.*"))
+    assert all(np.isfinite(value) for record in history(tmp_path / "run") for value in record.values())
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ("[]", "expected a JSON object, found list"),
+        ('{"model_type": "bert"}', "model_type is 'bert'; expected one of algpt2, gpt2"),
+        ('{"model_type": "algpt2", "n_head": 7}', "n_embd must be divisible by n_head"),
+        ('{"model_type": "algpt2", "n_embd": "wide"}', "n_embd"),
+    ],
+)
+def test_wrong_configurations(files, stored, message, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(stored)
+    arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
+    code, _, err = run(capsys, "pt", "train", *arguments)
+    assert code == 2 and message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_fields_of_a_configuration_are_told(files, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "n_heads": 8}))
+    arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
+    assert "not used: n_heads" in run(capsys, "pt", "train", *arguments)[1]
+
+
+def test_wandb_without_a_login(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    code, _, err = run(capsys, "pt", "train", *train_arguments(files, tmp_path / "run", "--report-to", "wandb"))
+    assert code == 2 and "wandb: not logged in" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--strategy", "mirrored", "--batch-size", 3)
     code, _, err = run(capsys, "tf", "train", *arguments)
@@ -205,6 +261,7 @@ def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
         ("generate", ["RUN", ""], "the prompt has 0 tokens"),
         ("generate", ["RUN", "word " * 80], "it must have 1 to 31"),
         ("generate", ["RUN", "text", "--temperature", "0"], "invalid positive number"),
+        ("generate", ["RUN", "text", "--top-p", "1.5"], "invalid probability above 0"),
     ],
 )
 def test_wrong_use_of_a_run(runs, framework, command, arguments, message, capsys):

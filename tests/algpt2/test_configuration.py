@@ -72,6 +72,7 @@ def test_wrong_patterns_are_named(pattern, n_layer, message):
         ({"activation_function": "gelu2"}, "activation_function 'gelu2' is unknown"),
         ({"resid_pdrop": 1.0}, "resid_pdrop must be"),
         ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon must be positive"),
+        ({"initializer_range": float("inf")}, "initializer_range must be positive and finite"),
         ({"tie_projections": True, "embedding_size": None}, "tie_projections needs projections"),
     ],
 )

@@ -1,16 +1,18 @@
 """Corpus, tokenizer, packing and evaluation."""
 
+import copy
 import math
 import pydoc_data.topics
 
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError
 from algpt2.evaluation import evaluate_stream
-from algpt2.packing import blocks, pieces, token_stream, training_order
+from algpt2.packing import TrainingOrder, blocks, pieces, token_stream
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 
 
@@ -29,6 +31,9 @@ def test_files_and_globs(tmp_path):
     corpus = read_corpus(str(tmp_path / "*.txt"), validation=str(tmp_path / "b.txt"))
     assert corpus.train == ["first ü\n" * 40, "second\n"]
     assert corpus.validation == ["second\n"]
+    (tmp_path / "c.txt").write_text("third\n" * 10, encoding="utf-8")
+    corpus = read_corpus(str(tmp_path / "[ac].txt"))
+    assert (corpus.train, corpus.validation) == (["first ü\n" * 40, "third\n" * 8], ["third\n" * 2])
     corpus = read_corpus(str(tmp_path / "a.txt"))
     assert (corpus.train, corpus.validation) == (["first ü\n" * 38], ["first ü\n" * 2])
 
@@ -69,7 +74,10 @@ def test_wrong_tokenizers(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_cut_documents_give_the_tokens_of_whole_ones(text_tokenizer):
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_cut_documents_give_the_tokens_of_whole_ones(text_tokenizer, add_prefix_space):
+    text_tokenizer = copy.deepcopy(text_tokenizer)
+    text_tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     documents = [*read_corpus("python-docs").validation, "a\n\n \n b\n\tc  \n", "\n\n", "x"]
     stream = token_stream(text_tokenizer, documents)
     expected = [i for document in documents for i in [*text_tokenizer.encode(document), 0]]
@@ -81,13 +89,19 @@ def test_blocks_and_their_order():
     np.testing.assert_array_equal(blocks(np.arange(11), 4), [[0, 1, 2, 3], [4, 5, 6, 7]])
     with pytest.raises(InputError, match="3 tokens, fewer than one block of 4"):
         blocks(np.arange(3), 4)
-    order = training_order(block_count=10, sample_count=25, seed=3)
+
+    def order_of(sample_count, seed):
+        order = TrainingOrder(block_count=10, sample_count=sample_count, seed=seed)
+        assert len(order) == sample_count
+        return order[np.arange(sample_count)]
+
+    order = order_of(25, seed=3)
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert list(order[:10]) != list(order[10:20])
-    np.testing.assert_array_equal(order, training_order(10, 25, seed=3))
-    assert list(order) != list(training_order(10, 25, seed=4))
+    np.testing.assert_array_equal(order, order_of(25, seed=3))
+    assert list(order) != list(order_of(25, seed=4))
     # A longer run starts as the shorter one.
-    np.testing.assert_array_equal(training_order(10, 40, seed=3)[:25], order)
+    np.testing.assert_array_equal(order_of(40, seed=3)[:25], order)
 
 
 @pytest.mark.parametrize("length", [2, 5, 8, 30])

@@ -69,6 +69,11 @@ class TestAgainstGPT2:
         assert close(model.transformer.h[2].mlp.c_fc.weight.grad, gpt2.transformer.h[2].mlp.c_fc.weight.grad.T, 1e-10)
         assert close(model.transformer.wte.weight.grad, gpt2.transformer.wte.weight.grad, 1e-10)
 
+    def test_fields_of_the_configuration_can_be_replaced(self, gpt2, tmp_path):
+        gpt2.save_pretrained(tmp_path)
+        model = ALGPT2LMHeadModel.from_pretrained(tmp_path, attn_pdrop=0.3, dtype=torch.float32)
+        assert model.config.attn_pdrop == 0.3 and model.dtype == torch.float32
+
     @pytest.mark.parametrize("untied", [False, True])
     def test_bare_and_untied_checkpoints(self, gpt2, untied, tmp_path):
         ids = torch.arange(20)[None]

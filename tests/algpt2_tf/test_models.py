@@ -330,6 +330,17 @@ def test_damaged_or_foreign_weights_are_input_errors(tmp_path):
         TFALGPT2LMHeadModel.from_pretrained(tmp_path)
 
 
+def test_an_empty_prompt_is_named(text_model):
+    with pytest.raises(ValueError, match="a prompt has no tokens"):
+        text_model.generate(["The value", ""], max_length=10)
+
+
+def test_unknown_arguments_are_named(text_model, tmp_path):
+    text_model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="n_lyer"):
+        TFALGPT2LMHeadModel.from_pretrained(tmp_path, n_lyer=4)
+
+
 def test_too_long_sequences_are_named(model):
     ids = np.zeros((1, 81), dtype="int32")
     with pytest.raises(ValueError, match="81 tokens, more than n_positions 80"):

@@ -1,5 +1,6 @@
 """Conversion both ways, as functions and on the command line."""
 
+import functools
 import json
 
 import numpy as np
@@ -143,7 +144,7 @@ class TestCommandLine:
     @pytest.mark.parametrize("command", ["pt2tf", "tf2pt", "verify"])
     def test_wrong_input_writes_nothing_and_says_what_is_wrong(self, command, capsys, tmp_path):
         code, _, err = self.run(capsys, command, tmp_path / "nothing")
-        assert code == 2 and "nothing: no such directory" in err and "Traceback" not in err
+        assert code == 2 and "nothing: no such" in err and "Traceback" not in err
         (tmp_path / "empty").mkdir()
         code, _, err = self.run(capsys, command, tmp_path / "empty")
         assert code == 2 and "config.json: no such file" in err
@@ -156,6 +157,12 @@ class TestCommandLine:
         code, _, err = self.run(capsys, "pt2tf", directory, "--output", tmp_path / "out")
         assert code == 2 and "model.safetensors: not readable" in err
         assert not (tmp_path / "out").exists()
+
+    def test_rounding_in_place_is_refused(self, capsys, tmp_path):
+        directory = checkpoint(tmp_path / "checkpoint")
+        code, _, err = self.run(capsys, "pt2tf", directory, "--dtype", "bfloat16")
+        assert code == 2 and "give it an --output of its own" in err
+        assert not (directory / "model.weights.h5").exists()
 
     def test_a_target_that_cannot_be_made(self, capsys, tmp_path):
         directory = checkpoint(tmp_path / "checkpoint")
@@ -186,8 +193,25 @@ class TestCommandLine:
         assert code == 1 and out.count("FAILED") >= 4
 
 
+def test_a_new_layout_of_the_weights_replaces_the_old(tmp_path, monkeypatch):
+    directory = checkpoint(tmp_path / "checkpoint")
+    pt2tf(directory)
+    expected = read_checkpoint(directory)[1]
+    checkpoint(directory, tiny_config(layer_schedule=[0, 0, 1]))
+    monkeypatch.setattr(
+        "convert.conversion.write_safetensors", functools.partial(write_safetensors, max_shard_size=4000)
+    )
+    (directory / "model.safetensors").write_bytes(b"an older one")
+    tf2pt(directory, force=True)
+    assert not (directory / "model.safetensors").exists()
+    np.testing.assert_array_equal(read_checkpoint(directory)[1]["project_out.bias"], expected["project_out.bias"])
+    monkeypatch.undo()
+    tf2pt(directory, force=True)
+    assert not (directory / "model.safetensors.index.json").exists()
+
+
 def test_input_errors_are_exceptions_of_the_functions(tmp_path):
-    with pytest.raises(InputError, match="no such directory"):
+    with pytest.raises(InputError, match="no such file or directory"):
         pt2tf(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"there is no model\.weights\.h5 to convert"):
         tf2pt(checkpoint(tmp_path / "checkpoint"), output=tmp_path / "out")
