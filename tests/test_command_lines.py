@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+import wandb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from algpt2.checkpoint import read_config
@@ -239,6 +240,8 @@ def test_wandb_without_a_login(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     code, _, err = run(capsys, "pt", "train", *train_arguments(files, tmp_path / "run", "--report-to", "wandb"))
+    # wandb reads its environment once.
+    wandb.teardown()
     assert code == 2 and "wandb: not logged in" in err
     assert not (tmp_path / "run").exists()
 
