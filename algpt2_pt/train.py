@@ -17,6 +17,11 @@ from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
 SCHEDULER_TYPES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
+def device_count():
+    """The number of devices that share a batch: processes of `torchrun`, or else the GPUs of this one."""
+    return int(os.environ.get("WORLD_SIZE", 0)) or max(1, torch.cuda.device_count())
+
+
 class OrderedBlocks(torch.utils.data.Dataset):
     """The training samples of a run, in their order.
 
@@ -79,6 +84,11 @@ class _HistoryCallback(TrainerCallback):
             self.history.log_train(state.global_step, float(logs["loss"]), float(logs["learning_rate"]))
 
 
+class _QuietProgress(ProgressCallback):
+    def on_log(self, *args, **kwargs):
+        pass
+
+
 def train(run):
     """Train a model on a prepared run and write it to the run directory.
 
@@ -89,15 +99,12 @@ def train(run):
         `ALGPT2LMHeadModel`.
     """
     arguments = run.arguments
-    devices = int(os.environ.get("WORLD_SIZE", 0)) or max(1, torch.cuda.device_count())
-    if arguments.batch_size % devices:
-        raise InputError(f"--batch-size {arguments.batch_size} must be divisible by {devices} devices")
     set_seed(arguments.seed)
     model = ALGPT2LMHeadModel(run.config)
     training_arguments = TrainingArguments(
         output_dir=run.directory,
         max_steps=run.steps,
-        per_device_train_batch_size=arguments.batch_size // devices,
+        per_device_train_batch_size=arguments.batch_size // device_count(),
         train_sampling_strategy="sequential",
         learning_rate=arguments.learning_rate,
         lr_scheduler_type=SCHEDULER_TYPES[arguments.lr_schedule],
@@ -137,15 +144,12 @@ def train(run):
     return model
 
 
-class _QuietProgress(ProgressCallback):
-    def on_log(self, *args, **kwargs):
-        pass
-
-
 def main(argv=None):
     parser = train_parser("python -m algpt2_pt.train", "Train ALGPT2 in PyTorch, with transformers' Trainer.")
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
+        if arguments.batch_size % device_count():
+            raise InputError(f"--batch-size {arguments.batch_size} must be divisible by {device_count()} devices")
         train(prepare_run(arguments))
         print(f"wrote {arguments.output_dir}")
 

@@ -43,8 +43,9 @@ class AdamW(keras.optimizers.AdamW):
         first, second = self._momentums[index], self._velocities[index]
         self.assign_add(first, (gradient - first) * (1 - self.beta_1))
         self.assign_add(second, (ops.square(gradient) - second) * (1 - self.beta_2))
-        first_unbiased = first / (1 - ops.power(ops.cast(self.beta_1, variable.dtype), step))
-        second_unbiased = second / (1 - ops.power(ops.cast(self.beta_2, variable.dtype), step))
+        # 1 - beta ** step, without the cancellation that float32 suffers in the first steps.
+        first_unbiased = first / -ops.expm1(step * math.log(self.beta_1))
+        second_unbiased = second / -ops.expm1(step * math.log(self.beta_2))
         self.assign_sub(variable, learning_rate * first_unbiased / (ops.sqrt(second_unbiased) + self.epsilon))
 
     def get_config(self):
