@@ -72,12 +72,12 @@ def read_config(path, **overrides):
         path = path / CONFIG_FILE
     stored = _read_json(path)
     model_type = stored.get("model_type")
-    if model_type not in DIALECTS:
+    if not isinstance(model_type, str) or model_type not in DIALECTS:
         raise InputError(f"{path}: model_type is {model_type!r}; expected one of {', '.join(DIALECTS)}")
     try:
         config = DIALECTS[model_type].config(stored)
         return type(config).from_dict(config.to_dict(), **overrides) if overrides else config
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
@@ -202,7 +202,7 @@ def _read_json(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -215,5 +215,5 @@ def _read_safetensors_file(path):
             return {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not readable as safetensors ({error})") from error

@@ -187,6 +187,7 @@ class ALGPT2Config(PreTrainedConfig):
         A fully shared model keeps its one block under any new `n_layer`; every other schedule has to be given anew.
         """
         stored = dict(config_dict)
+        kwargs = {cls.attribute_map.get(key, key): value for key, value in kwargs.items()}
         replaced = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"}
         if "layer_schedule" in replaced:
             stored.pop("n_layer", None)

@@ -35,10 +35,12 @@ class Dialect:
             dict of str to numpy array with canonical names.
         """
         # A bare transformer, saved without its head, has no prefix.
-        weights = {f"transformer.{n}" if n.startswith(BARE_NAMES) else n: t for n, t in weights.items()}
+        prefixed = {f"transformer.{n}" if n.startswith(BARE_NAMES) else n: t for n, t in weights.items()}
+        if len(prefixed) != len(weights):
+            raise InputError("some tensors are there twice, with and without the prefix `transformer.`")
         rules = [(_name_pattern(theirs), rule) for theirs, *rule in self.tensors]
         canonical = {}
-        for name, tensor in weights.items():
+        for name, tensor in prefixed.items():
             pattern, rule = next(((p, r) for p, r in rules if p.fullmatch(name)), (None, None))
             if rule is None:
                 canonical[name] = tensor

@@ -4,7 +4,7 @@ import torch
 
 from algpt2.checkpoint import find_checkpoint, read_checkpoint
 from algpt2.commands import evaluate_parser, print_evaluation, validation_stream
-from algpt2.errors import exit_on_error
+from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate_stream
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
 
@@ -24,7 +24,10 @@ def load_for_inference(checkpoint, **kwargs):
     """
     directory = find_checkpoint(checkpoint)
     read_checkpoint(directory)
-    return ALGPT2LMHeadModel.from_pretrained(directory, **kwargs).eval()
+    try:
+        return ALGPT2LMHeadModel.from_pretrained(directory, **kwargs).eval()
+    except (ValueError, AttributeError, OSError) as error:
+        raise InputError(f"{directory}: transformers cannot load it ({error})") from error
 
 
 def token_loss_function(model):

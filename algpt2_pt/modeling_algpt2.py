@@ -276,7 +276,8 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        for depth, block in enumerate(self.config.layer_schedule):
+        # Early-exit generation lowers n_layer for a while.
+        for depth, block in enumerate(self.config.layer_schedule[: self.config.n_layer]):
             hidden_states = self.h[block](
                 hidden_states,
                 depth,

@@ -110,7 +110,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             >>> model.generate("The meaning of", max_length=30)  # doctest: +SKIP
         """
         hub_options = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
-        unknown = set(kwargs) - set(ALGPT2Config.__dataclass_fields__)
+        unknown = set(kwargs) - {*ALGPT2Config.__dataclass_fields__, *ALGPT2Config.attribute_map}
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected keyword arguments {sorted(unknown)}")
         directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)

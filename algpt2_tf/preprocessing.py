@@ -43,6 +43,8 @@ class TFALGPT2Tokenizer(Tokenizer):
         super().__init__(dtype=dtype, **kwargs)
         self.file_assets = [TOKENIZER_FILE]
         self._tokenizer = None
+        # There is nothing to build, and `quantize` refuses models with unbuilt layers.
+        self.built = True
         self._add_special_token(end_token, "end_token")
         self._add_special_token(end_token, "start_token")
         self._add_special_token(end_token, "pad_token")

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 
 from algpt2.errors import InputError
-from algpt2.weights import check_weights
+from algpt2.weights import DTYPES, check_weights
 
 
 def save_keras_weights(model, path):
@@ -59,8 +59,8 @@ def stored_dtype(path):
             file.visititems(visit)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: damaged ({error})") from error
-    if len(dtypes) != 1:
-        raise InputError(f"{path}: expected weights of one dtype, found {sorted(dtypes) or 'none'}")
+    if len(dtypes) != 1 or not dtypes <= DTYPES.keys():
+        raise InputError(f"{path}: expected weights of one float dtype, found {', '.join(sorted(dtypes)) or 'none'}")
     return dtypes.pop()
 
 

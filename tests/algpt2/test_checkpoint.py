@@ -10,7 +10,14 @@ import torch
 from models import random_weights, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from algpt2.checkpoint import files_replaced_in, find_checkpoint, read_checkpoint, read_config, write_safetensors
+from algpt2.checkpoint import (
+    files_replaced_in,
+    find_checkpoint,
+    read_checkpoint,
+    read_config,
+    read_safetensors,
+    write_safetensors,
+)
 from algpt2.errors import InputError
 
 
@@ -101,6 +108,20 @@ def damage_config_type(directory):
     (directory / "config.json").write_text('{"model_type": "bert"}')
 
 
+def damage_config_dtype(directory):
+    stored = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**stored, "dtype": "nonsense"}))
+
+
+def damage_config_type_list(directory):
+    (directory / "config.json").write_text('{"model_type": ["algpt2"]}')
+
+
+def damage_twice(directory):
+    weights = read_safetensors(directory)
+    write_safetensors(directory, {**weights, "wte.weight": weights["transformer.wte.weight"]})
+
+
 def damage_config_value(directory):
     stored = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**stored, "n_head": 5}))
@@ -121,6 +142,9 @@ def damage_config_block(directory):
         (damage_config_list, "config.json: expected a JSON object, found list"),
         (damage_config_type, "config.json: model_type is 'bert'; expected one of algpt2, gpt2"),
         (damage_config_value, "config.json: n_embd must be divisible by n_head"),
+        (damage_config_dtype, r"config\.json: .*nonsense"),
+        (damage_config_type_list, "model_type is \\['algpt2'\\]"),
+        (damage_twice, "some tensors are there twice"),
         (damage_config_block, "missing: transformer.h.2.attn.c_attn.weight"),
     ],
 )
@@ -192,6 +216,4 @@ def test_a_full_disk_is_an_input_error(tmp_path):
 def test_bfloat16_values_survive(tmp_path):
     array = np.array([1.5, -3.140625], ml_dtypes.bfloat16)
     write_safetensors(tmp_path, {"a": array})
-    from algpt2.checkpoint import read_safetensors
-
     np.testing.assert_array_equal(read_safetensors(tmp_path)["a"], array)

@@ -150,6 +150,7 @@ def test_configurations_survive_saving(preset, tmp_path):
 def test_another_depth_on_loading(tmp_path):
     ALGPT2Config(n_layer=4).save_pretrained(tmp_path)
     assert ALGPT2Config.from_pretrained(tmp_path, n_layer=6).layer_schedule == [0] * 6
+    assert ALGPT2Config.from_pretrained(tmp_path, num_hidden_layers=6).layer_schedule == [0] * 6
     assert ALGPT2Config.from_pretrained(tmp_path, layer_schedule=[0, 1]).n_layer == 2
     ALGPT2Config(layer_schedule=[0, 1]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="layer_schedule has 2 entries, but n_layer is 6"):

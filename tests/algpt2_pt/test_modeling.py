@@ -175,6 +175,7 @@ def test_caches_hold_one_entry_per_depth(model, batch, make_cache):
         {"do_sample": True, "top_p": 0.8, "repetition_penalty": 1.3},
         {"num_beams": 4, "num_return_sequences": 3},
         {"prompt_lookup_num_tokens": 2},
+        {"assistant_early_exit": 1},
     ],
 )
 def test_generation(model, options):

@@ -283,6 +283,16 @@ def test_int8_quantization_is_close_and_survives_saving(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_int8_quantization_of_a_model_with_a_tokenizer(text_model, tmp_path):
+    text_model.compile(sampler="greedy")
+    text_model.quantize("int8")
+    expected = text_model.generate("The value of", max_length=12)
+    text_model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.compile(sampler="greedy")
+    assert loaded.generate("The value of", max_length=12) == expected
+
+
 def test_lora_trains_only_its_own_weights_and_merges(model, tmp_path):
     data = inputs(model.config)
     before = canonical_weights(model)
