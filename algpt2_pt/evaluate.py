@@ -26,7 +26,7 @@ def load_for_inference(checkpoint, **kwargs):
     read_checkpoint(directory)
     try:
         return ALGPT2LMHeadModel.from_pretrained(directory, **kwargs).eval()
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{directory}: transformers cannot load it ({error})") from error
 
 
