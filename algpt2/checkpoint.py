@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from algpt2.dialects import DIALECTS
 from algpt2.errors import InputError
-from algpt2.weights import check_weights
+from algpt2.weights import DTYPES, check_weights
 
 CONFIG_FILE = "config.json"
 SAFETENSORS_FILE = "model.safetensors"
@@ -74,6 +74,9 @@ def read_config(path, **overrides):
     model_type = stored.get("model_type")
     if not isinstance(model_type, str) or model_type not in DIALECTS:
         raise InputError(f"{path}: model_type is {model_type!r}; expected one of {', '.join(DIALECTS)}")
+    for key in ("dtype", "torch_dtype"):
+        if stored.get(key) is not None and (not isinstance(stored[key], str) or stored[key] not in DTYPES):
+            raise InputError(f"{path}: {key} is {stored[key]!r}; expected one of {', '.join(DTYPES)}")
     try:
         config = DIALECTS[model_type].config(stored)
         return type(config).from_dict(config.to_dict(), **overrides) if overrides else config

@@ -15,9 +15,9 @@ def main(argv=None):
     with exit_on_error(parser.prog):
         directory = find_checkpoint(arguments.checkpoint)
         tokenizer = checkpoint_tokenizer(directory, read_config(directory))
+        inputs = tokenizer(arguments.prompt, return_tensors="pt")
+        budget = prompt_budget(read_config(directory), inputs["input_ids"].shape[1], arguments.max_new_tokens)
         model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
-        inputs = tokenizer(arguments.prompt, return_tensors="pt").to(model.device)
-        budget = prompt_budget(model.config, inputs["input_ids"].shape[1], arguments.max_new_tokens)
         set_seed(arguments.seed)
         sampling = {"do_sample": False}
         if arguments.temperature or arguments.top_k or arguments.top_p:
@@ -27,7 +27,9 @@ def main(argv=None):
                 "top_k": arguments.top_k or 0,
                 "top_p": arguments.top_p or 1.0,
             }
-        output = model.generate(**inputs, max_length=budget, pad_token_id=tokenizer.pad_token_id, **sampling)
+        output = model.generate(
+            **inputs.to(model.device), max_length=budget, pad_token_id=tokenizer.pad_token_id, **sampling
+        )
         print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 

@@ -73,7 +73,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     def get_config(self):
         config = super().get_config()
-        if self.project_out is not None:
+        if self.project_out is not None and self.project_out.dtype_policy != self.backbone.dtype_policy:
             # The backbone's configuration tells which of its own layers are quantized, not that this one is.
             config["project_out_dtype"] = keras.dtype_policies.serialize(self.project_out.dtype_policy)
         return config

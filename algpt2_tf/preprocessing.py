@@ -180,11 +180,22 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
         )
         self.built = True
 
+    def call(self, x, y=None, sample_weight=None, sequence_length=None):
+        outputs = super().call(x, y=y, sample_weight=sample_weight, sequence_length=sequence_length)
+        # A strategy with several replicas cannot merge batches of bool.
+        return keras.tree.map_structure(_bool_to_int, outputs)
+
     def generate_preprocess(self, x, sequence_length=None):
         inputs = super().generate_preprocess(x, sequence_length=sequence_length)
         if tf.executing_eagerly() and not np.asarray(inputs["padding_mask"]).any(axis=-1).all():
             raise ValueError("a prompt has no tokens; give some text, or build the preprocessor with add_start_token")
         return inputs
+
+
+def _bool_to_int(array):
+    if isinstance(array, tf.Tensor):
+        return tf.cast(array, "int32") if array.dtype == tf.bool else array
+    return array.astype("int32") if array.dtype == bool else array
 
 
 def _to_str(text):

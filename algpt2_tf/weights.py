@@ -30,7 +30,7 @@ def load_keras_weights(model, path):
     """
     try:
         keras.saving.load_weights(model, path, objects_to_skip=_training_state(model))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: damaged, or of another configuration than config.json ({error})") from error
     check_weights(model.config, canonical_weights(model), source=path)
 
@@ -57,7 +57,7 @@ def stored_dtype(path):
     try:
         with h5py.File(path) as file:
             file.visititems(visit)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error})") from error
     if len(dtypes) != 1 or not dtypes <= DTYPES.keys():
         raise InputError(f"{path}: expected weights of one float dtype, found {', '.join(sorted(dtypes)) or 'none'}")

@@ -6,16 +6,19 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from algpt2.checkpoint import (
+    CONFIG_FILE,
     KERAS_WEIGHTS_FILE,
     METADATA_PATTERNS,
     SAFETENSORS_FILE,
     SAFETENSORS_INDEX_FILE,
+    TOKENIZER_FILE,
     files_replaced_in,
     read_checkpoint,
     read_config,
     write_safetensors,
 )
 from algpt2.errors import InputError
+from algpt2.tokenization import load_tokenizer
 from algpt2.weights import cast_weights
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights, canonical_weights, save_keras_weights, stored_dtype
@@ -92,6 +95,8 @@ def tf2pt(directory, output=None, dtype=None, force=False):
 
 def _target(directory, output, weight_files, dtype, force):
     target = Path(output or directory)
+    if (directory / TOKENIZER_FILE).is_file():
+        load_tokenizer(directory)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is not a directory")
     if target.exists() and target.samefile(directory):
@@ -108,7 +113,7 @@ def _target(directory, output, weight_files, dtype, force):
 def _write_metadata(source, destination, config, dtype):
     for pattern in METADATA_PATTERNS:
         for file in source.glob(pattern):
-            if file.name not in (SAFETENSORS_INDEX_FILE, "config.json"):
+            if file.is_file() and file.name not in (SAFETENSORS_INDEX_FILE, CONFIG_FILE):
                 shutil.copyfile(file, destination / file.name)
     config = type(config).from_dict(config.to_dict())
     config.architectures = ["ALGPT2LMHeadModel"]

@@ -142,7 +142,7 @@ def damage_config_block(directory):
         (damage_config_list, "config.json: expected a JSON object, found list"),
         (damage_config_type, "config.json: model_type is 'bert'; expected one of algpt2, gpt2"),
         (damage_config_value, "config.json: n_embd must be divisible by n_head"),
-        (damage_config_dtype, r"config\.json: .*nonsense"),
+        (damage_config_dtype, r"config\.json: dtype is 'nonsense'; expected one of float64"),
         (damage_config_type_list, "model_type is \\['algpt2'\\]"),
         (damage_twice, "some tensors are there twice"),
         (damage_config_block, "missing: transformer.h.2.attn.c_attn.weight"),

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from algpt2.errors import InputError
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
+from algpt2_tf.train import select_strategy
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 CONFIGS = {
@@ -185,6 +186,21 @@ def test_fit_on_strings_and_on_ids_learns(text_model):
     text_model.preprocessor = None
     losses = text_model.fit(x, y, sample_weight=weights, batch_size=4, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
+
+
+def test_fit_on_strings_over_two_replicas(text_model):
+    preprocessor = text_model.preprocessor
+    with select_strategy("mirrored").scope():
+        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(text_model.config), preprocessor)
+        model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="auto")
+    losses = model.fit(["The value of an object is its value."] * 8, batch_size=4, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_preset_takes_the_dtype_it_is_loaded_with(text_model, tmp_path):
+    text_model.save_to_preset(str(tmp_path))
+    loaded = TFALGPT2LMHeadModel.from_preset(str(tmp_path), dtype="bfloat16")
+    assert loaded.project_out.variable_dtype == loaded.backbone.variable_dtype == "bfloat16"
 
 
 def test_preset_round_trip(text_model, tmp_path):
