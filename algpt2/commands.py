@@ -7,7 +7,7 @@ from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.corpus import PYTHON_DOCS, read_corpus, read_files
 from algpt2.errors import InputError
 from algpt2.packing import token_stream
-from algpt2.run import HelpFormatter, positive_float, positive_int, probability, seed
+from algpt2.run import HelpFormatter, block_length, positive_float, positive_int, probability, seed
 from algpt2.tokenization import load_tokenizer
 
 
@@ -70,9 +70,7 @@ def validation_stream(checkpoint, dataset, length=None):
     """
     directory = find_checkpoint(checkpoint)
     config = read_config(directory)
-    length = length or config.n_positions
-    if not 2 <= length <= config.n_positions:
-        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
+    length = block_length(length, config)
     tokenizer = checkpoint_tokenizer(directory, config)
     documents = read_corpus(dataset).validation if dataset == PYTHON_DOCS else read_files(dataset)
     stream = token_stream(tokenizer, documents)
@@ -120,23 +118,27 @@ def generate_parser(program, description):
     return parser
 
 
-def prompt_budget(config, prompt_length, max_new_tokens):
-    """The length that prompt and continuation may take together.
+def prepare_prompt(checkpoint, prompt, max_new_tokens):
+    """What both frameworks need to continue a text, checked before a model is loaded.
 
     Args:
-        config: `ALGPT2Config`.
-        prompt_length: int. The tokens of the prompt.
+        checkpoint: str or path. A directory, or the id of a hub repository.
+        prompt: str.
         max_new_tokens: int.
 
     Returns:
-        int.
+        tuple of the directory, the tokenizer, and the length that prompt and continuation may take together.
 
     Raises:
-        InputError: if the prompt is empty or fills the context.
+        InputError: if the checkpoint has no usable tokenizer, or the prompt is empty or fills the context.
     """
-    if not 0 < prompt_length < config.n_positions:
-        raise InputError(f"the prompt has {prompt_length} tokens; it must have 1 to {config.n_positions - 1}")
-    return min(config.n_positions, prompt_length + max_new_tokens)
+    directory = find_checkpoint(checkpoint)
+    config = read_config(directory)
+    tokenizer = checkpoint_tokenizer(directory, config)
+    length = len(tokenizer.encode(prompt))
+    if not 0 < length < config.n_positions:
+        raise InputError(f"the prompt has {length} tokens; it must have 1 to {config.n_positions - 1}")
+    return directory, tokenizer, min(config.n_positions, length + max_new_tokens)
 
 
 def _checkpoint_parser(program, description):

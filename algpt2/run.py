@@ -128,6 +128,25 @@ class Run:
         return self.blocks.shape[1]
 
 
+def block_length(length, config):
+    """The tokens of a block.
+
+    Args:
+        length: int, as `--length`; `None` means the configuration's `n_positions`.
+        config: `ALGPT2Config`.
+
+    Returns:
+        int.
+
+    Raises:
+        InputError: if a block has nothing to predict, or does not fit the model.
+    """
+    length = length or config.n_positions
+    if not 2 <= length <= config.n_positions:
+        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
+    return length
+
+
 def prepare_run(arguments):
     """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
 
@@ -144,10 +163,7 @@ def prepare_run(arguments):
     _require_free(directory, arguments.overwrite)
     _require_reporter(arguments.report_to)
     config = _configuration(arguments)
-    length = arguments.length or config.n_positions
-    if not 2 <= length <= config.n_positions:
-        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
-
+    length = block_length(arguments.length, config)
     corpus = read_corpus(arguments.dataset, arguments.validation)
     if arguments.tokenizer:
         tokenizer = load_tokenizer(arguments.tokenizer)

@@ -3,8 +3,7 @@
 import keras
 from keras_hub.samplers import GreedySampler, RandomSampler, TopKSampler, TopPSampler
 
-from algpt2.checkpoint import find_checkpoint, read_config
-from algpt2.commands import checkpoint_tokenizer, generate_parser, prompt_budget
+from algpt2.commands import generate_parser, prepare_prompt
 from algpt2.errors import exit_on_error
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 
@@ -27,13 +26,11 @@ def main(argv=None):
     parser = generate_parser("python -m algpt2_tf.generate", "Continue a text with a checkpoint, in TensorFlow.")
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        directory = find_checkpoint(arguments.checkpoint)
-        tokenizer = checkpoint_tokenizer(directory, read_config(directory))
+        directory, _, max_length = prepare_prompt(arguments.checkpoint, arguments.prompt, arguments.max_new_tokens)
         keras.utils.set_random_seed(arguments.seed)
         model = TFALGPT2LMHeadModel.from_pretrained(directory)
         model.compile(sampler=select_sampler(arguments))
-        budget = prompt_budget(model.config, len(tokenizer.encode(arguments.prompt)), arguments.max_new_tokens)
-        print(model.generate(arguments.prompt, max_length=budget))
+        print(model.generate(arguments.prompt, max_length=max_length))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from algpt2.checkpoint import find_checkpoint, read_config
-from algpt2.commands import checkpoint_tokenizer, prompt_budget, validation_stream
+from algpt2.checkpoint import find_checkpoint
+from algpt2.commands import prepare_prompt, validation_stream
 from algpt2.evaluation import evaluate_stream
-from algpt2.tokenization import load_tokenizer
 from algpt2.weights import cast_weights
 from algpt2_pt.evaluate import load_for_inference
 from algpt2_pt.evaluate import token_loss_function as pt_token_loss_function
@@ -121,10 +120,7 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
     Raises:
         algpt2.errors.InputError: if anything cannot be read.
     """
-    directory = find_checkpoint(directory)
-    config = read_config(directory)
-    prompt_tokens = len(checkpoint_tokenizer(directory, config).encode(prompt))
-    max_length = prompt_budget(config, prompt_tokens, max_new_tokens)
+    directory, tokenizer, max_length = prepare_prompt(directory, prompt, max_new_tokens)
     stream, length = validation_stream(directory, dataset, length)
     tensorflow, pytorch, dtype = load_both(directory, directory)
     results = [
@@ -140,7 +136,7 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
         )
         comparisons.append(row)
     comparisons += compare_logits(tensorflow, pytorch, dtype)
-    texts = _continuations(directory, tensorflow, pytorch, prompt, max_length)
+    texts = _continuations(tokenizer, tensorflow, pytorch, prompt, max_length)
     same = texts[0] == texts[1]
     comparisons.append(
         Comparison(f"greedy continuation of {prompt!r}", *map(repr, texts), "none" if same else "texts differ", same)
@@ -148,8 +144,7 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
     return comparisons
 
 
-def _continuations(directory, tensorflow, pytorch, prompt, max_length):
-    tokenizer = load_tokenizer(directory)
+def _continuations(tokenizer, tensorflow, pytorch, prompt, max_length):
     inputs = tokenizer(prompt, return_tensors="pt")
     output = pytorch.generate(**inputs, max_length=max_length, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     pytorch_text = tokenizer.decode(output[0], skip_special_tokens=True)
