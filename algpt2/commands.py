@@ -3,11 +3,12 @@
 import argparse
 import json
 
+from algpt2.arguments import HelpFormatter, add_dataset_arguments, positive_float, positive_int, probability, seed
 from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.corpus import PYTHON_DOCS, read_corpus, read_files
 from algpt2.errors import InputError
-from algpt2.packing import token_stream
-from algpt2.run import HelpFormatter, block_length, positive_float, positive_int, probability, seed
+from algpt2.packing import tokenize
+from algpt2.run import block_length
 from algpt2.tokenization import load_tokenizer
 
 
@@ -22,11 +23,7 @@ def evaluate_parser(program, description):
         `argparse.ArgumentParser`.
     """
     parser = _checkpoint_parser(program, description)
-    parser.add_argument(
-        "--dataset",
-        default=PYTHON_DOCS,
-        help=f"a text file, a quoted glob of text files, or {PYTHON_DOCS} for its held-out part",
-    )
+    add_dataset_arguments(parser, f"a text file, a quoted glob of text files, or {PYTHON_DOCS} for its held-out part")
     parser.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
     parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="blocks at once")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -54,7 +51,7 @@ def checkpoint_tokenizer(directory, config):
     return tokenizer
 
 
-def validation_stream(checkpoint, dataset, length=None):
+def validation_text(checkpoint, dataset, length=None):
     """The tokens to evaluate a checkpoint on, made with its tokenizer.
 
     Args:
@@ -63,7 +60,7 @@ def validation_stream(checkpoint, dataset, length=None):
         length: int. The tokens of a block; `None` means the configuration's `n_positions`.
 
     Returns:
-        tuple of the stream, int32 (tokens,), and the length of a block.
+        tuple of the `TokenizedText` and the length of a block.
 
     Raises:
         InputError: if anything is missing or does not fit.
@@ -73,10 +70,10 @@ def validation_stream(checkpoint, dataset, length=None):
     length = block_length(length, config)
     tokenizer = checkpoint_tokenizer(directory, config)
     documents = read_corpus(dataset).validation if dataset == PYTHON_DOCS else read_files(dataset)
-    stream = token_stream(tokenizer, documents)
-    if len(stream) < 2:
+    text = tokenize(documents, tokenizer)
+    if len(text.tokens) < 2:
         raise InputError(f"{dataset}: there is no token to predict; give more text")
-    return stream, length
+    return text, length
 
 
 def print_evaluation(evaluation, as_json):

@@ -32,7 +32,7 @@ def perplexity(loss):
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def evaluate_stream(token_losses, stream, length, batch_size, progress=False):
+def evaluate(token_losses, text, length, batch_size, progress=False):
     """Evaluate on one token stream cut into blocks: protocol `stream`.
 
     Every token but the first of its block is predicted from those before it in the block. The last block may be
@@ -40,18 +40,15 @@ def evaluate_stream(token_losses, stream, length, batch_size, progress=False):
 
     Args:
         token_losses: function from int32 ids (batch, length) to float losses (batch, length - 1), in nats.
-        stream: int32 array (tokens,).
+        text: `algpt2.packing.TokenizedText`.
         length: int. The tokens of a block.
         batch_size: int. The blocks evaluated at once; it does not change the result.
         progress: bool. Whether to show a progress bar, on a terminal.
 
     Returns:
         `Evaluation`.
-
-    Example:
-        >>> evaluate_stream(lambda ids: np.ones((len(ids), ids.shape[1] - 1)), np.arange(10), 4, 2).tokens
-        7
     """
+    stream = np.asarray(text.tokens, dtype=np.int32)
     whole = stream[: len(stream) // length * length].reshape(-1, length)
     batches = [whole[start : start + batch_size] for start in range(0, len(whole), batch_size)]
     rest = stream[whole.size :]

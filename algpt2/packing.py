@@ -2,16 +2,15 @@
 
 import functools
 import re
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import pre_tokenizers
-from tqdm.auto import tqdm
 
 from algpt2.errors import InputError
 
 # Byte-level BPE never merges across the edge from other characters to white space, so a text may be cut there.
 SAFE_CUT = re.compile(r"(?<=\S)(?=\n)")
-PIECES_AT_ONCE = 4096
 
 
 def pieces(document):
@@ -28,58 +27,97 @@ def pieces(document):
     return SAFE_CUT.split(document)
 
 
-def token_stream(tokenizer, documents):
-    """The tokens of all documents in a row, the end-of-text token after each.
+@dataclass(frozen=True)
+class TokenizedText:
+    """The tokens of a text, and what its perplexity per word and per byte needs.
 
     Args:
+        tokens: int array (tokens,).
+        starts: int64 array (rows + 1,). Row i is `tokens[starts[i]:starts[i + 1]]`, a document or a line.
+        words: int. The white-space separated words of the text.
+        bytes: int. The length of the text in UTF-8.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    words: int
+    bytes: int
+
+
+def tokenize(documents, tokenizer, by="document"):
+    """The tokens of some documents.
+
+    Args:
+        documents: iterable of str.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
-        documents: list of str.
+        by: str. `"document"` ends every document with the end-of-text token; `"line"` makes a row of every line that
+            is not empty, without an end.
 
     Returns:
-        int32 array.
+        `TokenizedText`.
     """
     backend = tokenizer.backend_tokenizer
     pre_tokenizer = backend.pre_tokenizer
     may_cut = isinstance(pre_tokenizer, pre_tokenizers.ByteLevel) and not pre_tokenizer.add_prefix_space
-    parts = []
-    with tqdm(
-        total=sum(map(len, documents)), desc="tokenizing", unit="char", unit_scale=True, delay=2, disable=None
-    ) as progress:
-        for document in documents:
+    rows, words, size = [], 0, 0
+    for document in documents:
+        words, size = words + len(document.split()), size + len(document.encode())
+        if by == "line":
+            texts = [line for line in document.splitlines() if line.strip()]
+        else:
             texts = pieces(document) if may_cut else [document]
-            for start in range(0, len(texts), PIECES_AT_ONCE):
-                batch = texts[start : start + PIECES_AT_ONCE]
-                parts.extend(
-                    np.array(encoding.ids, dtype=np.int32)
-                    for encoding in backend.encode_batch_fast(batch, add_special_tokens=False)
-                )
-                progress.update(sum(map(len, batch)))
-            parts.append(np.array([tokenizer.eos_token_id], dtype=np.int32))
-    return np.concatenate(parts)
+        encoded = [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if by == "document":
+            encoded = [[i for ids in encoded for i in ids] + [tokenizer.eos_token_id]]
+        rows += [np.array(ids, dtype=np.int32) for ids in encoded]
+    starts = np.cumsum([0, *map(len, rows)])
+    return TokenizedText(np.concatenate(rows), starts, words, size)
 
 
-def blocks(stream, length):
-    """A token stream cut into blocks; the rest that fills no block is left out.
+class Blocks:
+    """The rows that a model is trained on, all of one length.
 
     Args:
-        stream: int32 array (tokens,).
-        length: int. The tokens of a block.
-
-    Returns:
-        int32 array (blocks, length).
+        text: `TokenizedText`.
+        length: int. The tokens of a row.
+        packing: str. `"stream"` cuts all tokens in a row into blocks and leaves the rest out; `"line"` makes a block
+            of every row of the text, cut or padded to the length.
+        padding: int. The token id that pads lines.
 
     Raises:
-        InputError: if the stream does not fill one block.
-
-    Example:
-        >>> blocks(np.arange(7), 3)
-        array([[0, 1, 2],
-               [3, 4, 5]])
+        InputError: if the text does not fill one block.
     """
-    count = len(stream) // length
-    if count == 0:
-        raise InputError(f"the text has {len(stream)} tokens, fewer than one block of {length}; give more text")
-    return stream[: count * length].reshape(count, length)
+
+    def __init__(self, text, length, packing="stream", padding=0):
+        self.text, self.length, self.packing, self.padding = text, length, packing, padding
+        self._count = len(text.tokens) // length if packing == "stream" else len(text.starts) - 1
+        if self._count == 0:
+            raise InputError(
+                f"the text has {len(text.tokens)} tokens, fewer than one block of {length}; give more text"
+            )
+
+    def __len__(self):
+        return self._count
+
+    def rows(self, indices):
+        """Some blocks.
+
+        Args:
+            indices: int array (n,).
+
+        Returns:
+            tuple of ids, int32 (n, length), and mask, int32 (n, length), 0 for padding.
+        """
+        ids = np.full((len(indices), self.length), self.padding, dtype=np.int32)
+        mask = np.zeros_like(ids)
+        starts = np.asarray(indices) * self.length if self.packing == "stream" else self.text.starts[indices]
+        ends = starts + self.length
+        if self.packing == "line":
+            ends = np.minimum(ends, self.text.starts[np.asarray(indices) + 1])
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            ids[row, : end - start] = self.text.tokens[start:end]
+            mask[row, : end - start] = 1
+        return ids, mask
 
 
 class TrainingOrder:

@@ -7,31 +7,30 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
+from algpt2.arguments import (
+    HelpFormatter,
+    add_dataset_arguments,
+    natural_float,
+    natural_int,
+    positive_float,
+    positive_int,
+    seed,
+)
 from algpt2.checkpoint import read_config
 from algpt2.configuration import PRESETS, ALGPT2Config
 from algpt2.corpus import PYTHON_DOCS, read_corpus
 from algpt2.errors import DivergenceError, InputError
 from algpt2.evaluation import perplexity
-from algpt2.packing import TrainingOrder, blocks, pieces, token_stream
+from algpt2.packing import Blocks, TokenizedText, TrainingOrder, pieces, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 
 HISTORY_FILE = "history.jsonl"
 FIGURE_FILE = "perplexity.png"
 ARGUMENTS_FILE = "arguments.json"
 SCHEDULES = ("linear", "cosine", "constant")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of every argument that has one."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def train_parser(program, description):
@@ -52,9 +51,7 @@ def train_parser(program, description):
     model.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
 
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset", default=PYTHON_DOCS, help=f"{PYTHON_DOCS} (built in), a text file, or a quoted glob of text files"
-    )
+    add_dataset_arguments(data, f"{PYTHON_DOCS} (built in), a text file, or a quoted glob of text files")
     data.add_argument(
         "--validation",
         metavar="FILE",
@@ -105,9 +102,9 @@ class Run:
         directory: `Path`. The run directory.
         config: `ALGPT2Config`, with the vocabulary of the tokenizer.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
-        blocks: int32 array (blocks, length), to train on.
+        blocks: `Blocks` to train on.
         order: `TrainingOrder`, the block of each sample.
-        validation: int32 array (tokens,), the held-out stream.
+        validation: `TokenizedText`, held out.
         steps: int. The optimizer steps.
         warmup_steps: int.
     """
@@ -116,16 +113,16 @@ class Run:
     directory: Path
     config: ALGPT2Config
     tokenizer: object
-    blocks: np.ndarray
+    blocks: Blocks
     order: TrainingOrder
-    validation: np.ndarray
+    validation: TokenizedText
     steps: int
     warmup_steps: int
 
     @property
     def length(self):
         """int: the tokens of a block."""
-        return self.blocks.shape[1]
+        return self.blocks.length
 
 
 def block_length(length, config):
@@ -177,9 +174,9 @@ def prepare_run(arguments):
     tokens |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
 
-    training_blocks = blocks(token_stream(tokenizer, corpus.train), length)
-    validation = token_stream(tokenizer, corpus.validation)
-    if len(validation) < 2:
+    training_blocks = Blocks(tokenize(corpus.train, tokenizer), length)
+    validation = tokenize(corpus.validation, tokenizer)
+    if len(validation.tokens) < 2:
         raise InputError("the validation text has no token to predict; give more text")
     steps = arguments.max_steps or max(1, round(arguments.epochs * len(training_blocks) / arguments.batch_size))
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
@@ -326,23 +323,3 @@ def _make_directory(directory, arguments):
         (directory / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
-
-
-def _number(convert, low, name, high=sys.float_info.max):
-    def parse(text):
-        value = convert(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    # argparse shows the name where the value is wrong.
-    parse.__name__, parse.__doc__ = name, f"A {name} from a command line."
-    return parse
-
-
-positive_int = _number(int, 1, "positive integer")
-natural_int = _number(int, 0, "non-negative integer")
-positive_float = _number(float, sys.float_info.min, "positive number")
-natural_float = _number(float, 0, "non-negative number")
-probability = _number(float, sys.float_info.min, "probability above 0", high=1)
-seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)

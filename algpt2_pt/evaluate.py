@@ -3,9 +3,9 @@
 import torch
 
 from algpt2.checkpoint import find_checkpoint, read_checkpoint
-from algpt2.commands import evaluate_parser, print_evaluation, validation_stream
+from algpt2.commands import evaluate_parser, print_evaluation, validation_text
 from algpt2.errors import InputError, exit_on_error
-from algpt2.evaluation import evaluate_stream
+from algpt2.evaluation import evaluate
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
 
 
@@ -55,10 +55,10 @@ def main(argv=None):
     parser = evaluate_parser("python -m algpt2_pt.evaluate", "Perplexity of a checkpoint, computed by PyTorch.")
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        stream, length = validation_stream(arguments.checkpoint, arguments.dataset, arguments.length)
+        text, length = validation_text(arguments.checkpoint, arguments.dataset, arguments.length)
         model = load_for_inference(arguments.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
         losses = token_loss_function(model)
-        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=True)
+        result = evaluate(losses, text, length, arguments.batch_size, progress=True)
         print_evaluation(result, arguments.json)
 
 

@@ -9,7 +9,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from algpt2.checkpoint import files_replaced_in
 from algpt2.errors import InputError, exit_on_error
-from algpt2.evaluation import evaluate_stream
+from algpt2.evaluation import evaluate
 from algpt2.run import History, prepare_run, train_parser
 from algpt2_pt.evaluate import token_loss_function
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
@@ -36,7 +36,7 @@ class OrderedBlocks(torch.utils.data.Dataset):
         return len(self.run.order)
 
     def __getitem__(self, sample):
-        ids = torch.from_numpy(self.run.blocks[self.run.order[[sample]][0]]).long()
+        ids = torch.from_numpy(self.run.blocks.rows(self.run.order[[sample]])[0][0]).long()
         return {"input_ids": ids, "labels": ids}
 
 
@@ -61,7 +61,7 @@ class RunTrainer(Trainer):
         run, step = self.run, self.state.global_step
         losses = token_loss_function(self.accelerator.unwrap_model(self.model))
         metrics = self.history.log_evaluation(
-            step, evaluate_stream(losses, run.validation, run.length, run.arguments.batch_size)
+            step, evaluate(losses, run.validation, run.length, run.arguments.batch_size)
         )
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -3,9 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-from algpt2.commands import evaluate_parser, print_evaluation, validation_stream
+from algpt2.commands import evaluate_parser, print_evaluation, validation_text
 from algpt2.errors import exit_on_error
-from algpt2.evaluation import evaluate_stream
+from algpt2.evaluation import evaluate
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 
 
@@ -30,10 +30,10 @@ def main(argv=None):
     parser = evaluate_parser("python -m algpt2_tf.evaluate", "Perplexity of a checkpoint, computed by TensorFlow.")
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        stream, length = validation_stream(arguments.checkpoint, arguments.dataset, arguments.length)
+        text, length = validation_text(arguments.checkpoint, arguments.dataset, arguments.length)
         model = TFALGPT2LMHeadModel.from_pretrained(arguments.checkpoint, preprocessor=None)
         losses = token_loss_function(model)
-        result = evaluate_stream(losses, stream, length, arguments.batch_size, progress=True)
+        result = evaluate(losses, text, length, arguments.batch_size, progress=True)
         print_evaluation(result, arguments.json)
 
 

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from algpt2.errors import InputError, exit_on_error
-from algpt2.evaluation import evaluate_stream
+from algpt2.evaluation import evaluate
 from algpt2.run import History, prepare_run, train_parser
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
@@ -103,7 +103,9 @@ def batches(run):
     """
 
     def gather(samples):
-        ids = tf.numpy_function(lambda indices: run.blocks[run.order[indices]], [samples], tf.int32, stateful=False)
+        ids = tf.numpy_function(
+            lambda indices: run.blocks.rows(run.order[indices])[0], [samples], tf.int32, stateful=False
+        )
         ids = tf.ensure_shape(ids, [run.arguments.batch_size, run.length])
         return {"token_ids": ids[:, :-1], "padding_mask": tf.ones_like(ids[:, :-1])}, ids[:, 1:]
 
@@ -154,7 +156,7 @@ class _Reporter(keras.callbacks.Callback):
                 # Keras's loss is the mean since the last reset.
                 self.model.reset_metrics()
         if step % run.arguments.eval_steps == 0 or step == run.steps:
-            result = evaluate_stream(self.losses, run.validation, run.length, run.arguments.batch_size)
+            result = evaluate(self.losses, run.validation, run.length, run.arguments.batch_size)
             self.report(step, self.history.log_evaluation(step, result))
             self.history.restart_clock(step)
         if run.arguments.save_steps and step % run.arguments.save_steps == 0 and step < run.steps:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from algpt2.checkpoint import find_checkpoint
-from algpt2.commands import prepare_prompt, validation_stream
-from algpt2.evaluation import evaluate_stream
+from algpt2.commands import prepare_prompt, validation_text
+from algpt2.evaluation import evaluate
 from algpt2.weights import cast_weights
 from algpt2_pt.evaluate import load_for_inference
 from algpt2_pt.evaluate import token_loss_function as pt_token_loss_function
@@ -121,10 +121,10 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
         algpt2.errors.InputError: if anything cannot be read.
     """
     directory, tokenizer, max_length = prepare_prompt(directory, prompt, max_new_tokens)
-    stream, length = validation_stream(directory, dataset, length)
+    text, length = validation_text(directory, dataset, length)
     tensorflow, pytorch, dtype = load_both(directory, directory)
     results = [
-        evaluate_stream(function(model), stream, length, batch_size, progress=True)
+        evaluate(function(model), text, length, batch_size, progress=True)
         for function, model in ((tf_token_loss_function, tensorflow), (pt_token_loss_function, pytorch))
     ]
     comparisons = []

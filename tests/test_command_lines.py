@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from algpt2.checkpoint import read_config
 from algpt2.corpus import read_corpus
-from algpt2.packing import token_stream
+from algpt2.packing import tokenize
 
 TEXT = "".join(read_corpus("python-docs").train[:6])
 FRAMEWORKS = ("pt", "tf")
@@ -119,7 +119,7 @@ def test_evaluation_is_the_mean_loss_of_the_blocks(runs, files, framework, capsy
     assert np.isclose(found["perplexity"], np.exp(found["loss"]), rtol=1e-9)
     if framework == "pt":
         tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModelForCausalLM.from_pretrained(directory)
-        stream = torch.tensor(token_stream(tokenizer, [(files / "valid.txt").read_text(encoding="utf-8")])).long()
+        stream = torch.tensor(tokenize([(files / "valid.txt").read_text(encoding="utf-8")], tokenizer).tokens).long()
         total = count = 0
         for start in range(0, len(stream), 32):
             ids = stream[None, start : start + 32]

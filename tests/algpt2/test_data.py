@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError
-from algpt2.evaluation import evaluate_stream
-from algpt2.packing import TrainingOrder, blocks, pieces, token_stream
+from algpt2.evaluation import evaluate
+from algpt2.packing import Blocks, TokenizedText, TrainingOrder, pieces, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 
 
@@ -79,16 +79,22 @@ def test_cut_documents_give_the_tokens_of_whole_ones(text_tokenizer, add_prefix_
     text_tokenizer = copy.deepcopy(text_tokenizer)
     text_tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     documents = [*read_corpus("python-docs").validation, "a\n\n \n b\n\tc  \n", "\n\n", "x"]
-    stream = token_stream(text_tokenizer, documents)
+    stream = tokenize(documents, text_tokenizer).tokens
     expected = [i for document in documents for i in [*text_tokenizer.encode(document), 0]]
     np.testing.assert_array_equal(stream, expected)
     assert all("".join(pieces(document)) == document for document in documents)
 
 
+def text_of(tokens):
+    return TokenizedText(tokens, np.array([0, len(tokens)]), words=1, bytes=1)
+
+
 def test_blocks_and_their_order():
-    np.testing.assert_array_equal(blocks(np.arange(11), 4), [[0, 1, 2, 3], [4, 5, 6, 7]])
+    ids, mask = Blocks(text_of(np.arange(11)), 4).rows([1, 0])
+    np.testing.assert_array_equal(ids, [[4, 5, 6, 7], [0, 1, 2, 3]])
+    assert mask.all()
     with pytest.raises(InputError, match="3 tokens, fewer than one block of 4"):
-        blocks(np.arange(3), 4)
+        Blocks(text_of(np.arange(3)), 4)
 
     def order_of(sample_count, seed):
         order = TrainingOrder(block_count=10, sample_count=sample_count, seed=seed)
@@ -110,7 +116,7 @@ def test_stream_protocol_against_a_plain_loop(length, batch_size):
     draw = np.random.default_rng(0)
     stream = draw.integers(20, size=31).astype("int32")
     table = draw.random((20, 20)) * 3
-    result = evaluate_stream(lambda ids: table[ids[:, :-1], ids[:, 1:]], stream, length, batch_size)
+    result = evaluate(lambda ids: table[ids[:, :-1], ids[:, 1:]], text_of(stream), length, batch_size)
     losses = [table[stream[i - 1], stream[i]] for i in range(1, 31) if i % length != 0]
     assert result.tokens == len(losses)
     assert math.isclose(result.loss, sum(losses) / len(losses), rel_tol=1e-12)

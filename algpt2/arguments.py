@@ -1,0 +1,43 @@
+"""What the command lines share: their help, their number types, and the arguments that name a text."""
+
+import argparse
+import sys
+
+from algpt2.corpus import PYTHON_DOCS
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every argument that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def add_dataset_arguments(parser, dataset_help):
+    """Add the arguments that name a text and say how to read it.
+
+    Args:
+        parser: `argparse.ArgumentParser` or one of its groups.
+        dataset_help: str. What `--dataset` means to this command.
+    """
+    parser.add_argument("--dataset", default=PYTHON_DOCS, help=dataset_help)
+
+
+def _number(convert, low, name, high=sys.float_info.max):
+    def parse(text):
+        value = convert(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    # argparse shows the name where the value is wrong.
+    parse.__name__, parse.__doc__ = name, f"A {name} from a command line."
+    return parse
+
+
+positive_int = _number(int, 1, "positive integer")
+natural_int = _number(int, 0, "non-negative integer")
+positive_float = _number(float, sys.float_info.min, "positive number")
+natural_float = _number(float, 0, "non-negative number")
+probability = _number(float, sys.float_info.min, "probability above 0", high=1)
+seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)
