@@ -1,8 +1,10 @@
 """The configuration of an ALGPT2 model, its layer schedules and its presets."""
 
+import json
 import math
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 
 # The activations that both frameworks compute alike; the names are those of transformers.
@@ -236,6 +238,47 @@ PRESETS = {
         "attn_pdrop": 0.0,
     },
 }
+
+
+def parse_overrides(assignments):
+    """The fields of a configuration that a command line sets.
+
+    Args:
+        assignments: list of str, each `"field=value"`; the value in JSON (`null`, `true`, `[0, 0, 1]`), or else text.
+
+    Returns:
+        dict of str to value, for `ALGPT2Config.from_dict` and everything that takes its overrides.
+
+    Raises:
+        ValueError: for an unknown field or a value of the wrong type; the message names the field.
+
+    Example:
+        >>> parse_overrides(["n_embd=256", "embedding_size=null", "activation_function=relu"])
+        {'n_embd': 256, 'embedding_size': None, 'activation_function': 'relu'}
+    """
+    types, probe, overrides = ALGPT2Config.__annotations__, ALGPT2Config(), {}
+    fields = f"the fields of the configuration are {', '.join(types)}"
+    for assignment in assignments:
+        given, equals, text = assignment.partition("=")
+        field = ALGPT2Config.attribute_map.get(given, given)
+        if not equals:
+            raise ValueError(f"{assignment!r} is not of the form field=value; {fields}")
+        if field not in types:
+            raise ValueError(f"unknown field {given!r}; {fields}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        try:
+            # A strict dataclass checks the type of what it is given.
+            setattr(probe, field, value)
+        except StrictDataclassFieldValidationError as error:
+            expected = types[field].__name__ if isinstance(types[field], type) else types[field]
+            raise ValueError(
+                f"{given} must be {str(expected).replace('None', 'null')}, but is {text!r}; {fields}"
+            ) from error
+        overrides[field] = value
+    return overrides
 
 
 def _require_positive_int(field, value):
