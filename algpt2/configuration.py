@@ -59,6 +59,59 @@ def layer_schedule(pattern, n_layer):
     return [d % blocks if d < reversed_from else blocks - 1 - d % blocks for d in range(n_layer)]
 
 
+def schedule_pattern(schedule):
+    """The named pattern that makes a layer schedule: the inverse of `layer_schedule`.
+
+    Patterns coincide only at the ends: one block is always `"full"`, and a block for every depth always `"none"`, also
+    where `"sandwich"` has three depths.
+
+    Args:
+        schedule: list of int, the block applied at each depth.
+
+    Returns:
+        str, or `None` for a schedule that no pattern makes.
+
+    Example:
+        >>> schedule_pattern([0, 1, 2, 0, 1, 2, 2, 1, 0])
+        'cycle_rev:3'
+    """
+    blocks, n_layer = max(schedule) + 1, len(schedule)
+    if not 1 <= blocks <= n_layer:
+        return None
+    names = ["full", "none", *(["sandwich"] if n_layer >= 3 else [])]
+    names += [f"{name}:{blocks}" for name in ("sequence", "cycle", "cycle_rev")]
+    return next((name for name in names if layer_schedule(name, n_layer) == schedule), None)
+
+
+def schedule_at_depth(schedule, n_layer):
+    """A layer schedule of the same pattern and the same blocks with another number of depths.
+
+    Args:
+        schedule: list of int, the block applied at each depth.
+        n_layer: int. The new number of depths.
+
+    Returns:
+        list of int of length `n_layer`.
+
+    Raises:
+        ValueError: if the schedule follows no pattern, or the pattern needs other blocks at that depth.
+
+    Example:
+        >>> schedule_at_depth([0, 0, 1, 1], 6)
+        [0, 0, 0, 1, 1, 1]
+    """
+    if n_layer == len(schedule):
+        return schedule
+    pattern = schedule_pattern(schedule)
+    if pattern in (None, "none"):
+        reason = "follows no named pattern" if pattern is None else "has a block for every depth"
+        raise ValueError(
+            f"layer_schedule {schedule} {reason}, so n_layer {n_layer} does not say which blocks to apply; "
+            "give the new layer_schedule instead"
+        )
+    return layer_schedule(pattern, n_layer)
+
+
 @strict
 class ALGPT2Config(PreTrainedConfig):
     """The configuration of an ALGPT2 model; its defaults are the preset `algpt2`.
@@ -186,15 +239,25 @@ class ALGPT2Config(PreTrainedConfig):
     def from_dict(cls, config_dict, **kwargs):
         """A configuration from a dict; keyword arguments replace its values before they are checked.
 
-        A fully shared model keeps its one block under any new `n_layer`; every other schedule has to be given anew.
+        A schedule made by a named pattern keeps that pattern and its blocks under another `n_layer`, as
+        `algpt2.configuration.schedule_at_depth` says; any other has to be given anew.
+
+        Raises:
+            ValueError: for a wrong value, or an `n_layer` that the schedule cannot follow.
+
+        Example:
+            >>> cycle = ALGPT2Config(layer_schedule=[0, 1, 0, 1])
+            >>> ALGPT2Config.from_dict(cycle.to_dict(), n_layer=6).layer_schedule
+            [0, 1, 0, 1, 0, 1]
         """
         stored = dict(config_dict)
         kwargs = {cls.attribute_map.get(key, key): value for key, value in kwargs.items()}
         replaced = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key != "dtype"}
         if "layer_schedule" in replaced:
             stored.pop("n_layer", None)
-        elif "n_layer" in replaced and not any(stored.get("layer_schedule") or [0]):
-            stored.pop("layer_schedule", None)
+        elif replaced.get("n_layer") is not None and stored.get("layer_schedule") is not None:
+            schedule = cls(layer_schedule=stored["layer_schedule"]).layer_schedule
+            stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
         return super().from_dict({**stored, **replaced}, **kwargs)
 
     @classmethod

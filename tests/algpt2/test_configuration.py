@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from algpt2 import PRESETS, ALGPT2Config, layer_schedule, parameter_count
+from algpt2.checkpoint import read_config
 from algpt2.configuration import parse_overrides
 
 
@@ -153,9 +154,62 @@ def test_another_depth_on_loading(tmp_path):
     assert ALGPT2Config.from_pretrained(tmp_path, n_layer=6).layer_schedule == [0] * 6
     assert ALGPT2Config.from_pretrained(tmp_path, num_hidden_layers=6).layer_schedule == [0] * 6
     assert ALGPT2Config.from_pretrained(tmp_path, layer_schedule=[0, 1]).n_layer == 2
-    ALGPT2Config(layer_schedule=[0, 1]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="layer_schedule has 2 entries, but n_layer is 6"):
-        ALGPT2Config.from_pretrained(tmp_path, n_layer=6)
+    ALGPT2Config(layer_schedule=[0, 0, 1, 1]).save_pretrained(tmp_path)
+    for deeper in (ALGPT2Config.from_pretrained(tmp_path, n_layer=6), read_config(tmp_path, n_layer=6)):
+        assert deeper.layer_schedule == [0, 0, 0, 1, 1, 1]
+
+
+def every_pattern(n_layer):
+    """The patterns that fit a depth."""
+    counted = [f"{name}:{k}" for name in ("sequence", "cycle", "cycle_rev") for k in range(1, n_layer + 1)]
+    return ["full", "none", *(["sandwich"] if n_layer > 2 else []), *counted]
+
+
+@pytest.mark.parametrize("n_layer", range(1, 10))
+def test_a_pattern_is_kept_at_another_depth(n_layer):
+    for pattern in every_pattern(n_layer):
+        config = ALGPT2Config(layer_schedule=layer_schedule(pattern, n_layer))
+        for depth in range(1, 14):
+            if config.n_block == 1:
+                expected = [0] * depth
+            elif depth == n_layer:
+                expected = config.layer_schedule
+            elif config.n_block > depth or config.layer_schedule == list(range(n_layer)):
+                expected = None
+            else:
+                expected = layer_schedule(pattern, depth)
+            if expected:
+                changed = ALGPT2Config.from_dict(config.to_dict(), n_layer=depth)
+                assert (changed.layer_schedule, changed.n_block) == (expected, config.n_block), (pattern, depth)
+            else:
+                with pytest.raises(ValueError, match="n_layer"):
+                    ALGPT2Config.from_dict(config.to_dict(), n_layer=depth)
+
+
+@pytest.mark.parametrize("n_layer", range(1, 14))
+def test_patterns_coincide_only_where_sharing_is_full_or_none(n_layer):
+    by_schedule = {}
+    for pattern in every_pattern(n_layer):
+        by_schedule.setdefault(tuple(layer_schedule(pattern, n_layer)), []).append(pattern)
+    for schedule, patterns in by_schedule.items():
+        assert len(patterns) == 1 or schedule in ((0,) * n_layer, tuple(range(n_layer)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "n_layer", "message"),
+    [
+        ([0, 1, 1, 0, 1], 6, "follows no named pattern.*give the new layer_schedule"),
+        ([1, 0, 0], 4, "follows no named pattern.*give the new layer_schedule"),
+        ([0, 1], 6, "has a block for every depth.*give the new layer_schedule"),
+        ([0, 1, 2, 0, 1, 2], 2, "'cycle:3' asks for 3 blocks; with n_layer 2 K is 1 to 2"),
+        ([0, 1, 1, 2], 2, "'sandwich' needs at least 3 layers, n_layer is 2"),
+        ([0, 0], 0, "n_layer must be a positive integer"),
+        ([0, 2], 3, "layer_schedule must use every block"),
+    ],
+)
+def test_a_depth_that_a_schedule_cannot_have(schedule, n_layer, message):
+    with pytest.raises(ValueError, match=message):
+        ALGPT2Config.from_dict({"layer_schedule": schedule}, n_layer=n_layer)
 
 
 def test_overrides_of_a_command_line_make_the_configuration():

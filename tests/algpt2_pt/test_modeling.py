@@ -323,14 +323,19 @@ def test_text_generation_pipeline(text_tokenizer, tmp_path):
     assert alone[0]["generated_text"] == texts[1][0]["generated_text"]
 
 
-def test_another_depth_of_a_shared_model(tmp_path):
-    config = tiny_config(layer_schedule=[0, 0])
+@pytest.mark.parametrize(
+    ("schedule", "deeper"),
+    [([0, 0], [0] * 5), ([0, 0, 1, 1], [0, 0, 0, 1, 1]), ([0, 1, 0], [0, 1, 0, 1, 0]), ([0, 1, 1, 2], [0, 1, 1, 1, 2])],
+)
+def test_another_depth_of_a_shared_model(schedule, deeper, tmp_path):
+    config = tiny_config(layer_schedule=schedule)
     weights = random_weights(config)
     pytorch_model(config, weights).save_pretrained(tmp_path)
-    deeper = ALGPT2LMHeadModel.from_pretrained(tmp_path, n_layer=5).eval()
     ids = torch.arange(10)[None]
-    expected = pytorch_model(tiny_config(layer_schedule=[0] * 5), weights)
-    assert torch.equal(deeper(ids).logits, expected(ids).logits)
+    expected = pytorch_model(tiny_config(layer_schedule=deeper), weights)
+    for cls in (ALGPT2LMHeadModel, AutoModelForCausalLM):
+        loaded = cls.from_pretrained(tmp_path, n_layer=5).eval()
+        assert close(loaded(ids).logits, expected(ids).logits)
 
 
 def test_wrong_inputs_are_named(model):

@@ -237,6 +237,18 @@ def test_save_and_from_pretrained(seed, dtype, tmp_path):
         np.testing.assert_array_equal(canonical_weights(loaded)[name], array)
 
 
+def test_another_depth_of_a_shared_model(tmp_path):
+    config = tiny_config(layer_schedule=[0, 1, 1, 2])
+    weights = random_weights(config, "float32")
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
+    deeper = TFALGPT2LMHeadModel(TFALGPT2Backbone(tiny_config(layer_schedule=[0, 1, 1, 1, 1, 2])))
+    for each in (model, deeper):
+        assign_weights(each, weights)
+    model.save_pretrained(tmp_path)
+    loaded = TFALGPT2LMHeadModel.from_pretrained(tmp_path, n_layer=6)
+    np.testing.assert_array_equal(loaded(inputs(config)), deeper(inputs(config)))
+
+
 def test_from_pretrained_builds_the_preprocessor(text_model, text_tokenizer, tmp_path):
     text_model.save_pretrained(tmp_path)
     loaded = TFALGPT2LMHeadModel.from_pretrained(tmp_path)
