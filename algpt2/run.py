@@ -20,6 +20,7 @@ from algpt2.arguments import (
     seed,
 )
 from algpt2.checkpoint import read_config
+from algpt2.comparison import ARGUMENTS_FILE, HISTORY_FILE, draw_perplexity, read_history
 from algpt2.configuration import PRESETS, ALGPT2Config
 from algpt2.corpus import PYTHON_DOCS, read_corpus
 from algpt2.errors import DivergenceError, InputError
@@ -27,9 +28,7 @@ from algpt2.evaluation import perplexity
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder, pieces, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 
-HISTORY_FILE = "history.jsonl"
 FIGURE_FILE = "perplexity.png"
-ARGUMENTS_FILE = "arguments.json"
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -257,28 +256,8 @@ class History:
         return values
 
     def draw(self):
-        """Draw training and evaluation perplexity over steps."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-        from matplotlib.ticker import LogLocator, NullFormatter
-
-        records = [json.loads(line) for line in self.path.read_text().splitlines()]
-        figure, axes = pyplot.subplots(figsize=(7, 4.5))
-        for key, label, style in (("train_perplexity", "train", "-"), ("eval_perplexity", "validation", "o-")):
-            points = [(record["step"], record[key]) for record in records if key in record]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-        axes.set(xlabel="step", ylabel="perplexity (protocol stream)", yscale="log", title=self.run.directory.name)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(True, which="both", alpha=0.3)
-        axes.legend()
-        figure.tight_layout()
-        figure.savefig(self.run.directory / FIGURE_FILE, dpi=120)
-        pyplot.close(figure)
+        """Draw training and evaluation perplexity."""
+        draw_perplexity({self.run.directory.name: read_history(self.path)}, self.run.directory / FIGURE_FILE)
 
 
 def _configuration(arguments):
