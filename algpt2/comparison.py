@@ -251,7 +251,8 @@ def compare(arguments):
     """
     runs = read_runs(arguments.runs)
     rows = [run.row() for run in runs]
-    text = _markdown(rows) + "".join(f"\n{note}\n" for note in _notes(runs))
+    table = markdown_table(COLUMNS.values(), [[_cell(value) for value in row.values()] for row in rows])
+    text = table + "".join(f"\n{note}\n" for note in _notes(runs))
     protocols = dict.fromkeys(run.protocol for run in runs)
     directory = Path(arguments.output_dir)
     with files_replaced_in(directory) as temporary:
@@ -265,6 +266,27 @@ def compare(arguments):
         )
     print(text, end="")
     print(f"\nwrote {directory}")
+
+
+def markdown_table(header, rows):
+    """A table in Markdown.
+
+    Args:
+        header: iterable of str.
+        rows: iterable of iterables, printed as str.
+
+    Returns:
+        str.
+
+    Example:
+        >>> print(markdown_table(("run", "steps"), [("one", 10)]), end="")
+        | run | steps |
+        | --- | --- |
+        | one | 10 |
+    """
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
 def _curves(histories):
@@ -292,17 +314,12 @@ def _label_perplexities(axes):
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _markdown(rows):
-    def cell(value):
-        if value is None:
-            return "-"
-        if isinstance(value, float):
-            return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
-        return f"{value:,}" if isinstance(value, int) else str(value).replace("|", r"\|")
-
-    lines = [COLUMNS.values(), ["---" if c in ("run", "framework", "protocol") else "---:" for c in COLUMNS]]
-    lines += [[cell(value) for value in row.values()] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _cell(value):
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _notes(runs):
