@@ -11,10 +11,10 @@ from pathlib import Path
 
 from algpt2.checkpoint import CONFIG_FILE, TOKENIZER_FILE, files_replaced_in, read_config
 from algpt2.errors import InputError
+from algpt2.history import HISTORY_FILE, read_history
+from algpt2.train_arguments import ARGUMENTS_FILE
 from algpt2.weights import parameter_count
 
-HISTORY_FILE = "history.jsonl"
-ARGUMENTS_FILE = "arguments.json"
 COLUMNS = {
     "run": "run",
     "framework": "framework",
@@ -76,42 +76,6 @@ class FinishedRun:
             training[-1]["train_perplexity"] if training else None,
         )
         return dict(zip(COLUMNS, values, strict=True))
-
-
-def read_history(path):
-    """The records of a history; a last line that a crash cut off does not count.
-
-    Args:
-        path: path of history.jsonl.
-
-    Returns:
-        list of dict, each with `step`, `tokens` and some of `train_loss`, `train_perplexity`, `learning_rate`,
-        `tokens_per_second`, `eval_loss`, `eval_perplexity`, ...
-
-    Raises:
-        InputError: if the file is missing, holds no record or something else.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the directory of a run") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
-        if not isinstance(record, dict) or not {"step", "tokens"} <= record.keys():
-            raise InputError(f"{path}: line {number} is no record of a run, which has step and tokens: {line[:60]}")
-        wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
-        if wrong:
-            raise InputError(f"{path}: line {number}: {wrong[0]} is {record[wrong[0]]!r}; expected a number")
-        records.append(record)
-    if not records:
-        raise InputError(f"{path}: no records yet; wait for the run's first loss")
-    return records
 
 
 def read_runs(directories):

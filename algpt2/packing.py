@@ -156,3 +156,14 @@ class TrainingOrder:
         """
         epochs, places = np.divmod(samples, self.block_count)
         return np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)], dtype=np.int64)
+
+    def coins(self, samples):
+        """A fair coin for every sample.
+
+        Args:
+            samples: int array (n,).
+
+        Returns:
+            bool array (n,).
+        """
+        return np.array([np.random.default_rng([self.seed, 1, int(s)]).random() < 0.5 for s in samples])

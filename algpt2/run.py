@@ -1,98 +1,40 @@
-"""One training run: its arguments, what they mean, and its directory with history and figure."""
+"""One training run: its data, its configuration and its directory; and `python -m algpt2.run compare`."""
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import math
 import os
 import shutil
-import time
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from algpt2.arguments import (
-    HelpFormatter,
-    add_dataset_arguments,
-    natural_float,
-    natural_int,
-    positive_float,
-    positive_int,
-    seed,
-)
-from algpt2.checkpoint import read_config
-from algpt2.comparison import ARGUMENTS_FILE, HISTORY_FILE, draw_perplexity, read_history
-from algpt2.configuration import PRESETS, ALGPT2Config
-from algpt2.corpus import PYTHON_DOCS, read_corpus
-from algpt2.errors import DivergenceError, InputError
-from algpt2.evaluation import perplexity
-from algpt2.packing import Blocks, TokenizedText, TrainingOrder, pieces, tokenize
+import numpy as np
+
+from algpt2.arguments import HelpFormatter, text_options
+from algpt2.checkpoint import KERAS_WEIGHTS_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE
+from algpt2.checkpointing import Checkpoints
+from algpt2.configuration import ALGPT2Config
+from algpt2.corpus import read_corpus
+from algpt2.comparison import add_arguments, compare, draw_perplexity
+from algpt2.errors import InputError, exit_on_error
+from algpt2.evaluation import evaluate
+from algpt2.hub import upload
+from algpt2.model_card import write_model_card
+from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
+from algpt2.weights import parameter_count
+from algpt2.train_arguments import ARGUMENTS_FILE, configuration
 
 FIGURE_FILE = "perplexity.png"
-SCHEDULES = ("linear", "cosine", "constant")
+WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, KERAS_WEIGHTS_FILE)
+IGNORED = -100
+# The logits of a larger batch may not fit where its gradients are computed in parts.
+EVALUATION_BATCH = 16
 
 
-def train_parser(program, description):
-    """The command line of training, the same for both frameworks.
-
-    Args:
-        program: str. The name that usage messages show.
-        description: str.
-
-    Returns:
-        `argparse.ArgumentParser`; a framework may add its own arguments.
-    """
-    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
-    model = parser.add_argument_group("model").add_mutually_exclusive_group()
-    model.add_argument(
-        "--preset", choices=PRESETS, default="algpt2-tiny", metavar="NAME", help=f"one of {', '.join(PRESETS)}"
-    )
-    model.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
-
-    data = parser.add_argument_group("data")
-    add_dataset_arguments(data, f"{PYTHON_DOCS} (built in), a text file, or a quoted glob of text files")
-    data.add_argument(
-        "--validation",
-        metavar="FILE",
-        help="held-out text (default: a tenth of the topics of python-docs, or the last twentieth of the lines)",
-    )
-    data.add_argument("--tokenizer", metavar="DIR", help="a directory with tokenizer.json (default: train one)")
-    data.add_argument(
-        "--vocab-size", type=positive_int, metavar="N", help="size of the tokenizer to train (default: the model's)"
-    )
-    data.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
-
-    training = parser.add_argument_group("training")
-    duration = training.add_mutually_exclusive_group()
-    duration.add_argument("--epochs", type=positive_float, default=3.0, metavar="X", help="passes over the data")
-    duration.add_argument("--max-steps", type=positive_int, metavar="N", help="optimizer steps, instead of epochs")
-    training.add_argument(
-        "--batch-size", type=positive_int, default=16, metavar="N", help="blocks in a step, over all devices"
-    )
-    training.add_argument("--learning-rate", type=positive_float, default=1e-3, metavar="X", help="its peak")
-    training.add_argument(
-        "--warmup-steps", type=natural_int, metavar="N", help="steps to reach the peak (default: a tenth of all)"
-    )
-    training.add_argument("--lr-schedule", choices=SCHEDULES, default="linear", help="the decay after warm-up")
-    training.add_argument(
-        "--weight-decay", type=natural_float, default=0.01, metavar="X", help="not on biases and layer norms"
-    )
-    training.add_argument("--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="gradient clipping")
-    training.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, dropout and order")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="the run directory")
-    output.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
-    output.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
-    output.add_argument("--eval-steps", type=positive_int, default=100, metavar="N", help="steps between evaluations")
-    output.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: end)")
-    output.add_argument(
-        "--report-to", choices=("none", "wandb", "tensorboard"), default="none", help="log there as well"
-    )
-    return parser
-
-
-@dataclasses.dataclass
+@dataclass
 class Run:
     """What a training run works on.
 
@@ -106,6 +48,8 @@ class Run:
         validation: `TokenizedText`, held out.
         steps: int. The optimizer steps.
         warmup_steps: int.
+        decay_steps: int. The length of the final decay of the schedule `wsd`.
+        is_first: bool. Whether this process writes files.
     """
 
     arguments: argparse.Namespace
@@ -117,11 +61,100 @@ class Run:
     validation: TokenizedText
     steps: int
     warmup_steps: int
+    decay_steps: int
+    is_first: bool
+
+    def __post_init__(self):
+        self.checkpoints = Checkpoints(self.directory, self.arguments.save_total_limit)
+        self.step = self.checkpoints.latest() if self.arguments.resume else 0
+
+    @property
+    def is_finished(self):
+        """bool: whether the weights of a whole run are there."""
+        return any((self.directory / name).exists() for name in WEIGHT_FILES)
 
     @property
     def length(self):
         """int: the tokens of a block."""
         return self.blocks.length
+
+    def samples(self, indices):
+        """Some training samples.
+
+        Args:
+            indices: int array (n,), places in the order of training.
+
+        Returns:
+            dict of int32 arrays: `input_ids` (n, length), `labels` (n, length), -100 for padding; and with `--sop`
+            `sentence_order_label` (n,), 1 where the halves of the block were swapped.
+        """
+        ids, mask = self.blocks.rows(self.order[indices])
+        samples = {"input_ids": ids, "labels": np.where(mask == 1, ids, IGNORED)}
+        if self.arguments.sop:
+            swapped = self.order.coins(indices)
+            ids[swapped] = swap_halves(ids[swapped])
+            samples = {"input_ids": ids, "labels": ids, "sentence_order_label": swapped.astype(np.int32)}
+        return samples
+
+
+def evaluate_run(run, token_losses, sentence_orders):
+    """Evaluate on the held-out text of a run, by its protocol.
+
+    Args:
+        run: `Run`.
+        token_losses: function from int32 ids (batch, length) to float losses (batch, length - 1), in nats.
+        sentence_orders: function from int32 ids (batch, length) to the orders that the model sees, int (batch,);
+            used with `--sop` only.
+
+    Returns:
+        tuple of an `algpt2.evaluation.Evaluation` and a dict that holds the `sop_accuracy`, if there is one.
+    """
+    arguments = run.arguments
+    batch_size = min(arguments.batch_size, EVALUATION_BATCH)
+    evaluation = evaluate(token_losses, run.validation, run.length, batch_size, arguments.eval_protocol)
+    if not arguments.sop or len(run.validation.tokens) < 2 * run.length:
+        return evaluation, {}
+    blocks = Blocks(run.validation, run.length)
+    right = 0
+    for start in range(0, len(blocks), batch_size):
+        ids, _ = blocks.rows(np.arange(start, min(start + batch_size, len(blocks))))
+        # Every other block is swapped.
+        swapped = (np.arange(len(ids)) + start) % 2
+        ids = np.where(swapped[:, None], swap_halves(ids), ids)
+        right += int((sentence_orders(ids) == swapped).sum())
+    return evaluation, {"sop_accuracy": right / len(blocks)}
+
+
+def report_start(run):
+    """Print what a run works on."""
+    if run.is_first:
+        blocks, tokens = run.order.block_count, run.arguments.batch_size * run.length
+        print(
+            f"{parameter_count(run.config):,} parameters; {blocks:,} blocks of {run.length} tokens; "
+            f"{run.steps} steps of {tokens:,} tokens" + (f", from step {run.step} on" if run.step else ""),
+            flush=True,
+        )
+
+
+def finish_run(run, history):
+    """Draw the figure of a run, write its model card and upload it if asked."""
+    draw_perplexity({run.directory.name: history.records}, run.directory / FIGURE_FILE)
+    write_model_card(run.directory, run.config, vars(run.arguments), history.records, run.arguments.framework)
+    if run.arguments.push_to_hub:
+        upload(run.directory, run.arguments.push_to_hub)
+
+
+def swap_halves(ids):
+    """Blocks with their second half first.
+
+    Args:
+        ids: int array (n, length).
+
+    Example:
+        >>> swap_halves(np.array([[1, 2, 3, 4]]))
+        array([[3, 4, 1, 2]])
+    """
+    return np.roll(ids, -(ids.shape[1] // 2), axis=1)
 
 
 def block_length(length, config):
@@ -143,132 +176,85 @@ def block_length(length, config):
     return length
 
 
-def prepare_run(arguments):
+def prepare_run(arguments, is_first=True, data=None):
     """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
 
     Args:
-        arguments: `argparse.Namespace` of `train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.train_arguments.train_parser`.
+        is_first: bool. Whether this process makes the run directory; the others find it there.
+        data: tuple of tokenizer, `Blocks` and validation `TokenizedText` that were packed before; `None` packs
+            `--dataset`.
 
     Returns:
-        `Run`; its directory holds the tokenizer and the arguments.
+        `Run`; its directory holds the tokenizer, the configuration and the arguments.
 
     Raises:
         InputError: for anything wrong in the arguments or the data.
     """
     directory = Path(arguments.output_dir)
-    _require_free(directory, arguments.overwrite)
+    resumes = arguments.resume and (directory / ARGUMENTS_FILE).is_file()
+    if is_first and not resumes:
+        _require_free(directory, arguments.overwrite)
     _require_reporter(arguments.report_to)
-    config = _configuration(arguments)
+    config = configuration(arguments)
     length = block_length(arguments.length, config)
-    corpus = read_corpus(arguments.dataset, arguments.validation)
-    if arguments.tokenizer:
-        tokenizer = load_tokenizer(arguments.tokenizer)
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
-    else:
-        print("training the tokenizer", flush=True)
-        texts = [piece for document in corpus.train for piece in pieces(document)]
-        tokenizer = train_tokenizer(texts, arguments.vocab_size or config.vocab_size)
+    if arguments.sop and arguments.packing == "line":
+        raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
+    if arguments.batch_size % arguments.gradient_accumulation:
+        raise InputError(
+            f"--batch-size {arguments.batch_size} must be divisible by --gradient-accumulation "
+            f"{arguments.gradient_accumulation}"
+        )
+    # A process that is not the first, and a resumed run, use the tokenizer that the run has.
+    tokenizer, training_blocks, validation = data or _read_data(
+        arguments, config, length, directory if resumes or not is_first else None
+    )
     tokens = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     tokens |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if arguments.init_from:
+        del tokens["vocab_size"]
     config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
 
-    training_blocks = Blocks(tokenize(corpus.train, tokenizer), length)
-    validation = tokenize(corpus.validation, tokenizer)
-    if len(validation.tokens) < 2:
-        raise InputError("the validation text has no token to predict; give more text")
-    steps = arguments.max_steps or max(1, round(arguments.epochs * len(training_blocks) / arguments.batch_size))
+    block_count = min(len(training_blocks), arguments.max_train_blocks or math.inf)
+    if arguments.batch_size > block_count:
+        raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {block_count} blocks")
+    steps = arguments.max_steps or max(1, round(arguments.epochs * block_count / arguments.batch_size))
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
-    if arguments.batch_size > len(training_blocks):
-        raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {len(training_blocks)} blocks")
+    decay_steps = arguments.decay_steps or max(1, steps // 10)
     if warmup_steps > steps:
         raise InputError(f"--warmup-steps {warmup_steps} is more than the {steps} steps of the run")
+    if arguments.lr_schedule == "wsd" and warmup_steps + decay_steps > steps:
+        raise InputError(f"--warmup-steps {warmup_steps} and --decay-steps {decay_steps} are more than {steps} steps")
 
-    _make_directory(directory, arguments)
-    tokenizer.save_pretrained(directory)
+    if is_first and not resumes:
+        _make_directory(directory, arguments, config, tokenizer)
+    order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
     return Run(
-        arguments,
-        directory,
-        config,
-        tokenizer,
-        training_blocks,
-        TrainingOrder(len(training_blocks), steps * arguments.batch_size, arguments.seed),
-        validation,
-        steps,
-        warmup_steps,
+        *(arguments, directory, config, tokenizer, training_blocks, order, validation),
+        *(steps, warmup_steps, decay_steps, is_first),
     )
 
 
-class History:
-    """The losses of a run, appended to history.jsonl as they come and drawn to perplexity.png at the end.
-
-    Args:
-        run: `Run`.
-    """
-
-    def __init__(self, run):
-        self.run = run
-        self.path = run.directory / HISTORY_FILE
-        self.path.write_text("")
-        self._tokens_per_step = run.arguments.batch_size * run.length
-        self._last = (0, time.perf_counter())
-
-    def log_train(self, step, loss, learning_rate):
-        """Record the mean training loss since the last record, and the speed.
-
-        Returns:
-            dict of str to float: what was recorded.
-
-        Raises:
-            DivergenceError: if the loss is not finite.
-        """
-        now = time.perf_counter()
-        steps, seconds = step - self._last[0], now - self._last[1]
-        self._last = (step, now)
-        values = {"train_loss": loss, "train_perplexity": perplexity(loss), "learning_rate": learning_rate}
-        if steps:
-            values["tokens_per_second"] = steps * self._tokens_per_step / seconds
-        return self._append(step, loss, values)
-
-    def log_evaluation(self, step, evaluation):
-        """Record an `algpt2.evaluation.Evaluation`; the time it took does not count as training.
-
-        Returns:
-            dict of str to float: what was recorded.
-        """
-        values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity}
-        return self._append(step, evaluation.loss, values)
-
-    def restart_clock(self, step):
-        """Count the speed of training from this step and moment on."""
-        self._last = (step, time.perf_counter())
-
-    def _append(self, step, loss, values):
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"the loss is {loss} at step {step}; nothing was saved after the last checkpoint; "
-                "try a lower --learning-rate, more --warmup-steps or a lower --max-grad-norm"
-            )
-        record = {"step": step, "tokens": step * self._tokens_per_step, **values}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
-        return values
-
-    def draw(self):
-        """Draw training and evaluation perplexity."""
-        draw_perplexity({self.run.directory.name: read_history(self.path)}, self.run.directory / FIGURE_FILE)
-
-
-def _configuration(arguments):
-    if not arguments.config:
-        return ALGPT2Config.from_preset(arguments.preset)
-    config = read_config(arguments.config)
-    known = {"model_type", *(field.name for field in dataclasses.fields(config))}
-    unknown = sorted(name for name in vars(config) if name not in known and not name.startswith("_"))
-    if unknown:
-        print(f"{arguments.config}: not used: {', '.join(unknown)}", flush=True)
-    return config
+def _read_data(arguments, config, length, directory):
+    options = text_options(arguments)
+    corpus = read_corpus(arguments.dataset, arguments.validation, options)
+    source = directory or arguments.tokenizer or arguments.init_from
+    if source:
+        tokenizer = load_tokenizer(source)
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{source}: the tokenizer has no eos_token to end documents with")
+        if arguments.init_from and len(tokenizer) > config.vocab_size:
+            raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}")
+    else:
+        print("training the tokenizer", flush=True)
+        tokenizer = train_tokenizer(corpus.train, arguments.vocab_size or config.vocab_size)
+    by = {"stream": "document", "line": "line"}
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    training = tokenize(corpus.train, tokenizer, by=by[arguments.packing])
+    validation = tokenize(corpus.validation, tokenizer, by=by[arguments.eval_protocol])
+    if len(validation.tokens) < 2:
+        raise InputError("the validation text has no token to predict; give more text")
+    return tokenizer, Blocks(training, length, arguments.packing, padding), validation
 
 
 def _require_reporter(name):
@@ -291,14 +277,37 @@ def _require_free(directory, overwrite):
     if not (directory / ARGUMENTS_FILE).is_file():
         raise InputError(f"{directory}: is there already and is not a run directory; give another --output-dir")
     if not overwrite:
-        raise InputError(f"{directory}: is there already; give another --output-dir, or --overwrite to replace it")
+        raise InputError(
+            f"{directory}: is there already; give another --output-dir, --resume to go on, or --overwrite to replace it"
+        )
 
 
-def _make_directory(directory, arguments):
+def _make_directory(directory, arguments, config, tokenizer):
     try:
-        if directory.is_dir():
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True)
-        (directory / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # All at once, so that a run that is cut off here can still be resumed or started anew.
+        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
+            new = Path(temporary) / directory.name
+            new.mkdir()
+            (new / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
+            config.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+            if directory.is_dir():
+                shutil.rmtree(directory)
+            os.replace(new, directory)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m algpt2.run", description="Look at runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("compare", help="one figure and one table of runs", formatter_class=HelpFormatter)
+    add_arguments(command)
+    arguments = parser.parse_args(argv)
+    with exit_on_error(parser.prog):
+        compare(arguments)
+
+
+if __name__ == "__main__":
+    main()

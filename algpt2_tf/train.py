@@ -1,56 +1,44 @@
 """Train ALGPT2 in TensorFlow: `python -m algpt2_tf.train --help`."""
 
+import contextlib
 import sys
 
 import keras
+import numpy as np
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 
-from algpt2.errors import InputError, exit_on_error
-from algpt2.evaluation import evaluate
-from algpt2.run import History, prepare_run, train_parser
+from algpt2.checkpointing import StopRequest
+from algpt2.devices import peak_flops
+from algpt2.errors import DivergenceError, InputError, exit_on_error
+from algpt2.history import History, divergence
+from algpt2.run import evaluate_run, finish_run, prepare_run, report_start
+from algpt2.train_arguments import parse_train_arguments, train_parser
+from algpt2.weights import check_weights, parameter_count
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 from algpt2_tf.evaluate import token_loss_function
-from algpt2_tf.optimization import AdamW, WarmupSchedule
+from algpt2_tf.optimization import WarmupSchedule, create_optimizer
+from algpt2_tf.pretraining import TFALGPT2ForPreTraining
+from algpt2_tf.strategies import STRATEGIES, is_first, select_strategy, wait_for_everyone
+from algpt2_tf.training import TrainingModel, batches
+from algpt2_tf.weights import assign_weights, canonical_weights
+
+TRAINING_STATE_FILE = "training_state.safetensors"
+DTYPE_POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
 def parser():
     """The command line: that of both frameworks, and `--strategy`."""
-    result = train_parser("python -m algpt2_tf.train", "Train ALGPT2 in TensorFlow, with Keras's fit.")
+    result = train_parser("python -m algpt2_tf.train", "Train ALGPT2 in TensorFlow, with Keras's fit.", "tensorflow")
     result.add_argument_group("devices").add_argument(
         "--strategy",
-        choices=("single", "mirrored"),
+        choices=STRATEGIES,
         default="single",
-        help="one device, or MirroredStrategy over all GPUs (over two logical CPU devices if there are not two GPUs)",
+        help="one device; all GPUs of this machine (two logical CPU devices if there are not two); "
+        "the machines of TF_CONFIG; or the TPU of TPU_NAME",
     )
     return result
-
-
-def select_strategy(name):
-    """The distribution strategy of a run; to be called before TensorFlow has started its devices.
-
-    Args:
-        name: str. `"single"` or `"mirrored"`.
-
-    Returns:
-        `tf.distribute.Strategy`.
-    """
-    if name == "single":
-        return tf.distribute.get_strategy()
-    gpus = tf.config.list_physical_devices("GPU")
-    if len(gpus) >= 2:
-        print(f"MirroredStrategy over {len(gpus)} GPUs")
-        return tf.distribute.MirroredStrategy()
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    print(
-        f"found {len(gpus)} GPUs, not two: MirroredStrategy over two logical devices of this CPU, "
-        "which computes the same but is no faster",
-        flush=True,
-    )
-    # The default, collective operations, breaks where one process makes a second strategy.
-    reduction = tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=reduction)
 
 
 def train(run, strategy):
@@ -62,55 +50,134 @@ def train(run, strategy):
 
     Returns:
         `TFALGPT2LMHeadModel`.
+
+    Raises:
+        KeyboardInterrupt: if a stop was requested; a checkpoint is there.
     """
-    keras.utils.set_random_seed(run.arguments.seed)
+    arguments = run.arguments
+    keras.utils.set_random_seed(arguments.seed)
     with strategy.scope():
-        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(run.config))
-        schedule = WarmupSchedule(run.arguments.lr_schedule, run.arguments.learning_rate, run.warmup_steps, run.steps)
-        compile_for_training(model, schedule, run.arguments.weight_decay, run.arguments.max_grad_norm)
-    verbose = 1 if sys.stdout.isatty() else 0
-    model.fit(batches(run), shuffle=False, callbacks=[_Reporter(run, schedule)], verbose=verbose)
-    model.save_pretrained(run.directory)
+        model = initial_model(run)
+        schedule = WarmupSchedule(
+            arguments.lr_schedule, arguments.learning_rate, run.warmup_steps, run.steps, run.decay_steps
+        )
+        optimizer = create_optimizer(
+            arguments.optimizer, schedule, arguments.weight_decay, max_grad_norm=arguments.max_grad_norm
+        )
+        if arguments.precision == "fp16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        training_model = TrainingModel(model, arguments.gradient_accumulation)
+        # XLA compiles the step of one device; collective operations over several it does not take.
+        training_model.compile(optimizer=optimizer, jit_compile=strategy.num_replicas_in_sync == 1)
+        optimizer.build(model.trainable_variables)
+        if run.step:
+            load_training_state(model, optimizer, run.checkpoints.path(run.step))
+    report_start(run)
+    # Several workers could not agree on the step to stop after.
+    alone = strategy.cluster_resolver is None or not strategy.cluster_resolver.task_type
+    with StopRequest() if alone else contextlib.nullcontext() as request:
+        reporter = _Reporter(run, model, schedule, strategy, request)
+        training_model.fit(
+            batches(run), shuffle=False, callbacks=[reporter], verbose=1 if sys.stdout.isatty() and run.is_first else 0
+        )
+    if reporter.stopped:
+        raise KeyboardInterrupt
+    if run.is_first:
+        model.save_pretrained(run.directory)
+        finish_run(run, reporter.history)
+    wait_for_everyone(strategy)
     return model
 
 
-def compile_for_training(model, learning_rate, weight_decay, max_grad_norm):
-    """Compile a model with AdamW and the mean next-token loss; call it in the scope of the strategy.
-
-    Args:
-        model: `TFALGPT2LMHeadModel`.
-        learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
-        weight_decay: float. Not applied to biases and layer norms.
-        max_grad_norm: float. The norm of all gradients together that they are clipped to.
-    """
-    optimizer = AdamW(learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[],
+def initial_model(run):
+    """The model that a run starts or goes on with; to be called in the scope of the strategy."""
+    arguments = run.arguments
+    model_class = TFALGPT2ForPreTraining if arguments.sop else TFALGPT2LMHeadModel
+    backbone = TFALGPT2Backbone(
+        run.config,
+        dtype=DTYPE_POLICIES[arguments.precision],
+        gradient_checkpointing=arguments.gradient_checkpointing,
     )
+    model = model_class(backbone)
+    source = run.checkpoints.path(run.step) if run.step else arguments.init_from
+    if source:
+        weights = canonical_weights(model_class.from_pretrained(source, dtype="float32", preprocessor=None))
+        check_weights(run.config, weights, source=source)
+        assign_weights(model, weights, source=source)
+    return model
 
 
-def batches(run):
-    """The batches of a run in their order, as `(inputs, next tokens)`.
+def save_training_state(model, optimizer, directory):
+    """Write what a model and its optimizer know besides the weights: moments, steps, random states."""
+    variables = [*optimizer.variables, *model.non_trainable_variables]
+    save_file({f"{index}": np.asarray(v) for index, v in enumerate(variables)}, directory / TRAINING_STATE_FILE)
 
-    Args:
-        run: `algpt2.run.Run`.
 
-    Returns:
-        `tf.data.Dataset`.
+def load_training_state(model, optimizer, directory):
+    """Set what `save_training_state` wrote.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another optimizer.
     """
+    path, variables = directory / TRAINING_STATE_FILE, [*optimizer.variables, *model.non_trainable_variables]
+    try:
+        state = load_file(path)
+        for index, variable in enumerate(variables):
+            variable.assign(state[f"{index}"])
+    except Exception as error:  # safetensors and TensorFlow raise errors of many kinds
+        raise InputError(f"{path}: not readable as the state of this run ({error})") from error
 
-    def gather(samples):
-        ids = tf.numpy_function(
-            lambda indices: run.blocks.rows(run.order[indices])[0], [samples], tf.int32, stateful=False
-        )
-        ids = tf.ensure_shape(ids, [run.arguments.batch_size, run.length])
-        return {"token_ids": ids[:, :-1], "padding_mask": tf.ones_like(ids[:, :-1])}, ids[:, 1:]
 
-    samples = tf.data.Dataset.range(len(run.order))
-    return samples.batch(run.arguments.batch_size).map(gather).prefetch(tf.data.AUTOTUNE)
+class _Reporter(keras.callbacks.Callback):
+    """Writes the history, evaluates and saves at the intervals of the run, and when a stop is requested."""
+
+    def __init__(self, run, model, schedule, strategy, request):
+        super().__init__()
+        self.run, self.trained, self.schedule, self.strategy, self.request = run, model, schedule, strategy, request
+        self.history = History(run, machine_flops(run.arguments, strategy))
+        self.report = _report_function(run) if run.is_first else lambda step, values: None
+        self.losses, self.orders = token_loss_function(model), order_function(model)
+        self.stopped = False
+        self._restart_means(run.step)
+
+    def on_train_batch_end(self, batch, logs=None):
+        run, arguments, step = self.run, self.run.arguments, self.run.step + batch + 1
+        self.sums = {name: self.sums.get(name, 0.0) + np.asarray(value).item() for name, value in logs.items()}
+        if batch == 0:
+            # The first step compiles.
+            self.history.restart_clock(step)
+        is_last = step == run.steps
+        self.stopped = bool(self.request and self.request.made and not is_last)
+        saves = self.stopped or (arguments.save_steps and (step % arguments.save_steps == 0 or is_last))
+        # A checkpoint begins new means, so that a resumed run records the same ones.
+        if step % arguments.logging_steps == 0 or is_last or saves:
+            means = {name: total / (step - self.mean_start) for name, total in self.sums.items()}
+            learning_rate = float(self.schedule(step - 1))
+            self.report(step, self.history.log_train(step, means.pop("loss"), learning_rate, **means))
+            self._restart_means(step)
+        if step % arguments.eval_steps == 0 or is_last or saves:
+            self.report(step, self.history.log_evaluation(step, *evaluate_run(run, self.losses, self.orders)))
+        if saves:
+            self._save(step)
+        self.history.restart_clock(step)
+        if self.stopped:
+            self.model.stop_training = True
+
+    def _restart_means(self, step):
+        self.sums, self.mean_start = {}, step
+
+    def _save(self, step):
+        run = self.run
+        if not all(np.isfinite(weight).all() for weight in canonical_weights(self.trained).values()):
+            raise divergence(step, "a weight is not finite")
+        # Other workers hold the same, and go on when this one has written it.
+        if run.is_first:
+            with run.checkpoints.writing(step) as directory:
+                self.trained.save_pretrained(directory)
+                run.tokenizer.save_pretrained(directory)
+                save_training_state(self.trained, self.model.optimizer, directory)
+            run.checkpoints.mark_best(self.history.evaluation_losses())
+        wait_for_everyone(self.strategy)
 
 
 def _report_function(run):
@@ -118,7 +185,8 @@ def _report_function(run):
     if run.arguments.report_to == "wandb":
         import wandb
 
-        wandb_run = wandb.init(dir=run.directory, config=vars(run.arguments))
+        config = {**vars(run.arguments), "parameters": parameter_count(run.config)}
+        wandb_run = wandb.init(dir=run.directory, config=config)
         return lambda step, values: wandb_run.log(values, step=step)
     if run.arguments.report_to == "tensorboard":
         writer = tf.summary.create_file_writer(str(run.directory / "tensorboard"))
@@ -129,57 +197,77 @@ def _report_function(run):
                     tf.summary.scalar(name, value)
             writer.flush()
 
+        write(0, {"parameters": parameter_count(run.config)})
         return write
     return lambda step, values: None
 
 
-class _Reporter(keras.callbacks.Callback):
-    """Writes the history, evaluates and saves at the intervals of the run."""
+def order_function(model):
+    """A compiled function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,).
 
-    def __init__(self, run, schedule):
-        super().__init__()
-        self.run, self.schedule = run, schedule
-        self.history = History(run)
-        self.report = _report_function(run)
+    Args:
+        model: `TFALGPT2ForPreTraining`.
+    """
 
-    def on_train_begin(self, logs=None):
-        self.losses = token_loss_function(self.model)
+    @tf.function(reduce_retracing=True)
+    def compute(ids):
+        logits = model({"token_ids": ids, "padding_mask": tf.ones_like(ids)}, training=False)["sop_logits"]
+        return tf.argmax(logits, axis=-1)
 
-    def on_train_batch_end(self, batch, logs=None):
-        run, step = self.run, batch + 1
-        if step == 1:
-            # The first step compiles.
-            self.history.restart_clock(1)
-        if step % run.arguments.logging_steps == 0 or step == run.steps:
-            self.report(step, self.history.log_train(step, float(logs["loss"]), float(self.schedule(step - 1))))
-            if step < run.steps:
-                # Keras's loss is the mean since the last reset.
-                self.model.reset_metrics()
-        if step % run.arguments.eval_steps == 0 or step == run.steps:
-            result = evaluate(self.losses, run.validation, run.length, run.arguments.batch_size)
-            self.report(step, self.history.log_evaluation(step, result))
-            self.history.restart_clock(step)
-        if run.arguments.save_steps and step % run.arguments.save_steps == 0 and step < run.steps:
-            checkpoint = run.directory / f"checkpoint-{step}"
-            self.model.save_pretrained(checkpoint)
-            run.tokenizer.save_pretrained(checkpoint)
-            self.history.restart_clock(step)
+    return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
 
-    def on_train_end(self, logs=None):
-        self.history.draw()
+
+def machine_flops(arguments, strategy):
+    """float: the floating-point operations a second that the devices of a run reach in a matrix product."""
+    accelerated = bool(tf.config.get_visible_devices("GPU")) or arguments.strategy == "tpu"
+    size = 8192 if accelerated else 1536
+    matrix = tf.ones((size, size), {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[arguments.precision])
+
+    def multiply():
+        return float(tf.matmul(matrix, matrix)[0, 0])
+
+    return peak_flops(multiply, size) * (strategy.num_replicas_in_sync if accelerated else 1)
 
 
 def main(argv=None):
     command = parser()
-    arguments = command.parse_args(argv)
     with exit_on_error(command.prog):
-        strategy = select_strategy(arguments.strategy)
-        if arguments.batch_size % strategy.num_replicas_in_sync:
+        arguments = parse_train_arguments(command, argv)
+        strategy = select_strategy(arguments.strategy, arguments.device)
+        parts = strategy.num_replicas_in_sync * arguments.gradient_accumulation
+        if arguments.batch_size % parts:
             raise InputError(
-                f"--batch-size {arguments.batch_size} must be divisible by {strategy.num_replicas_in_sync} replicas"
+                f"--batch-size {arguments.batch_size} must be divisible by {strategy.num_replicas_in_sync} replicas "
+                f"times --gradient-accumulation {arguments.gradient_accumulation}"
             )
-        train(prepare_run(arguments), strategy)
-        print(f"wrote {arguments.output_dir}")
+        run = _prepare(arguments, strategy)
+        if run.is_finished:
+            print(f"{arguments.output_dir}: the run is finished")
+            return
+        try:
+            train(run, strategy)
+        except (tf.errors.UnavailableError, tf.errors.InternalError, tf.errors.AbortedError) as error:
+            if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+                raise
+            raise DivergenceError(
+                f"another worker is gone ({error.message.splitlines()[0]}); start all workers again with --resume"
+            ) from error
+        if run.is_first:
+            print(f"wrote {arguments.output_dir}")
+
+
+def _prepare(arguments, strategy):
+    # The first worker makes the run directory, which the others then read.
+    if is_first(strategy):
+        try:
+            run = prepare_run(arguments)
+        except InputError:
+            wait_for_everyone(strategy, succeeded=False)
+            raise
+        wait_for_everyone(strategy)
+        return run
+    wait_for_everyone(strategy)
+    return prepare_run(arguments, is_first=False)
 
 
 if __name__ == "__main__":

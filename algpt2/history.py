@@ -1,0 +1,154 @@
+"""The record of a run: losses, speed and evaluations, as they come."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from algpt2.errors import DivergenceError, InputError
+from algpt2.evaluation import perplexity
+
+HISTORY_FILE = "history.jsonl"
+
+
+class History:
+    """The losses of a run, appended to history.jsonl and printed as they come.
+
+    Args:
+        run: `algpt2.run.Run`; records after its step, of a run that was cut off, are dropped.
+        peak_flops: float. The floating-point operations a second that the devices reach; `None` if unknown.
+    """
+
+    def __init__(self, run, peak_flops=None):
+        self.run, self.peak_flops = run, peak_flops
+        self.path = run.directory / HISTORY_FILE
+        self._tokens_per_step = run.arguments.batch_size * run.length
+        records = read_history(self.path) if run.step and self.path.exists() else []
+        self.records = [record for record in records if record["step"] <= run.step]
+        if run.is_first:
+            temporary = self.path.with_suffix(".new")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            os.replace(temporary, self.path)
+        self.restart_clock(run.step)
+
+    def log_train(self, step, loss, learning_rate, **values):
+        """Record the mean training loss since the last record, and the speed.
+
+        Args:
+            step: int.
+            loss: float. The mean negative log-likelihood of a token, in nats.
+            learning_rate: float.
+            **values: float. More to record.
+
+        Returns:
+            dict of str to float: what was recorded.
+
+        Raises:
+            DivergenceError: if the loss is not finite.
+        """
+        now = time.perf_counter()
+        steps, seconds = step - self._last[0], now - self._last[1]
+        self._last = (step, now)
+        values = {"train_loss": loss, "train_perplexity": perplexity(loss), "learning_rate": learning_rate, **values}
+        if steps:
+            speed = steps * self._tokens_per_step / seconds
+            values["tokens_per_second"] = speed
+            if self.peak_flops:
+                values["flops_share"] = speed * training_flops(self.run.config, self.run.length) / self.peak_flops
+        return self._append(step, loss, values)
+
+    def log_evaluation(self, step, evaluation, values):
+        """Record an `algpt2.evaluation.Evaluation` and what was measured with it.
+
+        Returns:
+            dict of str to float: what was recorded.
+        """
+        values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity, **values}
+        return self._append(step, evaluation.loss, values)
+
+    def evaluation_losses(self):
+        """dict of int to float: the evaluation loss by step."""
+        return {record["step"]: record["eval_loss"] for record in self.records if "eval_loss" in record}
+
+    def restart_clock(self, step):
+        """Count the speed of training from this step and moment on."""
+        self._last = (step, time.perf_counter())
+
+    def _append(self, step, loss, values):
+        if not math.isfinite(loss):
+            raise divergence(step, f"the loss is {loss}")
+        values = {name: float(value) for name, value in values.items()}
+        record = {"step": step, "tokens": step * self._tokens_per_step, **values}
+        self.records.append(record)
+        if self.run.is_first:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+        return values
+
+
+def divergence(step, what):
+    """The `DivergenceError` of a step."""
+    return DivergenceError(
+        f"{what} at step {step}; nothing was saved after the last checkpoint; "
+        "try a lower --learning-rate, more --warmup-steps or a lower --max-grad-norm"
+    )
+
+
+def read_history(path):
+    """The records of a history; a last line that a crash cut off does not count.
+
+    Args:
+        path: path of history.jsonl.
+
+    Returns:
+        list of dict, each with `step`, `tokens` and some of `train_loss`, `train_perplexity`, `learning_rate`,
+        `tokens_per_second`, `eval_loss`, `eval_perplexity`, ...
+
+    Raises:
+        InputError: if the file is missing, holds no record or something else.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the directory of a run") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(record, dict) or not {"step", "tokens"} <= record.keys():
+            raise InputError(f"{path}: line {number} is no record of a run, which has step and tokens: {line[:60]}")
+        wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+        if wrong:
+            raise InputError(f"{path}: line {number}: {wrong[0]} is {record[wrong[0]]!r}; expected a number")
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: no records yet; wait for the run's first loss")
+    return records
+
+
+def training_flops(config, length):
+    """The floating-point operations to train on one token: those of all matrix products, forward and backward.
+
+    Args:
+        config: `algpt2.ALGPT2Config`.
+        length: int. The tokens of a block.
+
+    Returns:
+        int. Attention counts all pairs of tokens, as is usual (Chowdhery et al., 2022, PaLM, appendix B).
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> round(training_flops(ALGPT2Config(), 256) / 1e9, 2)
+        0.58
+    """
+    hidden, embedding = config.n_embd, config.embedding_width
+    products = config.n_layer * (4 * hidden * hidden + 2 * hidden * config.inner_width + 2 * length * hidden)
+    products += config.vocab_size * embedding + (2 * hidden * embedding if config.is_factorized else 0)
+    # A multiply and an add; once forward, twice backward.
+    return 6 * products

@@ -1,0 +1,146 @@
+"""The training step of Keras's fit: the loss over all tokens of a step, on any number of replicas, in any parts."""
+
+import keras
+import tensorflow as tf
+
+from algpt2.run import IGNORED
+
+
+class TrainingModel(keras.Model):
+    """Trains a language model under `fit`, with the mathematics of transformers' Trainer.
+
+    The loss of a step is the mean over all its tokens that count, wherever they are: Keras's own step takes the mean
+    over those of each replica first, and its gradient accumulation does not work under distribution strategies.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`; a `TFALGPT2ForPreTraining` learns the sentence order too.
+        parts: int. How many parts the batch of a replica is computed in, one after the other.
+
+    Call arguments:
+        as of `model`.
+    """
+
+    def __init__(self, model, parts=1):
+        super().__init__()
+        self.model, self.parts = model, parts
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # The model is built; Keras's own build averages token ids over replicas, which several workers cannot do.
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data):
+        """One optimizer step.
+
+        Args:
+            data: dict of int32 arrays, `input_ids` and `labels` (batch, length), -100 where ignored, and
+                `sentence_order_label` (batch,) if the model learns it.
+
+        Returns:
+            dict of `loss` and, if learned, `sop_loss`; float (1,), the means over the step.
+        """
+        context = tf.distribute.get_replica_context()
+        # How much of the loss of the whole step is here: one value for each sequence and each token.
+        counts = context.all_reduce(
+            tf.distribute.ReduceOp.SUM,
+            [tf.cast(tf.shape(data["labels"])[0], "float32"), _counted(data["labels"])],
+        )
+        split = {
+            name: tf.reshape(value, [self.parts, -1, *value.shape[1:]]) if value.shape.rank else value
+            for name, value in data.items()
+        }
+        variables = self.trainable_variables
+        total = [tf.zeros(2), *(tf.zeros_like(variable) for variable in variables)]
+        if self.parts == 1:
+            total = self._gradients({name: value[0] for name, value in split.items()}, counts, variables)
+        else:
+            # One part after the other: parts computed at once would take the memory of the whole.
+            _, total = tf.while_loop(
+                lambda part, _: part < self.parts,
+                lambda part, sums: (
+                    part + 1,
+                    [
+                        a + b
+                        for a, b in zip(
+                            sums,
+                            self._gradients({name: value[part] for name, value in split.items()}, counts, variables),
+                            strict=True,
+                        )
+                    ],
+                ),
+                (tf.constant(0), total),
+                parallel_iterations=1,
+            )
+        losses, gradients = total[0], total[1:]
+        # Keras sums the gradients of the replicas.
+        self.optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+        losses = context.all_reduce(tf.distribute.ReduceOp.SUM, losses)
+        names = ["loss", "sop_loss"] if "sentence_order_label" in data else ["loss"]
+        return {name: losses[index : index + 1] for index, name in enumerate(names)}
+
+    def _gradients(self, data, counts, variables):
+        sequences, tokens = counts
+        with tf.GradientTape() as tape:
+            inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
+            outputs = self.model(inputs, training=True)
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+            losses = [token_losses(logits, data["labels"]) / tokens, tf.constant(0.0)]
+            if "sentence_order_label" in data:
+                order = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    data["sentence_order_label"], tf.cast(outputs["sop_logits"], "float32")
+                )
+                losses[1] = tf.reduce_sum(order) / sequences
+            loss = self.optimizer.scale_loss(losses[0] + losses[1])
+        gradients = tape.gradient(loss, variables)
+        return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]
+
+
+def token_losses(logits, labels):
+    """The sum of the negative log-likelihoods of the next tokens.
+
+    Args:
+        logits: float (batch, length, V).
+        labels: int32 (batch, length), -100 where ignored; the label of a position is what the one before predicts.
+
+    Returns:
+        float32 scalar, in nats.
+    """
+    logits = tf.cast(logits[:, :-1], "float32")
+    targets = labels[:, 1:]
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(targets, 0), logits)
+    return tf.reduce_sum(tf.where(targets == IGNORED, 0.0, losses))
+
+
+def _counted(labels):
+    return tf.reduce_sum(tf.cast(labels[:, 1:] != IGNORED, "float32"))
+
+
+def batches(run):
+    """The batches of a run in their order, from its step on.
+
+    Args:
+        run: `algpt2.run.Run`.
+
+    Returns:
+        `tf.data.Dataset` of dicts, as `TrainingModel.train_step` takes them.
+    """
+    batch_size = run.arguments.batch_size
+    shapes = {name: array.shape[1:] for name, array in run.samples([0]).items()}
+
+    def gather(indices):
+        arrays = tf.numpy_function(
+            lambda samples: list(run.samples(samples).values()), [indices], [tf.int32] * len(shapes), stateful=False
+        )
+        return {
+            name: tf.ensure_shape(array, [batch_size, *shape])
+            for (name, shape), array in zip(shapes.items(), arrays, strict=True)
+        }
+
+    samples = tf.data.Dataset.range(run.step * batch_size, len(run.order)).batch(batch_size)
+    options = tf.data.Options()
+    # Each worker takes its part of every batch.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return samples.map(gather).prefetch(tf.data.AUTOTUNE).with_options(options)

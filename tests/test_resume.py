@@ -1,0 +1,109 @@
+"""A run that was killed, wherever, goes on to the numbers of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import algpt2_pt.train
+import algpt2_tf.train
+from algpt2.corpus import read_corpus
+
+TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
+WEIGHTS = {"pt": "model.safetensors", "tf": "model.weights.h5"}
+STATE = {"pt": "optimizer.pt", "tf": "training_state.safetensors"}
+CONFIG = {
+    **{"model_type": "algpt2", "vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 2},
+    # Dropout, so that the random state counts.
+    **{"embedding_size": 8, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+}
+
+
+def history(directory):
+    path = directory / "history.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# What is seen of the run from outside at the moment of the kill.
+MOMENTS = {
+    "before the first checkpoint": lambda run, state: len(history(run)) >= 1,
+    "as a checkpoint begins": lambda run, state: (run / ".partial").exists(),
+    "between weights and training state": lambda run, state: list(run.glob(".partial/*/config.json")),
+    "with a second checkpoint half written": lambda run, state: (run / "checkpoint-3").exists()
+    and (run / ".partial").exists(),
+    "when a checkpoint has its name": lambda run, state: (run / "checkpoint-6").exists(),
+    "after the training state": lambda run, state: (run / ".partial" / "checkpoint-9" / state).exists(),
+}
+
+
+def arguments(directory, config):
+    return [
+        *("--config", str(config), "--output-dir", str(directory), "--max-steps", "24", "--batch-size", "4"),
+        *("--dataset", str(config.parent / "text.txt")),
+        *("--save-steps", "3", "--save-total-limit", "2", "--eval-steps", "12", "--logging-steps", "2"),
+    ]
+
+
+def weights(directory, framework):
+    path = directory / WEIGHTS[framework]
+    if framework == "pt":
+        return load_file(path)
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    (path.parent / "text.txt").write_text(read_corpus("python-docs").train[0][:8000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=["pt", "tf"])
+def uninterrupted(request, config, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    TRAIN[request.param].main(arguments(directory, config))
+    return request.param, directory
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, config, moment, tmp_path):
+    framework, expected = uninterrupted
+    directory = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"algpt2_{framework}.train", *arguments(directory, config)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while process.poll() is None and not MOMENTS[moment](directory, STATE[framework]):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    error = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, error
+    assert not (directory / WEIGHTS[framework]).exists()
+
+    TRAIN[framework].main(["--output-dir", str(directory), "--resume"])
+    found, wanted = weights(directory, framework), weights(expected, framework)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+
+    def numbers(run):
+        records = [json.loads(line) for line in history(run)]
+        return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "flops_share")} for r in records]
+
+    assert numbers(directory) == numbers(expected)
+    assert not list(directory.glob(".*"))
