@@ -146,7 +146,7 @@ class ALGPT2Config(PreTrainedConfig):
     """
 
     model_type = "algpt2"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "sop_loss"]
     attribute_map = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",

@@ -18,6 +18,8 @@ DTYPES = {
 def weight_shapes(config):
     """The name and shape of every canonical weight, in PyTorch's names and (out, in) layout; tied tensors once.
 
+    These are the weights of the language model; `sop_shapes` are those that a model for pretraining has besides.
+
     Args:
         config: `ALGPT2Config`.
 
@@ -59,8 +61,22 @@ def weight_shapes(config):
     return shapes
 
 
+def sop_shapes(config):
+    """The name and shape of the weights of the sentence-order head, which a checkpoint has both or neither of.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Returns:
+        dict of str to tuple of int.
+    """
+    return {"sop_classifier.weight": (2, config.n_embd), "sop_classifier.bias": (2,)}
+
+
 def parameter_count(config):
-    """The number of parameters of a model with this configuration; tied tensors count once.
+    """The number of parameters of a language model with this configuration; tied tensors count once.
+
+    A sentence-order head adds `2 * n_embd + 2`, which are not counted: only pretraining uses them.
 
     Example:
         >>> from algpt2 import ALGPT2Config
@@ -73,6 +89,8 @@ def parameter_count(config):
 def check_weights(config, weights, source="checkpoint"):
     """Raise unless `weights` are exactly those of `config`: every tensor once, in shape, of a finite float type.
 
+    The sentence-order head may be there or not.
+
     Args:
         config: `ALGPT2Config`.
         weights: dict of str to numpy array.
@@ -82,6 +100,8 @@ def check_weights(config, weights, source="checkpoint"):
         InputError: lists everything missing, unexpected, misshapen or not finite.
     """
     shapes = weight_shapes(config)
+    if not weights.keys().isdisjoint(sop_shapes(config)):
+        shapes |= sop_shapes(config)
     faults = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in weights]
     for name, tensor in weights.items():
         if name not in shapes:

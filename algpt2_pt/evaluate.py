@@ -9,15 +9,16 @@ from algpt2.evaluation import evaluate
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
 
 
-def load_for_inference(checkpoint, **kwargs):
+def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
     """The model of a checkpoint, checked; transformers itself only warns of tensors that are missing.
 
     Args:
         checkpoint: str or path. A directory, or the id of a hub repository.
+        model_class: class. `ALGPT2LMHeadModel` or a subclass.
         **kwargs: as in `ALGPT2LMHeadModel.from_pretrained`.
 
     Returns:
-        `ALGPT2LMHeadModel`, in evaluation mode.
+        `model_class`, in evaluation mode.
 
     Raises:
         algpt2.errors.InputError: if the checkpoint cannot be read.
@@ -25,7 +26,7 @@ def load_for_inference(checkpoint, **kwargs):
     directory = find_checkpoint(checkpoint)
     read_checkpoint(directory)
     try:
-        return ALGPT2LMHeadModel.from_pretrained(directory, **kwargs).eval()
+        return model_class.from_pretrained(directory, **kwargs).eval()
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{directory}: transformers cannot load it ({error})") from error
 

@@ -305,6 +305,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^sop_classifier\."]
 
     def __init__(self, config):
         super().__init__(config)
@@ -355,13 +356,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states = outputs.last_hidden_state[:, kept, :]
-        if self.config.tie_projections:
-            hidden_states = self.project_out(hidden_states, self.transformer.project_in.weight)
-        elif self.project_out is not None:
-            hidden_states = self.project_out(hidden_states)
-        logits = self.lm_head(hidden_states)
+        logits = self.compute_logits(outputs.last_hidden_state, logits_to_keep)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -372,6 +367,16 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def compute_logits(self, hidden_states, logits_to_keep=0):
+        """The next-token logits of the final hidden states, float (batch, length, H), at the positions to keep."""
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = hidden_states[:, kept, :]
+        if self.config.tie_projections:
+            hidden_states = self.project_out(hidden_states, self.transformer.project_in.weight)
+        elif self.project_out is not None:
+            hidden_states = self.project_out(hidden_states)
+        return self.lm_head(hidden_states)
 
 
 def to_torch(array):

@@ -17,5 +17,12 @@ if keras.config.backend() != "tensorflow":
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
+from algpt2_tf.pretraining import TFALGPT2ForPreTraining
 
-__all__ = ["TFALGPT2Backbone", "TFALGPT2CausalLMPreprocessor", "TFALGPT2LMHeadModel", "TFALGPT2Tokenizer"]
+__all__ = [
+    "TFALGPT2Backbone",
+    "TFALGPT2CausalLMPreprocessor",
+    "TFALGPT2ForPreTraining",
+    "TFALGPT2LMHeadModel",
+    "TFALGPT2Tokenizer",
+]

@@ -49,6 +49,8 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     backbone_cls = TFALGPT2Backbone
     preprocessor_cls = TFALGPT2CausalLMPreprocessor
+    # The name of the PyTorch model with the same heads, for config.json.
+    architecture = "ALGPT2LMHeadModel"
 
     def __init__(self, backbone, preprocessor=None, project_out_dtype=None, **kwargs):
         self.backbone = backbone
@@ -62,7 +64,11 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
                 dtype=project_out_dtype or backbone.dtype_policy,
                 name="project_out",
             )
-        super().__init__(inputs=backbone.input, outputs=self._logits(backbone(backbone.input)), **kwargs)
+        outputs = self._outputs(backbone(backbone.input), backbone.input["padding_mask"])
+        super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
+
+    def _outputs(self, hidden_states, padding_mask):
+        return self._logits(hidden_states)
 
     def _logits(self, hidden_states):
         if self.config.tie_projections:
@@ -144,7 +150,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             raise ValueError("the model is quantized: save it with save() or save_to_preset(), or before quantize()")
         with files_replaced_in(save_directory) as temporary:
             config = type(self.config).from_dict(self.config.to_dict())
-            config.architectures = ["ALGPT2LMHeadModel"]
+            config.architectures = [self.architecture]
             config.dtype = self.backbone.variable_dtype
             config.save_pretrained(temporary)
             GenerationConfig.from_model_config(config).save_pretrained(temporary)

@@ -1,11 +1,15 @@
 """Canonical weights in and out of a Keras model."""
 
+import logging
+
 import h5py
 import keras
 import numpy as np
 
 from algpt2.errors import InputError
 from algpt2.weights import DTYPES, check_weights
+
+logger = logging.getLogger(__name__)
 
 
 def save_keras_weights(model, path):
@@ -19,7 +23,7 @@ def save_keras_weights(model, path):
 
 
 def load_keras_weights(model, path):
-    """Set the weights of a model from a `.weights.h5` file.
+    """Set the weights of a model from a `.weights.h5` file; a sentence-order head that it does not hold stays new.
 
     Args:
         model: `TFALGPT2LMHeadModel`.
@@ -28,11 +32,26 @@ def load_keras_weights(model, path):
     Raises:
         algpt2.errors.InputError: if the file is damaged or holds other weights than the model's.
     """
+    head = getattr(model, "sop_classifier", None)
     try:
-        keras.saving.load_weights(model, path, objects_to_skip=_training_state(model))
+        head_is_new = head is not None and not holds_sop_classifier(path)
+        skipped = [*_training_state(model), *([head] if head_is_new else [])]
+        keras.saving.load_weights(model, path, objects_to_skip=skipped)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: damaged, or of another configuration than config.json ({error})") from error
     check_weights(model.config, canonical_weights(model), source=path)
+    if head_is_new:
+        _warn_of_new_head(path)
+
+
+def holds_sop_classifier(path):
+    """Whether a `.weights.h5` file holds a sentence-order head.
+
+    Args:
+        path: path of a readable file.
+    """
+    with h5py.File(path) as file:
+        return "layers/sentence_order_head" in file
 
 
 def stored_dtype(path):
@@ -64,6 +83,10 @@ def stored_dtype(path):
     return dtypes.pop()
 
 
+def _warn_of_new_head(source):
+    logger.warning("%s: holds no sentence-order head; sop_classifier starts new and wants training", source)
+
+
 def _training_state(model):
     # The random state of dropout is there only if its rate is not 0, so files with it would fit only one rate.
     seeds = [layer.seed_generator for layer in model._flatten_layers() if getattr(layer, "seed_generator", None)]
@@ -87,7 +110,7 @@ def canonical_weights(model):
 
 
 def assign_weights(model, weights, source="weights"):
-    """Set all weights of a model.
+    """Set all weights of a model; a sentence-order head is left out, or stays new, where only one side has it.
 
     Args:
         model: `TFALGPT2LMHeadModel`.
@@ -98,8 +121,12 @@ def assign_weights(model, weights, source="weights"):
         algpt2.errors.InputError: if the weights are not exactly those of the model; it stays as it was.
     """
     check_weights(model.config, weights, source)
-    for name, (variable, transposed) in canonical_variables(model).items():
+    variables = canonical_variables(model)
+    for name in variables.keys() & weights.keys():
+        variable, transposed = variables[name]
         variable.assign(weights[name].T if transposed else weights[name])
+    if variables.keys() - weights.keys():
+        _warn_of_new_head(source)
 
 
 def canonical_variables(model):
@@ -133,6 +160,8 @@ def canonical_variables(model):
         variables |= _dense("project_out", model.project_out)
     if not model.config.tie_word_embeddings:
         variables["lm_head.weight"] = (backbone.token_embedding.reverse_embeddings, True)
+    if getattr(model, "sop_classifier", None) is not None:
+        variables |= _dense("sop_classifier", model.sop_classifier)
     return variables
 
 

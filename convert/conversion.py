@@ -20,8 +20,14 @@ from algpt2.checkpoint import (
 from algpt2.errors import InputError
 from algpt2.tokenization import load_tokenizer
 from algpt2.weights import cast_weights
-from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
-from algpt2_tf.weights import assign_weights, canonical_weights, save_keras_weights, stored_dtype
+from algpt2_tf import TFALGPT2Backbone, TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
+from algpt2_tf.weights import (
+    assign_weights,
+    canonical_weights,
+    holds_sop_classifier,
+    save_keras_weights,
+    stored_dtype,
+)
 
 
 def pt2tf(directory, output=None, dtype=None, force=False):
@@ -46,12 +52,12 @@ def pt2tf(directory, output=None, dtype=None, force=False):
     config, weights = read_checkpoint(directory)
     target = _target(directory, output, (KERAS_WEIGHTS_FILE,), dtype, force)
     dtype = dtype or _common_dtype(weights)
-    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
+    model = _model_class("sop_classifier.weight" in weights)(TFALGPT2Backbone(config, dtype=dtype))
     assign_weights(model, cast_weights(weights, dtype), source=directory)
     with files_replaced_in(target) as temporary:
         save_keras_weights(model, temporary / KERAS_WEIGHTS_FILE)
         if target != directory:
-            _write_metadata(directory, temporary, config, dtype)
+            _write_metadata(directory, temporary, config, dtype, model.architecture)
     return target
 
 
@@ -78,19 +84,23 @@ def tf2pt(directory, output=None, dtype=None, force=False):
     if not (directory / KERAS_WEIGHTS_FILE).is_file():
         raise InputError(f"{directory}: there is no {KERAS_WEIGHTS_FILE} to convert")
     target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), dtype, force)
-    model = TFALGPT2LMHeadModel.from_pretrained(
-        directory, dtype=stored_dtype(directory / KERAS_WEIGHTS_FILE), preprocessor=None
-    )
+    stored = stored_dtype(directory / KERAS_WEIGHTS_FILE)
+    model_class = _model_class(holds_sop_classifier(directory / KERAS_WEIGHTS_FILE))
+    model = model_class.from_pretrained(directory, dtype=stored, preprocessor=None)
     weights = canonical_weights(model)
     dtype = dtype or _common_dtype(weights)
     with files_replaced_in(target) as temporary:
         write_safetensors(temporary, cast_weights(weights, dtype))
         sharded = (temporary / SAFETENSORS_INDEX_FILE).exists()
         if target != directory:
-            _write_metadata(directory, temporary, config, dtype)
+            _write_metadata(directory, temporary, config, dtype, model.architecture)
     # What stays of an earlier layout would be read first.
     (target / (SAFETENSORS_FILE if sharded else SAFETENSORS_INDEX_FILE)).unlink(missing_ok=True)
     return target
+
+
+def _model_class(has_sop_classifier):
+    return TFALGPT2ForPreTraining if has_sop_classifier else TFALGPT2LMHeadModel
 
 
 def _target(directory, output, weight_files, dtype, force):
@@ -110,13 +120,13 @@ def _target(directory, output, weight_files, dtype, force):
     return target
 
 
-def _write_metadata(source, destination, config, dtype):
+def _write_metadata(source, destination, config, dtype, architecture):
     for pattern in METADATA_PATTERNS:
         for file in source.glob(pattern):
             if file.is_file() and file.name not in (SAFETENSORS_INDEX_FILE, CONFIG_FILE):
                 shutil.copyfile(file, destination / file.name)
     config = type(config).from_dict(config.to_dict())
-    config.architectures = ["ALGPT2LMHeadModel"]
+    config.architectures = [architecture]
     config.dtype = dtype
     config.save_pretrained(destination)
     if not (destination / "generation_config.json").exists():

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from algpt2.checkpoint import find_checkpoint
+from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.commands import prepare_prompt, validation_text
 from algpt2.evaluation import evaluate
 from algpt2.weights import cast_weights
+from algpt2_pt import ALGPT2ForPreTraining, ALGPT2LMHeadModel
 from algpt2_pt.evaluate import load_for_inference
 from algpt2_pt.evaluate import token_loss_function as pt_token_loss_function
-from algpt2_tf import TFALGPT2LMHeadModel
+from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.evaluate import token_loss_function as tf_token_loss_function
 from algpt2_tf.weights import assign_weights, canonical_weights
 
@@ -45,27 +46,32 @@ def load_both(tf_directory, pt_directory, dtype=None):
         dtype: str. The weights of both are rounded to it; `None` leaves them as stored.
 
     Returns:
-        tuple of (`TFALGPT2LMHeadModel`, `ALGPT2LMHeadModel`, dtype). The dtype, that of the computation, is
-        `"float64"` where the weights are, else `"float32"`.
+        tuple of (`TFALGPT2LMHeadModel`, `ALGPT2LMHeadModel`, dtype), or of the models for pretraining if the
+        configuration in PyTorch's directory names them. The dtype, that of the computation, is `"float64"` where the
+        weights are, else `"float32"`.
 
     Raises:
         algpt2.errors.InputError: if either cannot be read.
     """
-    pytorch = load_for_inference(pt_directory, dtype=dtype or "auto")
+    if "ALGPT2ForPreTraining" in (read_config(pt_directory).architectures or ()):
+        tf_class, pt_class = TFALGPT2ForPreTraining, ALGPT2ForPreTraining
+    else:
+        tf_class, pt_class = TFALGPT2LMHeadModel, ALGPT2LMHeadModel
+    pytorch = load_for_inference(pt_directory, pt_class, dtype=dtype or "auto")
     compute_dtype = "float64" if pytorch.dtype == torch.float64 else "float32"
     pytorch.to(getattr(torch, compute_dtype))
-    tensorflow = TFALGPT2LMHeadModel.from_pretrained(tf_directory, dtype=compute_dtype)
+    tensorflow = tf_class.from_pretrained(tf_directory, dtype=compute_dtype)
     if dtype:
         assign_weights(tensorflow, cast_weights(canonical_weights(tensorflow), dtype))
     return tensorflow, pytorch, compute_dtype
 
 
 def compare_logits(tensorflow, pytorch, dtype):
-    """Compare the logits on fixed token ids, unpadded and padded.
+    """Compare the logits of every head on fixed token ids, unpadded and padded.
 
     Args:
-        tensorflow: `TFALGPT2LMHeadModel`.
-        pytorch: `ALGPT2LMHeadModel`.
+        tensorflow: `TFALGPT2LMHeadModel` or `TFALGPT2ForPreTraining`.
+        pytorch: `ALGPT2LMHeadModel` or `ALGPT2ForPreTraining`.
         dtype: str. Selects the tolerance.
 
     Returns:
@@ -77,12 +83,17 @@ def compare_logits(tensorflow, pytorch, dtype):
     padding = np.arange(length) < np.array([length, length // 2, length // 3 + 1, 1])[:, None]
     comparisons = []
     for name, mask in (("unpadded", np.ones_like(ids)), ("padded", padding.astype(ids.dtype))):
-        expected = np.asarray(tensorflow({"token_ids": ids, "padding_mask": mask}))
+        outputs = tensorflow({"token_ids": ids, "padding_mask": mask})
+        outputs = outputs if isinstance(outputs, dict) else {"logits": outputs}
         with torch.no_grad():
-            found = pytorch(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
-        difference = np.abs(expected - found)[mask == 1].max()
-        passed = bool(difference <= TOLERANCES[dtype] * np.abs(expected).max())
-        comparisons.append(Comparison(f"largest logit difference, {name}", "", "", f"{difference:.2e}", passed))
+            found = pytorch(torch.tensor(ids), attention_mask=torch.tensor(mask))
+        for output, label in (("logits", "logit"), ("sop_logits", "sentence-order logit")):
+            if output in outputs:
+                expected = np.asarray(outputs[output])
+                difference = np.abs(expected - found[output].numpy())
+                largest = (difference[mask == 1] if output == "logits" else difference).max()
+                passed = bool(largest <= TOLERANCES[dtype] * np.abs(expected).max())
+                comparisons.append(Comparison(f"largest {label} difference, {name}", "", "", f"{largest:.2e}", passed))
     return comparisons
 
 
@@ -123,9 +134,10 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
     directory, tokenizer, max_length = prepare_prompt(directory, prompt, max_new_tokens)
     text, length = validation_text(directory, dataset, length)
     tensorflow, pytorch, dtype = load_both(directory, directory)
+    language_model = tensorflow.language_model() if isinstance(tensorflow, TFALGPT2ForPreTraining) else tensorflow
     results = [
         evaluate(function(model), text, length, batch_size, progress=True)
-        for function, model in ((tf_token_loss_function, tensorflow), (pt_token_loss_function, pytorch))
+        for function, model in ((tf_token_loss_function, language_model), (pt_token_loss_function, pytorch))
     ]
     comparisons = []
     for name in ("loss", "perplexity"):

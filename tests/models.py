@@ -5,10 +5,10 @@ import torch
 
 from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.configuration import ACTIVATIONS
-from algpt2.weights import weight_shapes
-from algpt2_pt import ALGPT2LMHeadModel
+from algpt2.weights import sop_shapes, weight_shapes
+from algpt2_pt import ALGPT2ForPreTraining, ALGPT2LMHeadModel
 from algpt2_pt.modeling_algpt2 import to_torch
-from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+from algpt2_tf import TFALGPT2Backbone, TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights
 
 PATTERNS = ("full", "none", "sequence:2", "cycle:2", "cycle_rev:3", "sandwich")
@@ -73,10 +73,10 @@ def both_models(config, dtype="float64", seed=0):
     return tensorflow, pytorch_model(config, weights)
 
 
-def pytorch_model(config, weights):
+def pytorch_model(config, weights, model_class=ALGPT2LMHeadModel):
     """A PyTorch model with the given canonical weights, in evaluation mode."""
     tensors = {name: to_torch(array) for name, array in weights.items()}
-    model = ALGPT2LMHeadModel(config).to(next(iter(tensors.values())).dtype)
+    model = model_class(config).to(next(iter(tensors.values())).dtype)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
     model.tie_weights()
@@ -95,3 +95,18 @@ def relative_difference(expected, found):
     expected, found = (x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (expected, found))
     assert expected.shape == found.shape
     return np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-300)
+
+
+def pretraining_weights(config, dtype="float64", seed=0):
+    """Canonical weights with a sentence-order head."""
+    draw = np.random.default_rng(seed + 1)
+    head = {name: draw.normal(size=shape).astype(dtype) for name, shape in sop_shapes(config).items()}
+    return {**random_weights(config, dtype, seed), **head}
+
+
+def both_pretraining_models(config, dtype="float64", seed=0):
+    """As `both_models`, with sentence-order heads."""
+    weights = pretraining_weights(config, dtype, seed)
+    tensorflow = TFALGPT2ForPreTraining(TFALGPT2Backbone(config, dtype=dtype))
+    assign_weights(tensorflow, weights)
+    return tensorflow, pytorch_model(config, weights, ALGPT2ForPreTraining)
