@@ -2,10 +2,9 @@
 
 import torch
 
-from algpt2.checkpoint import find_checkpoint, read_checkpoint
-from algpt2.commands import evaluate_parser, print_evaluation, validation_text
-from algpt2.errors import InputError, exit_on_error
-from algpt2.evaluation import evaluate
+from algpt2.checkpoint import find_checkpoint, read_checkpoint, read_config
+from algpt2.commands import run_evaluation
+from algpt2.errors import InputError
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
 
 
@@ -52,15 +51,26 @@ def token_loss_function(model):
     return compute
 
 
+def losses_at_depths(directory, depths):
+    """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
+
+    Args:
+        directory: path.
+        depths: list of int; `None` for the checkpoint's own.
+
+    Yields:
+        function of `token_loss_function`, good until the next one.
+    """
+    model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+    losses = token_loss_function(model)
+    for depth in depths:
+        config = read_config(directory, n_layer=depth) if depth else model.config
+        model.config.layer_schedule, model.config.n_layer = config.layer_schedule, config.n_layer
+        yield losses
+
+
 def main(argv=None):
-    parser = evaluate_parser("python -m algpt2_pt.evaluate", "Perplexity of a checkpoint, computed by PyTorch.")
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        text, length = validation_text(arguments.checkpoint, arguments.dataset, arguments.length)
-        model = load_for_inference(arguments.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-        losses = token_loss_function(model)
-        result = evaluate(losses, text, length, arguments.batch_size, progress=True)
-        print_evaluation(result, arguments.json)
+    run_evaluation("algpt2_pt", losses_at_depths, argv)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
-from algpt2.commands import evaluate_parser, print_evaluation, validation_text
-from algpt2.errors import exit_on_error
-from algpt2.evaluation import evaluate
+from algpt2.checkpoint import read_config
+from algpt2.commands import run_evaluation
+from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+from algpt2_tf.weights import assign_weights, canonical_weights
 
 
 def token_loss_function(model):
@@ -26,15 +27,27 @@ def token_loss_function(model):
     return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
 
 
+def losses_at_depths(directory, depths):
+    """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
+
+    Args:
+        directory: path.
+        depths: list of int; `None` for the checkpoint's own.
+
+    Yields:
+        function of `token_loss_function`.
+    """
+    loaded = TFALGPT2LMHeadModel.from_pretrained(directory, preprocessor=None)
+    for depth in depths:
+        model = loaded
+        if depth and depth != loaded.config.n_layer:
+            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(read_config(directory, n_layer=depth)))
+            assign_weights(model, canonical_weights(loaded))
+        yield token_loss_function(model)
+
+
 def main(argv=None):
-    parser = evaluate_parser("python -m algpt2_tf.evaluate", "Perplexity of a checkpoint, computed by TensorFlow.")
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        text, length = validation_text(arguments.checkpoint, arguments.dataset, arguments.length)
-        model = TFALGPT2LMHeadModel.from_pretrained(arguments.checkpoint, preprocessor=None)
-        losses = token_loss_function(model)
-        result = evaluate(losses, text, length, arguments.batch_size, progress=True)
-        print_evaluation(result, arguments.json)
+    run_evaluation("algpt2_tf", losses_at_depths, argv)
 
 
 if __name__ == "__main__":

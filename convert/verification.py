@@ -8,6 +8,7 @@ import torch
 from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.commands import prepare_prompt, validation_text
 from algpt2.evaluation import evaluate
+from algpt2.reporting import markdown_table
 from algpt2.weights import cast_weights
 from algpt2_pt import ALGPT2ForPreTraining, ALGPT2LMHeadModel
 from algpt2_pt.evaluate import load_for_inference
@@ -168,8 +169,4 @@ def table(comparisons):
     """The comparisons as a Markdown table."""
     rows = [("", "TensorFlow", "PyTorch", "difference", "")]
     rows += [(c.name, c.tensorflow, c.pytorch, c.difference, "ok" if c.passed else "FAILED") for c in comparisons]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown_table(rows)

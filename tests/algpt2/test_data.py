@@ -1,7 +1,6 @@
-"""Corpus, tokenizer, packing and evaluation."""
+"""Corpus, tokenizer and packing."""
 
 import copy
-import math
 import pydoc_data.topics
 
 import numpy as np
@@ -11,7 +10,6 @@ from transformers import AutoTokenizer
 
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError
-from algpt2.evaluation import evaluate
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder, pieces, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 
@@ -108,16 +106,3 @@ def test_blocks_and_their_order():
     assert list(order) != list(order_of(25, seed=4))
     # A longer run starts as the shorter one.
     np.testing.assert_array_equal(order_of(40, seed=3)[:25], order)
-
-
-@pytest.mark.parametrize("length", [2, 5, 8, 30])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_stream_protocol_against_a_plain_loop(length, batch_size):
-    draw = np.random.default_rng(0)
-    stream = draw.integers(20, size=31).astype("int32")
-    table = draw.random((20, 20)) * 3
-    result = evaluate(lambda ids: table[ids[:, :-1], ids[:, 1:]], text_of(stream), length, batch_size)
-    losses = [table[stream[i - 1], stream[i]] for i in range(1, 31) if i % length != 0]
-    assert result.tokens == len(losses)
-    assert math.isclose(result.loss, sum(losses) / len(losses), rel_tol=1e-12)
-    assert math.isclose(result.perplexity, math.exp(result.loss), rel_tol=1e-12)
