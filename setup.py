@@ -27,6 +27,10 @@ setup(
         "ml_dtypes",
         "matplotlib",
         "tqdm",
+        "datasets",
+        "filelock",
+        "pyarrow",
+        "httpx",
     ],
     extras_require={
         "pt": PT,

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from algpt2.corpus import PYTHON_DOCS
+from algpt2.corpus import DETOKENIZERS, PYTHON_DOCS, TextOptions
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -20,7 +20,25 @@ def add_dataset_arguments(parser, dataset_help):
         parser: `argparse.ArgumentParser` or one of its groups.
         dataset_help: str. What `--dataset` means to this command.
     """
-    parser.add_argument("--dataset", default=PYTHON_DOCS, help=dataset_help)
+    parser.add_argument("--dataset", default=PYTHON_DOCS, metavar="NAME", help=dataset_help)
+    parser.add_argument(
+        "--text-column", metavar="NAME", help="the column of the text, in .jsonl, .parquet and hub data (default: text)"
+    )
+    parser.add_argument("--streaming", action="store_true", help="read a hub data set as it is used")
+    parser.add_argument("--detokenize", choices=DETOKENIZERS, help="undo the tokenization of WikiText")
+    parser.add_argument("--control-code", metavar="TEXT", help="what every document starts with, such as '<|wiki|> '")
+
+
+def text_options(arguments):
+    """How the text is to be read.
+
+    Args:
+        arguments: `argparse.Namespace` of a parser with `add_dataset_arguments`.
+
+    Returns:
+        `algpt2.corpus.TextOptions`.
+    """
+    return TextOptions(arguments.text_column, arguments.streaming, arguments.detokenize, arguments.control_code)
 
 
 def _number(convert, low, name, high=sys.float_info.max):

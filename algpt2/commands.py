@@ -6,9 +6,17 @@ import json
 import subprocess
 import sys
 
-from algpt2.arguments import HelpFormatter, add_dataset_arguments, positive_float, positive_int, probability, seed
+from algpt2.arguments import (
+    HelpFormatter,
+    add_dataset_arguments,
+    positive_float,
+    positive_int,
+    probability,
+    seed,
+    text_options,
+)
 from algpt2.checkpoint import find_checkpoint, read_config
-from algpt2.corpus import PYTHON_DOCS, read_corpus, read_files
+from algpt2.corpus import DEFAULT_OPTIONS, PYTHON_DOCS, read_documents
 from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import PROTOCOLS, evaluate
 from algpt2.packing import tokenize
@@ -96,7 +104,11 @@ def run_evaluation(package, losses_at_depths, argv=None):
         directory = find_checkpoint(arguments.checkpoint)
         own_depth = _check_depths(directory, depths)
         text, length = validation_text(
-            directory, arguments.dataset, arguments.length, "line" if arguments.protocol == "line" else "document"
+            directory,
+            arguments.dataset,
+            arguments.length,
+            by="line" if arguments.protocol == "line" else "document",
+            options=text_options(arguments),
         )
         compared = _evaluate_in_other(package, parser, arguments) if arguments.compare else [None] * len(depths)
         records = []
@@ -193,7 +205,7 @@ def checkpoint_tokenizer(directory, config):
     return tokenizer
 
 
-def validation_text(checkpoint, dataset, length=None, by="document"):
+def validation_text(checkpoint, dataset, length=None, by="document", options=DEFAULT_OPTIONS):
     """The tokens to evaluate a checkpoint on, made with its tokenizer.
 
     Args:
@@ -201,6 +213,7 @@ def validation_text(checkpoint, dataset, length=None, by="document"):
         dataset: str. As `--dataset`.
         length: int. The tokens of a row; `None` means the configuration's `n_positions`.
         by: str. What a row of the text is, as in `algpt2.packing.tokenize`.
+        options: `algpt2.corpus.TextOptions`.
 
     Returns:
         tuple of the `TokenizedText` and the length of a row.
@@ -212,7 +225,7 @@ def validation_text(checkpoint, dataset, length=None, by="document"):
     config = read_config(directory)
     length = block_length(length, config)
     tokenizer = checkpoint_tokenizer(directory, config)
-    documents = read_corpus(dataset).validation if dataset == PYTHON_DOCS else read_files(dataset)
+    documents = read_documents(dataset, options)
     text = tokenize(documents, tokenizer, by)
     if len(text.tokens) < 2:
         raise InputError(f"{dataset}: there is no token to predict; give more text")

@@ -15,17 +15,17 @@ import numpy as np
 from algpt2.arguments import HelpFormatter, text_options
 from algpt2.checkpoint import KERAS_WEIGHTS_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE
 from algpt2.checkpointing import Checkpoints
+from algpt2.comparison import add_arguments, compare, draw_perplexity
 from algpt2.configuration import ALGPT2Config
 from algpt2.corpus import read_corpus
-from algpt2.comparison import add_arguments, compare, draw_perplexity
 from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate
-from algpt2.hub import upload
+from algpt2.hub_datasets import upload
 from algpt2.model_card import write_model_card
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
-from algpt2.weights import parameter_count
 from algpt2.train_arguments import ARGUMENTS_FILE, configuration
+from algpt2.weights import parameter_count
 
 FIGURE_FILE = "perplexity.png"
 WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, KERAS_WEIGHTS_FILE)

@@ -1,28 +1,38 @@
 """Train, load and save the byte-level BPE tokenizer; tokenizer.json is its truth."""
 
+import json
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from algpt2.checkpoint import TOKENIZER_FILE
+from algpt2.corpus import Documents
 from algpt2.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
+ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+# Characters of a text that is tokenized as one.
+PIECE = 1 << 13
 
 
-def train_tokenizer(documents, vocab_size):
-    """Train a byte-level BPE tokenizer as GPT-2's, with `<|endoftext|>` as id 0.
+def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_prefix_space=False):
+    """Train a byte-level BPE tokenizer as GPT-2's.
 
     Args:
-        documents: list of str.
-        vocab_size: int. The size of the vocabulary, at least 257: all bytes and `<|endoftext|>`.
+        documents: `algpt2.corpus.Documents`, read once in pieces, or an iterable of str.
+        vocab_size: int. The size of the vocabulary, at least 256 for all bytes and the special tokens.
+        special_tokens: sequence of str. The first ids; `<|endoftext|>` must be among them. `<s>`, `</s>`, `<pad>`,
+            `<unk>` and `<mask>` take their roles, and `<|endoftext|>` those that nothing else has.
+        add_prefix_space: bool. Whether a text starts as if a space were before it.
 
     Returns:
         `transformers.PreTrainedTokenizerFast`. Its vocabulary is smaller if the text has too few pairs to merge.
 
     Raises:
-        InputError: if `vocab_size` is too small.
+        InputError: if `vocab_size` is too small, or the special tokens are wrong.
 
     References:
         Radford et al., 2019, Language Models are Unsupervised Multitask Learners, section 2.2.
@@ -32,19 +42,83 @@ def train_tokenizer(documents, vocab_size):
         >>> tokenizer.decode(tokenizer.encode("lowest"))
         'lowest'
     """
-    if vocab_size < 257:
-        raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {END_OF_TEXT} need at least 257")
+    special_tokens = list(special_tokens)
+    if END_OF_TEXT not in special_tokens:
+        raise InputError(f"the special tokens are {special_tokens}; {END_OF_TEXT} must be among them")
+    if "" in special_tokens or len(set(special_tokens)) < len(special_tokens):
+        raise InputError(f"the special tokens are {special_tokens}; each must be there once, and not empty")
+    least = 256 + len(special_tokens)
+    if vocab_size < least:
+        what = END_OF_TEXT if len(special_tokens) == 1 else f"{len(special_tokens)} special tokens"
+        raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {what} need at least {least}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
-    return _fast_tokenizer(tokenizer, END_OF_TEXT)
+    if not isinstance(documents, Documents):
+        documents = Documents.of(documents)
+    tokenizer.train_from_iterator(_training_texts(documents, safe_cut(tokenizer)), trainer)
+    return _fast_tokenizer(tokenizer, END_OF_TEXT, special_tokens)
+
+
+def _training_texts(documents, cut):
+    with tqdm(
+        desc="reading text", total=documents.size, unit="B", unit_scale=True, leave=False, delay=2, disable=None
+    ) as bar:
+        for pieces in documents.pieces():
+            for text in safe_pieces((piece.text for piece in pieces), cut):
+                bar.update(len(text))
+                yield text
+
+
+def safe_cut(tokenizer):
+    """Where a text may be cut so that the parts have the tokens of the whole.
+
+    Byte-level BPE splits a text into words before it merges anything, and never within white space that follows
+    something else. A part that starts with a space gets no other as prefix.
+
+    Args:
+        tokenizer: `tokenizers.Tokenizer`.
+
+    Returns:
+        `re.Pattern` that matches, with no width, in such places; `None` if none are known for this tokenizer.
+    """
+    state = json.loads(tokenizer.to_str())
+    splitter = state["pre_tokenizer"] or {}
+    plain = state["normalizer"] is None and splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
+    # Added tokens are found before the text is split, and may take white space with them.
+    across = any(token["rstrip"] or re.search(r"\S\s", token["content"]) for token in state["added_tokens"])
+    if not plain or across:
+        return None
+    return re.compile(r"(?<=\S)(?= )" if splitter["add_prefix_space"] else r"(?<=\S)(?=[ \n])")
+
+
+def safe_pieces(texts, cut, size=PIECE):
+    """A document that comes in pieces, cut anew.
+
+    Args:
+        texts: iterable of str.
+        cut: `re.Pattern` of the places where it may be cut, as of `safe_cut`; `None` leaves it whole.
+        size: int. The characters of a new piece, at least.
+
+    Yields:
+        str, never empty.
+    """
+    rest = ""
+    for text in texts:
+        searched, start = len(rest), 0
+        rest += text
+        while cut and (place := cut.search(rest, max(start + size, searched))):
+            yield rest[start : place.start()]
+            start = place.start()
+        rest = rest[start:]
+    if rest:
+        yield rest
 
 
 def load_tokenizer(directory):
@@ -79,7 +153,8 @@ def save_tokenizer(tokenizer, directory, end_token=END_OF_TEXT):
     _fast_tokenizer(tokenizer, end_token).save_pretrained(directory)
 
 
-def _fast_tokenizer(tokenizer, end_token):
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end_token, eos_token=end_token, unk_token=end_token, pad_token=end_token
-    )
+def _fast_tokenizer(tokenizer, end_token, special_tokens=()):
+    tokens = {role: token if token in special_tokens else end_token for role, token in ROLES.items()}
+    if "<mask>" in special_tokens:
+        tokens["mask_token"] = "<mask>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)

@@ -24,7 +24,9 @@ from algpt2_pt.pretraining import ALGPT2ForPreTraining
 
 def parser():
     """The command line: that of both frameworks, and `--fsdp`."""
-    result = train_parser("python -m algpt2_pt.train", "Train ALGPT2 in PyTorch, with transformers' Trainer.", "pytorch")
+    result = train_parser(
+        "python -m algpt2_pt.train", "Train ALGPT2 in PyTorch, with transformers' Trainer.", "pytorch"
+    )
     result.add_argument_group("devices").add_argument(
         "--fsdp", action="store_true", help="under torchrun: shard weights and optimizer over the processes (FSDP2)"
     )
@@ -93,7 +95,9 @@ class RunTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        metrics = self.history.log_evaluation(step, *evaluate_run(run, token_loss_function(model), order_function(model)))
+        metrics = self.history.log_evaluation(
+            step, *evaluate_run(run, token_loss_function(model), order_function(model))
+        )
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.history.restart_clock(step)

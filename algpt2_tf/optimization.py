@@ -4,9 +4,8 @@ import math
 
 import keras
 import tensorflow as tf
-from keras import ops
-
 from algpt2.optimization import final_decay_steps, hyperparameters
+from keras import ops
 
 
 def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):

@@ -33,15 +33,22 @@ def select_strategy(name, device="auto"):
     if not gpus:
         # Bit-equal results when a run is resumed; on GPUs it would cost speed.
         tf.config.experimental.enable_op_determinism()
-    return {"single": tf.distribute.get_strategy, "mirrored": _mirrored, "multiworker": _multiworker, "tpu": _tpu}[name]()
+    return {"single": tf.distribute.get_strategy, "mirrored": _mirrored, "multiworker": _multiworker, "tpu": _tpu}[
+        name
+    ]()
 
 
 def is_first(strategy):
     """bool: whether this process writes the files of a run."""
     resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or (resolver.task_type, resolver.task_id) in (
-        ("chief", 0),
-        ("worker", 0),
+    return (
+        resolver is None
+        or not resolver.task_type
+        or (resolver.task_type, resolver.task_id)
+        in (
+            ("chief", 0),
+            ("worker", 0),
+        )
     )
 
 
@@ -102,4 +109,6 @@ def _tpu():
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, tf.errors.OpError) as error:
-        raise InputError(f"--strategy tpu: no TPU to be had ({error}); name it in TPU_NAME, or run on a TPU VM") from error
+        raise InputError(
+            f"--strategy tpu: no TPU to be had ({error}); name it in TPU_NAME, or run on a TPU VM"
+        ) from error

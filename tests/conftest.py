@@ -1,8 +1,10 @@
 """What every test process sets before a framework starts."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ALGPT2_CACHE"] = tempfile.mkdtemp(prefix="algpt2-cache-")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from algpt2.checkpoint import read_config
 from algpt2.corpus import read_corpus
 
-TEXT = "".join(read_corpus("python-docs").train[:6])
+TEXT = "".join(list(read_corpus("python-docs").train)[:6])
 FRAMEWORKS = ("pt", "tf")
 CONFIG = {"model_type": "algpt2", "n_positions": 32, "n_embd": 32, "n_head": 2, "n_layer": 2, "embedding_size": 16}
 

@@ -28,10 +28,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in BLOCKED]
 """
 TORCH = ("torch", "accelerate", "algpt2_pt")
 TENSORFLOW = ("tensorflow", "keras", "keras_hub", "keras_nlp", "tensorflow_text", "algpt2_tf")
-MODULES = (
-    "checkpoint", "commands", "comparison", "configuration", "corpus", "dialects", "errors", "evaluation", "hub",
-    "model_card", "packing", "run", "tokenization", "weights",
-)  # fmt: skip
+MODULES = sorted(path.stem for path in (ROOT / "algpt2").glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize(

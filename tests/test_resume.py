@@ -37,8 +37,9 @@ MOMENTS = {
     "before the first checkpoint": lambda run, state: len(history(run)) >= 1,
     "as a checkpoint begins": lambda run, state: (run / ".partial").exists(),
     "between weights and training state": lambda run, state: list(run.glob(".partial/*/config.json")),
-    "with a second checkpoint half written": lambda run, state: (run / "checkpoint-3").exists()
-    and (run / ".partial").exists(),
+    "with a second checkpoint half written": lambda run, state: (
+        (run / "checkpoint-3").exists() and (run / ".partial").exists()
+    ),
     "when a checkpoint has its name": lambda run, state: (run / "checkpoint-6").exists(),
     "after the training state": lambda run, state: (run / ".partial" / "checkpoint-9" / state).exists(),
 }
@@ -66,7 +67,7 @@ def weights(directory, framework):
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "config.json"
     path.write_text(json.dumps(CONFIG))
-    (path.parent / "text.txt").write_text(read_corpus("python-docs").train[0][:8000], encoding="utf-8")
+    (path.parent / "text.txt").write_text("".join(read_corpus("python-docs").train)[:8000], encoding="utf-8")
     return path
 
 

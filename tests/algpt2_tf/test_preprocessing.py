@@ -23,7 +23,7 @@ ODD_TEXTS = [
 @pytest.fixture(scope="module")
 def lines():
     corpus = read_corpus("python-docs")
-    return ODD_TEXTS + [line for text in corpus.train + corpus.validation for line in text.splitlines(keepends=True)]
+    return ODD_TEXTS + [line for text in [*corpus.train, *corpus.validation] for line in text.splitlines(keepends=True)]
 
 
 @pytest.fixture(scope="module")
