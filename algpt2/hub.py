@@ -1,0 +1,95 @@
+"""Upload a checkpoint or a run to the Hugging Face hub: `python -m algpt2.hub DIR REPO`."""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+from algpt2.arguments import HelpFormatter
+from algpt2.checkpoint import CONFIG_FILE
+from algpt2.errors import InputError, exit_on_error
+
+# What a run keeps for itself: intermediate checkpoints, logs, and files that begin with a dot.
+LEFT_OUT = ("checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*")
+
+
+def upload(directory, repository, private=False, revision=None):
+    """Upload a directory to a hub repository, which is made if it is not there.
+
+    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+
+    Args:
+        directory: path that holds config.json; its intermediate checkpoints and logs stay behind.
+        repository: str, such as `"name/model"`.
+        private: bool. Whether a repository that is made is private.
+        revision: str. The branch, made if it is not there; `None` means `main`.
+
+    Returns:
+        str: the address of the commit.
+
+    Raises:
+        InputError: if the directory is no checkpoint, there is no token, or the hub cannot be reached or refuses.
+
+    Example:
+        >>> upload("runs/algpt2", "me/algpt2")  # doctest: +SKIP
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory")
+    if not (directory / CONFIG_FILE).is_file():
+        raise InputError(f"{directory}: holds no {CONFIG_FILE}; give the directory of a checkpoint or of a run")
+    if get_token() is None:
+        raise InputError("no token for the hub; run `hf auth login`, or set HF_TOKEN to one that may write")
+    api = HfApi(library_name="algpt2")
+    try:
+        repository = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            revision=revision,
+            ignore_patterns=list(LEFT_OUT),
+            commit_message="Upload model",
+        )
+    except HFValidationError as error:
+        raise InputError(f"{repository}: not the name of a repository ({error})") from error
+    except OfflineModeIsEnabled as error:
+        raise InputError("the hub cannot be reached: HF_HUB_OFFLINE is set; unset it to upload") from error
+    except HfHubHTTPError as error:
+        raise InputError(_refusal(repository, error)) from error
+    except HTTPError as error:
+        raise InputError(f"the hub cannot be reached at {api.endpoint} ({error}); try again with a network") from error
+    except (OSError, RuntimeError) as error:
+        # An upload that breaks off; what is there of it is no commit.
+        raise InputError(f"{directory}: not uploaded ({error}); try again") from error
+    return commit.commit_url
+
+
+def _refusal(repository, error):
+    status = error.response.status_code
+    if status == 401:
+        return f"{repository}: the hub does not accept the token (401); run `hf auth login` with a valid one"
+    if status == 403:
+        return f"{repository}: the hub refuses the token (403); it needs write access to this repository"
+    return f"{repository}: the hub answers {status} ({error.server_message or 'without a reason'})"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m algpt2.hub",
+        description="Upload a checkpoint or a run, without its intermediate checkpoints and logs, to the hub.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("directory", metavar="DIR", help="a checkpoint or run directory")
+    parser.add_argument("repository", metavar="REPO", help="the repository, such as name/model")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is not there yet")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch to upload to (default: main)")
+    arguments = parser.parse_args(argv)
+    with exit_on_error(parser.prog):
+        print(f"wrote {upload(arguments.directory, arguments.repository, arguments.private, arguments.revision)}")
+
+
+if __name__ == "__main__":
+    main()
