@@ -1,7 +1,6 @@
 """The history of one or several runs as a figure, and several runs as a table."""
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from algpt2.checkpoint import CONFIG_FILE, TOKENIZER_FILE, files_replaced_in, read_config
 from algpt2.errors import InputError
 from algpt2.history import HISTORY_FILE, read_history
+from algpt2.tokenization import tokenizer_hash
 from algpt2.train_arguments import ARGUMENTS_FILE
 from algpt2.weights import parameter_count
 
@@ -308,10 +308,7 @@ def _notes(runs):
 def _tokenizer_hash(path):
     if not path.is_file():
         return None
-    content = path.read_bytes()
     try:
-        # How a tokenizer was last called is stored with it, and says nothing of its tokens.
-        content = json.dumps({**json.loads(content), "truncation": None, "padding": None}, sort_keys=True).encode()
-    except (ValueError, TypeError) as error:
+        return tokenizer_hash(path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from error
-    return hashlib.sha256(content).hexdigest()

@@ -1,5 +1,6 @@
 """Train, load and save the byte-level BPE tokenizer; tokenizer.json is its truth."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -140,6 +141,23 @@ def load_tokenizer(directory):
         return PreTrainedTokenizerFast.from_pretrained(path.parent)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise InputError(f"{path}: not readable as a tokenizer ({error})") from error
+
+
+def tokenizer_hash(content):
+    """A hash of all that a tokenizer.json says of texts and their tokens.
+
+    Args:
+        content: str or bytes of the file.
+
+    Returns:
+        str.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
+    # The last call of a tokenizer leaves its truncation and padding there.
+    state = {**json.loads(content), "truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def save_tokenizer(tokenizer, directory, end_token=END_OF_TEXT):

@@ -55,17 +55,13 @@ def _add_model_arguments(group):
         "--preset", choices=PRESETS, default="algpt2-tiny", metavar="NAME", help=f"one of {', '.join(PRESETS)}"
     )
     base.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
-    base.add_argument(
-        "--init-from", metavar="DIR", help="a checkpoint to start from: configuration, weights, tokenizer"
-    )
+    base.add_argument("--init-from", metavar="DIR", help="a checkpoint to go on from, with its tokenizer")
     group.add_argument(
         "--sharing", metavar="PATTERN", help=f"one of {', '.join(PATTERNS)}, or the block of every depth: 0,0,1,1"
     )
     group.add_argument("--embedding-size", type=natural_int, metavar="N", help="width of the embedding, 0: the model's")
     group.add_argument("--depth", type=positive_int, metavar="N", help="layers")
-    group.add_argument(
-        "--dropout", type=natural_float, metavar="X", help="everywhere: embeddings, attention, residuals"
-    )
+    group.add_argument("--dropout", type=natural_float, metavar="X", help="of embeddings, attention and residuals")
     group.add_argument(
         "--config-override", action="append", metavar="KEY=VALUE", help="any field of the configuration; repeatable"
     )
@@ -128,9 +124,7 @@ def _add_training_arguments(group):
     group.add_argument("--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="gradient clipping")
     group.add_argument("--sop", action="store_true", help="learn the order of a block's halves too, as ALBERT")
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, dropout and order")
-    group.add_argument(
-        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto takes GPUs where there are"
-    )
+    group.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: GPUs if there are")
 
 
 def _add_output_arguments(group):
