@@ -20,7 +20,7 @@ from algpt2.configuration import ALGPT2Config
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate
-from algpt2.hub_datasets import upload
+from algpt2.hub import upload
 from algpt2.model_card import write_model_card
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer

@@ -136,7 +136,8 @@ class _Reporter(keras.callbacks.Callback):
         self.run, self.trained, self.schedule, self.strategy, self.request = run, model, schedule, strategy, request
         self.history = History(run, machine_flops(run.arguments, strategy))
         self.report = _report_function(run) if run.is_first else lambda step, values: None
-        self.losses, self.orders = token_loss_function(model), order_function(model)
+        language_model = model.language_model() if run.arguments.sop else model
+        self.losses, self.orders = token_loss_function(language_model), order_function(model)
         self.stopped = False
         self._restart_means(run.step)
 
