@@ -4,8 +4,9 @@ import math
 
 import keras
 import tensorflow as tf
-from algpt2.optimization import final_decay_steps, hyperparameters
 from keras import ops
+
+from algpt2.optimization import final_decay_steps, hyperparameters
 
 
 def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):
@@ -193,7 +194,7 @@ class Lamb(_Clipped, keras.optimizers.Lamb):
         update = first / (ops.sqrt(second) + self.epsilon) + self._decay_rate(variable) * variable
         if len(variable.shape) > 1:
             weight_norm, update_norm = ops.norm(variable), ops.norm(update)
-            ratio = weight_norm / (update_norm + self.epsilon)
+            ratio = weight_norm / update_norm
             update = update * ops.where(ops.logical_and(weight_norm > 0, update_norm > 0), ratio, 1.0)
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * update)
 

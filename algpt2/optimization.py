@@ -1,0 +1,70 @@
+"""The optimizers and learning-rate schedules of both frameworks: their names, constants and lengths."""
+
+from algpt2.errors import InputError
+
+HYPERPARAMETERS = {
+    "adamw": {"betas": (0.9, 0.999), "epsilon": 1e-8},
+    # PyTorch squares the first epsilon where Shazeer and Stern (2018) add 1e-30.
+    "adafactor": {"beta2_decay": -0.8, "epsilons": (1e-15, 1e-3), "clip_threshold": 1.0},
+    "sgd": {"momentum": 0.9},
+    "lamb": {"betas": (0.9, 0.999), "epsilon": 1e-6},
+}
+OPTIMIZERS = tuple(HYPERPARAMETERS)
+SCHEDULES = ("linear", "cosine", "constant", "wsd")
+
+
+def hyperparameters(optimizer):
+    """The constants of an optimizer.
+
+    Args:
+        optimizer: str, one of `OPTIMIZERS`.
+
+    Returns:
+        dict of str to float or tuple of float.
+
+    Raises:
+        InputError: for another name.
+
+    Example:
+        >>> hyperparameters("sgd")
+        {'momentum': 0.9}
+    """
+    if optimizer not in HYPERPARAMETERS:
+        raise InputError(f"the optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+    return HYPERPARAMETERS[optimizer]
+
+
+def final_decay_steps(schedule, warmup_steps, steps, decay_steps=None):
+    """The length of the decay that ends a schedule.
+
+    Args:
+        schedule: str, one of `SCHEDULES`.
+        warmup_steps: int.
+        steps: int. All steps, the warm-up included.
+        decay_steps: int, used by `"wsd"` (warm-up, stable, decay) alone; by default a tenth of `steps`, as in Hu et
+            al. (2024, https://arxiv.org/abs/2404.06395).
+
+    Returns:
+        int; 0 for `"constant"`.
+
+    Raises:
+        InputError: for another name, or if the warm-up and the decay do not fit into the steps.
+
+    Example:
+        >>> final_decay_steps("wsd", warmup_steps=10, steps=100), final_decay_steps("linear", 10, 100)
+        (10, 90)
+    """
+    if schedule not in SCHEDULES:
+        raise InputError(f"the schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    if schedule == "constant":
+        return 0
+    if schedule != "wsd":
+        return max(0, steps - warmup_steps)
+    if decay_steps is None:
+        decay_steps = min(max(1, steps // 10), max(0, steps - warmup_steps))
+    if warmup_steps + decay_steps > steps:
+        raise InputError(
+            f"{warmup_steps} warm-up steps and {decay_steps} decay steps are more than the {steps} steps of the run; "
+            "lower one of them"
+        )
+    return decay_steps
