@@ -22,6 +22,7 @@ from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate
 from algpt2.hub import upload
 from algpt2.model_card import write_model_card
+from algpt2.optimization import final_decay_steps
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 from algpt2.train_arguments import ARGUMENTS_FILE, configuration
@@ -220,11 +221,7 @@ def prepare_run(arguments, is_first=True, data=None):
         raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {block_count} blocks")
     steps = arguments.max_steps or max(1, round(arguments.epochs * block_count / arguments.batch_size))
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
-    decay_steps = arguments.decay_steps or max(1, steps // 10)
-    if warmup_steps > steps:
-        raise InputError(f"--warmup-steps {warmup_steps} is more than the {steps} steps of the run")
-    if arguments.lr_schedule == "wsd" and warmup_steps + decay_steps > steps:
-        raise InputError(f"--warmup-steps {warmup_steps} and --decay-steps {decay_steps} are more than {steps} steps")
+    decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
 
     if is_first and not resumes:
         _make_directory(directory, arguments, config, tokenizer)

@@ -303,6 +303,8 @@ def check_devices(arguments):
         raise InputError("--precision fp16 needs a GPU; take bf16 on a CPU")
     if arguments.fsdp and "WORLD_SIZE" not in os.environ:
         raise InputError("--fsdp shards over several processes; start it by torchrun or accelerate launch")
+    if arguments.fsdp and arguments.optimizer == "adafactor":
+        raise InputError("--fsdp: PyTorch's Adafactor cannot work on shards of a matrix; take another --optimizer")
     parts = arguments.gradient_accumulation * process_count(arguments)
     if arguments.batch_size % parts:
         raise InputError(

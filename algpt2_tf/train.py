@@ -18,7 +18,7 @@ from algpt2.weights import check_weights, parameter_count
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 from algpt2_tf.evaluate import token_loss_function
-from algpt2_tf.optimization import WarmupSchedule, create_optimizer
+from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 from algpt2_tf.pretraining import TFALGPT2ForPreTraining
 from algpt2_tf.strategies import STRATEGIES, is_first, select_strategy, wait_for_everyone
 from algpt2_tf.training import TrainingModel, batches
@@ -65,11 +65,11 @@ def train(run, strategy):
             arguments.optimizer, schedule, arguments.weight_decay, max_grad_norm=arguments.max_grad_norm
         )
         if arguments.precision == "fp16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            optimizer = LossScaleOptimizer(optimizer)
         training_model = TrainingModel(model, arguments.gradient_accumulation)
         # XLA compiles the step of one device; collective operations over several it does not take.
-        training_model.compile(optimizer=optimizer, jit_compile=strategy.num_replicas_in_sync == 1)
         optimizer.build(model.trainable_variables)
+        training_model.compile(optimizer=optimizer, jit_compile=strategy.num_replicas_in_sync == 1)
         if run.step:
             load_training_state(model, optimizer, run.checkpoints.path(run.step))
     report_start(run)
@@ -153,7 +153,8 @@ class _Reporter(keras.callbacks.Callback):
         # A checkpoint begins new means, so that a resumed run records the same ones.
         if step % arguments.logging_steps == 0 or is_last or saves:
             means = {name: total / (step - self.mean_start) for name, total in self.sums.items()}
-            learning_rate = float(self.schedule(step - 1))
+            # A step whose gradients overflow, in fp16, does not count for the schedule.
+            learning_rate = float(self.schedule(self.model.optimizer.iterations - 1))
             self.report(step, self.history.log_train(step, means.pop("loss"), learning_rate, **means))
             self._restart_means(step)
         if step % arguments.eval_steps == 0 or is_last or saves:

@@ -29,8 +29,8 @@ class TrainingModel(keras.Model):
         return self.model(inputs, training=training)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # The model is built; Keras's own build averages token ids over replicas, which several workers cannot do.
-        self.optimizer.build(self.trainable_variables)
+        # Model and optimizer are built; Keras would average token ids over replicas, which several workers cannot do.
+        pass
 
     def train_step(self, data):
         """One optimizer step.
