@@ -4,9 +4,10 @@ import os
 import sys
 
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 from algpt2.checkpoint import files_replaced_in, find_checkpoint, read_checkpoint
 from algpt2.checkpointing import StopRequest
@@ -103,6 +104,9 @@ class RunTrainer(Trainer):
         self.history.restart_clock(step)
         return metrics
 
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, _without_tied(self.model, state_dict))
+
     def _get_output_dir(self, trial):
         return self._output_directory
 
@@ -181,14 +185,20 @@ def train(run):
         KeyboardInterrupt: if a stop was requested; a checkpoint is there.
     """
     arguments = run.arguments
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     set_seed(arguments.seed)
     model = initial_model(run)
     history = History(run, machine_flops(arguments))
+    settings = training_arguments(run)
+    if arguments.fsdp and settings.device.type == "cpu":
+        # accelerate shards where there are GPUs only, though gloo does it on CPUs as well.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
     trainer = RunTrainer(
         run,
         history,
         model=model,
-        args=training_arguments(run),
+        args=settings,
         train_dataset=Samples(run),
         eval_dataset=[],
         processing_class=run.tokenizer,
@@ -203,13 +213,19 @@ def train(run):
         trainer.train(resume_from_checkpoint=str(run.checkpoints.path(run.step)) if run.step else None)
     if request.made and trainer.state.global_step < run.steps:
         raise KeyboardInterrupt
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = _without_tied(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
     if run.is_first:
         with files_replaced_in(run.directory) as temporary:
             model.save_pretrained(temporary, state_dict=state)
         finish_run(run, history)
     trainer.accelerator.wait_for_everyone()
     return model
+
+
+def _without_tied(model, state_dict):
+    # Tensors gathered from shards no longer tell that they are one.
+    tied = model._tied_weights_keys if model.config.tie_word_embeddings else ()
+    return state_dict and {name: tensor for name, tensor in state_dict.items() if name not in tied}
 
 
 def initial_model(run):
@@ -241,6 +257,7 @@ def training_arguments(run):
         fp16=arguments.precision == "fp16",
         use_cpu=arguments.device == "cpu",
         fsdp=arguments.fsdp,
+        ddp_find_unused_parameters=False,
         seed=arguments.seed,
         logging_steps=arguments.logging_steps,
         eval_strategy="steps",

@@ -1,0 +1,158 @@
+"""Two real processes train as one does on the same batches, and notice when the other dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import algpt2_pt.train
+import algpt2_tf.train
+from algpt2.corpus import read_corpus
+
+ROOT = Path(__file__).parent.parent
+CONFIG = {
+    **{"model_type": "algpt2", "vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 2},
+    **{"embedding_size": 8, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+LAUNCHERS = ("ddp", "fsdp", "accelerate", "multiworker")
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def start(launcher, arguments):
+    """The processes of a run over two workers; `torchrun` and `accelerate launch` start theirs themselves."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    if launcher == "multiworker":
+        workers = [f"localhost:{free_port()}" for _ in range(2)]
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "algpt2_tf.train", "--strategy", "multiworker", *arguments],
+                env={
+                    **environment,
+                    "TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}),
+                },
+                **options,
+            )
+            for i in range(2)
+        ]
+    port = str(free_port())
+    command = {
+        "ddp": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+        "fsdp": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+        "accelerate": [
+            *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
+        ],
+    }[launcher]
+    extra = ["--fsdp"] if launcher == "fsdp" else []
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command, "-m", "algpt2_pt.train", "--device", "cpu", *extra, *arguments],
+            env=environment,
+            **options,
+        )
+    ]
+
+
+def finish(processes, timeout=120):
+    """The exit codes and the output of processes."""
+    outputs = []
+    try:
+        for process in processes:
+            outputs.append(process.communicate(timeout=timeout)[0].decode())
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return [process.returncode for process in processes], "\n".join(outputs)
+
+
+def weights(directory):
+    if (directory / "model.safetensors").exists():
+        return load_file(directory / "model.safetensors")
+    found = {}
+    with h5py.File(directory / "model.weights.h5") as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("files")
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "text.txt").write_text("".join(read_corpus("python-docs").train)[:8000], encoding="utf-8")
+    return [
+        *("--config", str(directory / "config.json"), "--dataset", str(directory / "text.txt"), "--batch-size", "8"),
+        *("--gradient-accumulation", "2", "--eval-steps", "50", "--save-steps", "2", "--save-total-limit", "2"),
+        *("--packing", "line", "--max-grad-norm", "0.1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_process(arguments, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("one")
+    for framework, module in (("pt", algpt2_pt.train), ("tf", algpt2_tf.train)):
+        module.main([*arguments, "--max-steps", "6", "--output-dir", str(directory / framework)])
+    return directory
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_as_one(one_process, arguments, launcher, tmp_path):
+    codes, output = finish(start(launcher, [*arguments, "--max-steps", "6", "--output-dir", str(tmp_path / "run")]))
+    assert not any(codes), output
+    found = weights(tmp_path / "run")
+    expected = weights(one_process / ("tf" if launcher == "multiworker" else "pt"))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=2e-6, err_msg=name)
+    # Only one process writes and reports.
+    assert output.count("step 6/6  train_loss") == 1
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert steps == [2, 2, 4, 4, 6, 6]
+
+
+def worker_to_kill(launcher, processes):
+    if launcher == "multiworker":
+        return processes[1].pid
+    children = subprocess.run(["pgrep", "-P", str(processes[0].pid)], capture_output=True, text=True).stdout.split()
+    return int(children[-1])
+
+
+@pytest.mark.parametrize("launcher", ("ddp", "fsdp", "multiworker"))
+def test_a_worker_that_dies_ends_the_run_which_can_be_resumed(arguments, launcher, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*arguments, "--max-steps", "400", "--output-dir", str(run)]
+    processes = start(launcher, arguments)
+    while not (run / "checkpoint-4").exists():
+        assert processes[0].poll() is None, finish(processes)
+        time.sleep(0.01)
+    os.kill(worker_to_kill(launcher, processes), signal.SIGKILL)
+    codes, output = finish(processes, timeout=60)
+    assert codes[0] not in (0, None), output
+    if launcher == "multiworker":
+        assert "another worker is gone" in output and "--resume" in output
+        assert "Traceback" not in output
+
+    reached = max(int(path.name.partition("-")[2]) for path in run.glob("checkpoint-[0-9]*"))
+    processes = start(launcher, ["--output-dir", str(run), "--resume"])
+    while not (run / f"checkpoint-{reached + 2}").exists():
+        assert processes[0].poll() is None, finish(processes)
+        time.sleep(0.01)
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+    _, output = finish(processes)
+    assert f"from step {reached} on" in output
