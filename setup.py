@@ -31,7 +31,6 @@ setup(
         "datasets",
         "filelock",
         "pyarrow",
-        "httpx",
     ],
     extras_require={
         "pt": PT,

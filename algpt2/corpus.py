@@ -205,23 +205,43 @@ def read_documents(dataset, options=TextOptions(), split=None):
     """The documents to evaluate on.
 
     Args:
-        dataset: str, as in `read_corpus`. Of `python-docs` its held-out part, of files all of them, of hub data sets
-            what `read_corpus` would hold out.
+        dataset: str, as in `read_corpus`. Of `python-docs` and hub data sets what `read_corpus` would hold out, of
+            files all of them.
         options: `TextOptions`.
-        split: str. Another split of a hub data set.
+        split: str. Other splits of a hub data set, or of `python-docs` (train, validation), with commas between.
 
     Returns:
         `Documents`.
 
     Raises:
-        InputError: as `read_corpus`.
+        InputError: as `read_corpus`; or if there is no such split.
     """
-    if _is_python_docs(dataset) or (files := _files(dataset)):
+    if not has_splits(dataset):
         if split is not None:
-            raise InputError(f"{dataset}: has no split {split!r}; only hub data sets have splits")
-        return _python_docs(options)[1] if _is_python_docs(dataset) else _file_documents(dataset, files, options)
+            raise InputError(f"{dataset}: files have no splits, found {split!r}; name the files of the split")
+        return _file_documents(dataset, _files(dataset), options)
+    if _is_python_docs(dataset):
+        parts = dict(zip(("train", "validation"), _python_docs(options), strict=True))
+        if split is None:
+            return parts["validation"]
+        if unknown := [name for name in split.split(",") if name not in parts]:
+            raise InputError(f"{dataset}: has no split {unknown[0]!r}; it has {', '.join(parts)}")
+        return _joined([parts[name] for name in split.split(",")])
     source = hub_datasets.Dataset(dataset, options.column, options.streaming)
-    return _hub_documents(source.held_out if split is None else source.split(split), options)
+    parts = [source.held_out] if split is None else [source.split(name) for name in split.split(",")]
+    return _joined([_hub_documents(part, options) for part in parts])
+
+
+def has_splits(dataset):
+    """Whether a data set comes in named splits, as `python-docs` and those of the hub do.
+
+    Args:
+        dataset: str, as in `read_corpus`.
+
+    Raises:
+        InputError: if it names files, and there are none.
+    """
+    return _is_python_docs(dataset) or not _files(dataset)
 
 
 def _is_python_docs(dataset):
@@ -243,7 +263,7 @@ def _files(dataset):
         return files
     if Path(dataset).is_dir():
         raise InputError(f"{dataset}: no .txt, .tokens, .raw, .md, .jsonl or .parquet file in this folder")
-    if has_text_ending(dataset) or glob.has_magic(str(dataset)) or not hub_datasets.is_name(str(dataset)):
+    if has_text_ending(dataset) or glob.has_magic(str(dataset)) or not hub.is_name(str(dataset)):
         raise InputError(
             f"{dataset}: no such file; give a text file, a folder, a quoted glob, the name of a hub data set, "
             f"or {PYTHON_DOCS!r}"
@@ -261,6 +281,20 @@ def _file_documents(name, files, options):
         return _digest(options.column, *(part for path in files for part in (path.suffixes, hash_file(path))))
 
     return Documents(str(name), read, fingerprint, options, sum(path.stat().st_size for path in files))
+
+
+def _joined(parts):
+    """The documents of some parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    size = None if None in [part.size for part in parts] else sum(part.size for part in parts)
+    return Documents(
+        parts[0].name,
+        lambda: itertools.chain.from_iterable(part._read() for part in parts),
+        lambda: _digest(*(part.fingerprint() for part in parts)),
+        parts[0].options,
+        size,
+    )
 
 
 def _hub_documents(part, options):

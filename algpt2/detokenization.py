@@ -6,8 +6,12 @@ import re
 JOINERS = {"@-@": "-", "@,@": ",", "@.@": "."}
 CLOSING = frozenset(", . ; : ! ? ) ] } % ° ” 〉 ... …".split())
 OPENING = frozenset("( [ { $ £ € ¥ ₹ “ ‘ 〈".split())
+# Some copies of the files double the quotes, as CSV does.
+QUOTES = ('"', '""')
 DOLLARS = frozenset(("US", "A", "C", "NZ", "HK"))
 CONTRACTIONS = frozenset("s t re ve ll d m".split())
+SIGNS = CLOSING | OPENING | {*JOINERS, *QUOTES, "’", "–", "#", "−", "/", "n't"}
+YEARS = re.compile(r"\d\ds?")
 HEADING = re.compile(r" *((?:= )+)(.*[^ =].*?)((?: =)+) *")
 
 
@@ -46,38 +50,38 @@ def _words(line):
     tokens = line.split()
     parts, glued, open_quotes = [], True, set()
     for place, token in enumerate(tokens):
-        before = tokens[place - 1] if place else ""
-        after = tokens[place + 1] if place + 1 < len(tokens) else ""
-        left = token in CLOSING
-        right = token in OPENING
-        if token in JOINERS:
-            left = right = True
-            token = JOINERS[token]
-        elif token in ('"', '""'):
-            # Some copies of the files double the quotes, as CSV does.
-            token = '"'
-            left = token in open_quotes
-            right = not left
-            open_quotes ^= {token}
-        elif token == "'":
-            left, right = _apostrophe(before, after, open_quotes)
-        elif token == "’":
-            left, right = True, after in CONTRACTIONS
-        elif token == "n't" or (token[0] == "'" and token[1:2].isalpha()):
-            left = True
-        elif token == "/":
-            left = right = True
-        elif token in (":", "–") and before[-1:].isdigit() and after[:1].isdigit():
-            left = right = True
-        elif token in ("#", "−"):
-            right = after[:1].isdigit()
-        elif token == "°" and after in ("C", "F"):
-            left, right = False, True
-        elif token == "$":
-            left = before in DOLLARS
+        left = right = False
+        if token in SIGNS or token[0] == "'":
+            before = tokens[place - 1] if place else ""
+            after = tokens[place + 1] if place + 1 < len(tokens) else ""
+            token, left, right = _sign(token, before, after, open_quotes)
         parts.append(token if left or glued else f" {token}")
         glued = right
     return "".join(parts)
+
+
+def _sign(token, before, after, open_quotes):
+    """A token that is no plain word, as people write it, and whether it clings to the token before and after it."""
+    if token in JOINERS:
+        return JOINERS[token], True, True
+    if token in QUOTES:
+        closes = '"' in open_quotes
+        open_quotes ^= {'"'}
+        return '"', closes, not closes
+    if token == "'":
+        return token, *_apostrophe(before, after, open_quotes)
+    if token == "’":
+        return token, True, after in CONTRACTIONS
+    if token in (":", "–") and before[-1:].isdigit() and after[:1].isdigit():
+        return token, True, True
+    if token in ("#", "−"):
+        return token, False, after[:1].isdigit()
+    if token == "°" and after in ("C", "F"):
+        return token, False, True
+    if token == "$":
+        return token, before in DOLLARS, True
+    # What starts with an apostrophe is the end of a word: 's, 'Brien.
+    return token, token in CLOSING or token[0] == "'" or token in ("/", "n't"), token in OPENING or token == "/"
 
 
 def _apostrophe(before, after, open_quotes):
@@ -87,7 +91,7 @@ def _apostrophe(before, after, open_quotes):
         return True, False
     if before.endswith("s"):
         return True, False
-    if after[:1].isdigit():
+    if YEARS.fullmatch(after):
         return False, True
     open_quotes.add("'")
     return False, True

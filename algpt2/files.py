@@ -31,8 +31,10 @@ def find_files(pattern):
     if path.is_file():
         return [path]
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and has_text_ending(file))
-    return [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+        # Unlike Path.rglob, glob follows links to folders and leaves hidden ones out.
+        pattern = Path(glob.escape(str(path)), "**")
+    files = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    return [file for file in files if file.is_file() and has_text_ending(file)] if path.is_dir() else files
 
 
 def has_text_ending(path):

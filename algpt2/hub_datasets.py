@@ -6,8 +6,6 @@ import json
 import re
 from dataclasses import dataclass
 
-import httpx
-
 from algpt2.errors import InputError
 from algpt2.files import ROWS, row_text
 
@@ -71,7 +69,7 @@ class Part:
     @property
     def size(self):
         """int: the bytes of the text, about; `None` if nobody knows."""
-        return getattr(self.rows, "_data", None) and self.rows.data.nbytes
+        return self.rows.data.nbytes if hasattr(self.rows, "data") else None
 
     def documents(self):
         """The documents, each an iterable of str."""
@@ -162,7 +160,7 @@ class Dataset:
 
         try:
             return HfApi().dataset_info(self.repository, timeout=PROBE_SECONDS).sha
-        except (OSError, ValueError, httpx.HTTPError):
+        except Exception:  # of whichever HTTP library the hub's client uses
             return None
 
 
@@ -182,7 +180,7 @@ def _load(name, streaming):
     if unreachable:
         raise InputError(
             f"{name}: no such file, and the Hugging Face hub cannot be reached ({unreachable}); give local files: "
-            f"where there is a network, `hf download --repo-type dataset {repository} --local-dir DIR`, "
+            f"where there is a network, `hf download --repo-type dataset {candidates(name)[0][0]} --local-dir DIR`, "
             "then --dataset DIR here"
         ) from unreachable
     if all(isinstance(error, datasets.exceptions.DatasetNotFoundError) for error in problems):
@@ -205,7 +203,7 @@ def _offline_if_unreachable():
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except httpx.HTTPError:
+    except Exception:  # of whichever HTTP library the hub's client uses
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield

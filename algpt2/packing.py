@@ -64,7 +64,7 @@ def tokenize(documents, tokenizer, by="document", cache=None):
     Example:
         >>> from algpt2.tokenization import train_tokenizer
         >>> text = tokenize(["low lower"], train_tokenizer(["low lower lowest"] * 10, vocab_size=260))
-        >>> text.tokens[-1], text.words, text.bytes
+        >>> int(text.tokens[-1]), text.words, text.bytes
         (0, 2, 9)
     """
     # A copy: whatever the tokenizer does to texts that are too long or too short, it does not do it here.
