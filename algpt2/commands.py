@@ -1,9 +1,10 @@
 """The command lines of evaluation and generation, the same for both frameworks."""
 
 import argparse
-import importlib.util
+import dataclasses
+import functools
+import itertools
 import json
-import subprocess
 import sys
 
 from algpt2.arguments import (
@@ -19,13 +20,13 @@ from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.corpus import DEFAULT_OPTIONS, PYTHON_DOCS, read_documents
 from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import PROTOCOLS, evaluate
+from algpt2.generation import Sampling, continue_text
+from algpt2.other_framework import FRAMEWORKS, evaluate_in_other
 from algpt2.packing import tokenize
 from algpt2.reporting import check_figure, difference, draw_depths, evaluation_table, record
 from algpt2.run import block_length
 from algpt2.tokenization import load_tokenizer
 
-FRAMEWORKS = {"algpt2_pt": "PyTorch", "algpt2_tf": "TensorFlow"}
-LIBRARIES = {"algpt2_pt": "torch", "algpt2_tf": "tensorflow"}
 FIGURE_FILE = "depth-perplexity.png"
 
 
@@ -110,7 +111,7 @@ def run_evaluation(package, losses_at_depths, argv=None):
             by="line" if arguments.protocol == "line" else "document",
             options=text_options(arguments),
         )
-        compared = _evaluate_in_other(package, parser, arguments) if arguments.compare else [None] * len(depths)
+        compared = evaluate_in_other(package, parser, arguments) if arguments.compare else [None] * len(depths)
         records = []
         for depth, losses, other in zip(depths, losses_at_depths(directory, depths), compared, strict=True):
             result = evaluate(
@@ -146,42 +147,6 @@ def _check_depths(directory, depths):
         if needed != own.n_block:
             raise InputError(f"--depth {depth}: needs {needed} blocks, {directory} has {own.n_block}")
     return own.n_layer
-
-
-def _evaluate_in_other(package, parser, arguments):
-    """The records of `--compare`, from the other framework in a process of its own."""
-    other = next(name for name in FRAMEWORKS if name != package)
-    if importlib.util.find_spec(LIBRARIES[other]) is None:
-        raise InputError(f"--compare: {FRAMEWORKS[other]} is not installed; pip install {LIBRARIES[other]}")
-    options = _options(parser, arguments, without=("compare", "figure", "json"))
-    command = [sys.executable, "-m", f"{other}.evaluate", arguments.compare, "--json", *options]
-    print(f"evaluating {arguments.compare} in {FRAMEWORKS[other]}", file=sys.stderr, flush=True)
-    process = subprocess.run(command, capture_output=True, text=True)
-    if process.returncode:
-        # The frameworks write notes of their own before the message.
-        _, found, message = process.stderr.rpartition(f"python -m {other}.evaluate: error: ")
-        raise InputError(f"--compare, in {FRAMEWORKS[other]}: {message if found else process.stderr}".rstrip())
-    records = json.loads(process.stdout.splitlines()[-1])
-    return records if isinstance(records, list) else [records]
-
-
-def _options(parser, arguments, without):
-    """Options that parse to the given arguments again."""
-    options, values = [], {name: value for name, value in vars(arguments).items() if name not in without}
-    for action in parser._actions:
-        value = values.get(action.dest, action.default)
-        if not action.option_strings or value == action.default:
-            continue
-        flag = action.option_strings[-1]
-        if action.nargs == 0:
-            options.append(flag)
-        elif action.type is depth_list:
-            options.append(f"{flag}={','.join(map(str, value))}")
-        elif isinstance(value, list):
-            options += [flag, *map(str, value)]
-        else:
-            options.append(f"{flag}={value}")
-    return options
 
 
 def checkpoint_tokenizer(directory, config):
@@ -232,49 +197,132 @@ def validation_text(checkpoint, dataset, length=None, by="document", options=DEF
     return text, length
 
 
-def generate_parser(program, description):
+def generate_parser(package):
     """The command line of generation.
 
     Args:
-        program: str. The name that usage messages show.
-        description: str.
+        package: str. `"algpt2_pt"` or `"algpt2_tf"`.
 
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = _checkpoint_parser(program, description)
-    parser.add_argument("prompt", help="the text to continue")
+    parser = _checkpoint_parser(
+        f"python -m {package}.generate", f"Continue a text with a checkpoint, in {FRAMEWORKS[package]}."
+    )
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("prompt", nargs="?", help="the text to continue")
+    text.add_argument("--prompt-file", metavar="FILE", help="a text file with a prompt in each line")
     parser.add_argument("--max-new-tokens", type=positive_int, default=64, metavar="N", help="the longest continuation")
-    parser.add_argument(
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
         "--temperature", type=positive_float, metavar="X", help="sample at this temperature (default: greedy search)"
     )
-    parser.add_argument("--top-k", type=positive_int, metavar="N", help="sample among the N likeliest tokens")
-    parser.add_argument("--top-p", type=probability, metavar="X", help="sample among the likeliest of this mass")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling")
+    sampling.add_argument("--top-k", type=positive_int, metavar="N", help="sample among the N likeliest tokens")
+    sampling.add_argument("--top-p", type=probability, metavar="X", help="sample among the likeliest of this mass")
+    sampling.add_argument(
+        "--repetition-penalty", type=positive_float, default=1.0, metavar="X", help="above 1 against repetition"
+    )
+    sampling.add_argument("--num-samples", type=positive_int, default=1, metavar="N", help="texts for each prompt")
+    sampling.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="print text as it is produced (default: on a terminal)",
+    )
     return parser
 
 
-def prepare_prompt(checkpoint, prompt, max_new_tokens):
-    """What both frameworks need to continue a text, checked before a model is loaded.
+def run_generation(package, open_generator, argv=None):
+    """The program of generation.
+
+    Args:
+        package: str. `"algpt2_pt"` or `"algpt2_tf"`, which computes.
+        open_generator: function from a checkpoint directory, `algpt2.generation.Sampling`, the id of the token that
+            ends a text and whether to stream, to the function that `algpt2.generation.continue_tokens` takes.
+        argv: list of str; by default that of the process.
+    """
+    parser = generate_parser(package)
+    arguments = parser.parse_args(argv)
+    with exit_on_error(parser.prog):
+        sampling = Sampling(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)})
+        if arguments.num_samples > 1 and sampling.is_greedy:
+            raise InputError(
+                f"--num-samples {arguments.num_samples}: greedy search would give the same text every time; "
+                "add --temperature, --top-k or --top-p"
+            )
+        prompts = [arguments.prompt] if arguments.prompt_file is None else read_prompts(arguments.prompt_file)
+        directory, config, tokenizer = prepare_prompts(arguments.checkpoint, prompts)
+        stream = sys.stdout.isatty() if arguments.stream is None else arguments.stream
+        if sampling.top_k and sampling.top_k > config.vocab_size:
+            sampling = dataclasses.replace(sampling, top_k=config.vocab_size)
+        generate = open_generator(directory, sampling, tokenizer.eos_token_id, stream)
+        for (number, prompt), sample in itertools.product(enumerate(prompts, 1), range(1, arguments.num_samples + 1)):
+            if len(prompts) * arguments.num_samples > 1:
+                print(f"=== prompt {number}, sample {sample} ===")
+            parts = []
+            write = functools.partial(print, end="", flush=True) if stream else parts.append
+            continue_text(generate, tokenizer, prompt, arguments.max_new_tokens, config.n_positions, write)
+            print("".join(parts), flush=True)
+
+
+def read_prompts(path):
+    """The prompts of a text file, one in each line that is not blank.
+
+    Args:
+        path: path.
+
+    Returns:
+        list of str.
+
+    Raises:
+        InputError: if the file cannot be read or holds none.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            prompts = [line.rstrip("\n") for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason}); convert it first") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
+    if not prompts:
+        raise InputError(f"{path}: holds no prompt; write one in each line")
+    return prompts
+
+
+def prepare_prompts(checkpoint, prompts):
+    """What both frameworks need to continue texts, checked before a model is loaded.
+
+    A prompt that does not fit into the context is told of on standard error.
 
     Args:
         checkpoint: str or path. A directory, or the id of a hub repository.
-        prompt: str.
-        max_new_tokens: int.
+        prompts: list of str.
 
     Returns:
-        tuple of the directory, the tokenizer, and the length that prompt and continuation may take together.
+        tuple of the directory, the `ALGPT2Config` and the tokenizer.
 
     Raises:
-        InputError: if the checkpoint has no usable tokenizer, or the prompt is empty or fills the context.
+        InputError: if the checkpoint has no usable tokenizer, or a prompt no tokens.
     """
     directory = find_checkpoint(checkpoint)
     config = read_config(directory)
     tokenizer = checkpoint_tokenizer(directory, config)
-    length = len(tokenizer.encode(prompt))
-    if not 0 < length < config.n_positions:
-        raise InputError(f"the prompt has {length} tokens; it must have 1 to {config.n_positions - 1}")
-    return directory, tokenizer, min(config.n_positions, length + max_new_tokens)
+    if config.n_positions < 2:
+        raise InputError(f"{directory}: n_positions is {config.n_positions}; a text to continue needs at least 2")
+    for prompt in prompts:
+        try:
+            length = len(tokenizer.backend_tokenizer.encode(prompt))
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InputError(f"the prompt {prompt!r} is not valid Unicode text") from error
+        if not length:
+            raise InputError("the prompt has 0 tokens; give some text")
+        if length >= config.n_positions:
+            kept = config.n_positions - config.n_positions // 2
+            print(
+                f"a prompt has {length} tokens, the context {config.n_positions}: continuing its last {kept}",
+                file=sys.stderr,
+            )
+    return directory, config, tokenizer
 
 
 def _checkpoint_parser(program, description):

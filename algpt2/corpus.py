@@ -263,7 +263,7 @@ def _files(dataset):
         return files
     if Path(dataset).is_dir():
         raise InputError(f"{dataset}: no .txt, .tokens, .raw, .md, .jsonl or .parquet file in this folder")
-    if has_text_ending(dataset) or glob.has_magic(str(dataset)) or not hub.is_name(str(dataset)):
+    if has_text_ending(dataset) or glob.has_magic(str(dataset)) or not hub_datasets.is_name(str(dataset)):
         raise InputError(
             f"{dataset}: no such file; give a text file, a folder, a quoted glob, the name of a hub data set, "
             f"or {PYTHON_DOCS!r}"

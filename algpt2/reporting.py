@@ -1,6 +1,7 @@
 """Evaluations as a table, as JSON records and as a figure."""
 
 import math
+from operator import itemgetter
 from pathlib import Path
 
 from algpt2.checkpoint import files_replaced_in
@@ -106,6 +107,7 @@ def draw_depths(records, own_depth, path):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     path = Path(path)
     points = sorted((row["depth"], row["perplexity"]) for row in records if row["perplexity"] is not None)
@@ -116,6 +118,10 @@ def draw_depths(records, own_depth, path):
     axes.set(xlabel="depth (applications of blocks)", ylabel=f"perplexity (protocol {records[0]['protocol']})")
     axes.set_xticks(sorted({depth for depth, _ in points} | {own_depth}))
     axes.set_title(Path(records[0]["checkpoint"]).name)
+    if points and max(points, key=itemgetter(1))[1] > 10 * min(points, key=itemgetter(1))[1]:
+        # Far from the depth of training perplexity may be thousands of times as large.
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.grid(True, alpha=0.3)
     axes.legend()

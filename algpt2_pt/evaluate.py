@@ -1,11 +1,14 @@
 """Perplexity of a checkpoint in PyTorch: `python -m algpt2_pt.evaluate DIR`."""
 
 import torch
+from transformers import GenerationConfig
 
 from algpt2.checkpoint import find_checkpoint, read_checkpoint, read_config
 from algpt2.commands import run_evaluation
 from algpt2.errors import InputError
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
+
+GENERATION_FILE = "generation_config.json"
 
 
 def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
@@ -24,6 +27,11 @@ def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
     """
     directory = find_checkpoint(checkpoint)
     read_checkpoint(directory)
+    try:
+        if (directory / GENERATION_FILE).is_file():
+            GenerationConfig.from_pretrained(directory)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise InputError(f"{directory / GENERATION_FILE}: {error}; correct it, or delete it") from error
     try:
         return model_class.from_pretrained(directory, **kwargs).eval()
     except (ValueError, TypeError, AttributeError, OSError) as error:

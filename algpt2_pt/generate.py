@@ -1,33 +1,65 @@
 """Continue a text in PyTorch: `python -m algpt2_pt.generate DIR PROMPT`."""
 
 import torch
-from transformers import set_seed
+from transformers import GenerationConfig, set_seed
+from transformers.generation import BaseStreamer
 
-from algpt2.commands import generate_parser, prepare_prompt
-from algpt2.errors import exit_on_error
+from algpt2.commands import run_generation
 from algpt2_pt.evaluate import load_for_inference
 
 
-def main(argv=None):
-    parser = generate_parser("python -m algpt2_pt.generate", "Continue a text with a checkpoint, in PyTorch.")
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        directory, tokenizer, max_length = prepare_prompt(
-            arguments.checkpoint, arguments.prompt, arguments.max_new_tokens
+class _Emitter(BaseStreamer):
+    """Hands new tokens on, one by one; the first that `generate` puts is the prompt."""
+
+    def __init__(self, emit):
+        self.emit, self.is_prompt = emit, True
+
+    def put(self, value):
+        if not self.is_prompt:
+            self.emit(int(value))
+        self.is_prompt = False
+
+    def end(self):
+        pass
+
+
+def token_generator(model, sampling, stop_token_id):
+    """The function that `algpt2.generation.continue_tokens` takes, over transformers' `generate`.
+
+    Args:
+        model: `ALGPT2LMHeadModel`. Its generation configuration is replaced by what the arguments say.
+        sampling: `algpt2.generation.Sampling`.
+        stop_token_id: int.
+    """
+    set_seed(sampling.seed)
+    options = {"repetition_penalty": sampling.repetition_penalty, "do_sample": not sampling.is_greedy}
+    if not sampling.is_greedy:
+        options |= {"temperature": sampling.temperature or 1.0}
+        options |= {"top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
+    # `generate` takes what is not given from the model's own, which may hold anything.
+    model.generation_config = GenerationConfig()
+
+    def generate(context, count, emit):
+        ids = torch.tensor([context], device=model.device)
+        configuration = GenerationConfig(
+            max_new_tokens=count, eos_token_id=stop_token_id, pad_token_id=stop_token_id, **options
         )
-        model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
-        inputs = tokenizer(arguments.prompt, return_tensors="pt").to(model.device)
-        set_seed(arguments.seed)
-        sampling = {"do_sample": False}
-        if arguments.temperature or arguments.top_k or arguments.top_p:
-            sampling = {
-                "do_sample": True,
-                "temperature": arguments.temperature or 1.0,
-                "top_k": arguments.top_k or 0,
-                "top_p": arguments.top_p or 1.0,
-            }
-        output = model.generate(**inputs, max_length=max_length, pad_token_id=tokenizer.pad_token_id, **sampling)
-        print(tokenizer.decode(output[0], skip_special_tokens=True))
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), generation_config=configuration, streamer=_Emitter(emit)
+        )
+        return output[0, len(context) :].tolist()
+
+    return generate
+
+
+def open_generator(directory, sampling, stop_token_id, stream):
+    """`token_generator` with the model of a checkpoint directory; it always streams."""
+    model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+    return token_generator(model, sampling, stop_token_id)
+
+
+def main(argv=None):
+    run_generation("algpt2_pt", open_generator, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """ALGPT2 with a language-model head, as a KerasHub task."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 from keras_hub.models import CausalLM
 from keras_hub.src.utils.tensor_utils import any_equal
@@ -180,6 +181,42 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         shape = (batch, config.n_layer, 2, length, config.n_head, config.n_embd // config.n_head)
         return self.backbone.call_with_cache(token_ids, ops.zeros(shape, dtype=self.compute_dtype), 0)
 
+    def compile(self, *args, repetition_penalty=1.0, streamer=None, **kwargs):
+        """Choose how the model trains and generates, as in `keras_hub.models.CausalLM.compile`.
+
+        Args:
+            repetition_penalty: float. In generation, the positive logits of the tokens of a sequence so far are
+                divided by it and the negative ones multiplied, before the sampler sees them.
+            streamer: function of int32 (batch,), called in generation with every new token as soon as the model goes
+                on from it; what is produced last comes with the result only. XLA cannot call it, so that
+                `jit_compile` is then False.
+            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`.
+
+        References:
+            repetition_penalty: Keskar et al., 2019 (CTRL), https://arxiv.org/abs/1909.05858, section 4.1.
+
+        Example:
+            >>> model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset("algpt2-tiny")))
+            >>> model.compile(sampler="greedy", repetition_penalty=1.2)
+        """
+        if streamer is not None:
+            kwargs["jit_compile"] = False
+        super().compile(*args, **kwargs)
+        self.repetition_penalty, self.streamer = repetition_penalty, streamer
+
+    def _penalized(self, logits, prompt, index):
+        """The logits (batch, V) with the penalty on the tokens before `index`, in float32 as in transformers."""
+        batch, length = ops.shape(prompt)
+        seen = ops.where(ops.arange(length)[None] < index, prompt, prompt[:, :1])
+        logits = ops.cast(logits, "float32")
+        scores = ops.take_along_axis(logits, seen, axis=-1)
+        penalty = self.repetition_penalty
+        scores = ops.where(scores < 0, scores * penalty, scores / penalty)
+        rows = ops.broadcast_to(ops.arange(batch, dtype=seen.dtype)[:, None], (batch, length))
+        places = ops.reshape(ops.stack((rows, seen), axis=-1), (-1, 2))
+        # A token that is there twice gets the same value twice.
+        return ops.scatter_update(logits, places, ops.reshape(scores, (-1,)))
+
     def generate_step(self, inputs, stop_token_ids=None):
         """Continue a batch of padded prompts; `generate` compiles and calls this.
 
@@ -202,8 +239,18 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
         def next_token(prompt, cache, index):
             last_token = ops.slice(prompt, (0, index - 1), (ops.shape(prompt)[0], 1))
+            if self.streamer is not None:
+                tf.numpy_function(stream, [last_token[:, 0], index, first_free], [])
             logits, hidden_states, cache = self.call_with_cache(last_token, cache, index - 1)
-            return ops.squeeze(logits, axis=1), ops.squeeze(hidden_states, axis=1), cache
+            logits = ops.squeeze(logits, axis=1)
+            if self.repetition_penalty != 1.0:
+                logits = self._penalized(logits, prompt, index)
+            return logits, ops.squeeze(hidden_states, axis=1), cache
+
+        def stream(tokens, index, first_free):
+            # The model first goes on from the prompt.
+            if index > first_free:
+                self.streamer(tokens)
 
         token_ids = self.sampler(
             next=next_token,

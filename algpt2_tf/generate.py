@@ -1,36 +1,86 @@
 """Continue a text in TensorFlow: `python -m algpt2_tf.generate DIR PROMPT`."""
 
 import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
 from keras_hub.samplers import GreedySampler, RandomSampler, TopKSampler, TopPSampler
 
-from algpt2.commands import generate_parser, prepare_prompt
-from algpt2.errors import exit_on_error
+from algpt2.commands import run_generation
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 
 
-def select_sampler(arguments):
-    """The KerasHub sampler that the command line asks for.
+class TopKTopPSampler(TopPSampler):
+    """Top-p among the k likeliest tokens, with their probabilities scaled to sum to 1, as in transformers.
+
+    KerasHub's own sampler measures p in the probabilities of all tokens.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.commands.generate_parser`.
+        p: float.
+        k: int.
+        **kwargs: as in `keras_hub.samplers.TopPSampler`.
     """
-    options = {"seed": arguments.seed, "temperature": arguments.temperature or 1.0}
-    if arguments.top_p:
-        return TopPSampler(p=arguments.top_p, k=arguments.top_k, **options)
-    if arguments.top_k:
-        return TopKSampler(k=arguments.top_k, **options)
-    return RandomSampler(**options) if arguments.temperature else GreedySampler()
+
+    def get_next_token(self, probabilities):
+        likeliest, _ = ops.top_k(probabilities, k=self.k, sorted=True)
+        return super().get_next_token(probabilities / ops.sum(likeliest, axis=-1, keepdims=True))
+
+
+def select_sampler(sampling):
+    """The KerasHub sampler for an `algpt2.generation.Sampling`."""
+    options = {"seed": sampling.seed, "temperature": sampling.temperature or 1.0}
+    if sampling.top_p:
+        if sampling.top_k:
+            return TopKTopPSampler(p=sampling.top_p, k=sampling.top_k, **options)
+        return TopPSampler(p=sampling.top_p, **options)
+    if sampling.top_k:
+        return TopKSampler(k=sampling.top_k, **options)
+    return RandomSampler(**options) if sampling.temperature else GreedySampler()
+
+
+def token_generator(model, sampling, stop_token_id, stream=False):
+    """The function that `algpt2.generation.continue_tokens` takes, over `TFALGPT2LMHeadModel.generate_step`.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`. It is compiled anew.
+        sampling: `algpt2.generation.Sampling`.
+        stop_token_id: int.
+        stream: bool. Whether to emit tokens as they come; all come with the result as well.
+    """
+    keras.utils.set_random_seed(sampling.seed)
+    emitters = []
+    model.compile(
+        sampler=select_sampler(sampling),
+        repetition_penalty=sampling.repetition_penalty,
+        streamer=(lambda tokens: emitters[-1](int(tokens[0]))) if stream else None,
+    )
+    shape = (1, None)
+
+    # Traced once for all lengths, and not compiled by XLA, which would be once for each. So a text is also the same
+    # whether it is streamed or not.
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool)])
+    def step(token_ids, padding_mask):
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        return model.generate_step(inputs, stop_token_ids=(stop_token_id,))
+
+    def generate(context, count, emit):
+        emitters[:] = [emit]
+        ids = np.zeros((1, len(context) + count), dtype=np.int32)
+        ids[0, : len(context)] = context
+        outputs = step(ids, np.arange(ids.size)[None] < len(context))
+        return outputs["token_ids"].numpy()[outputs["padding_mask"].numpy()][len(context) :].tolist()
+
+    return generate
+
+
+def open_generator(directory, sampling, stop_token_id, stream):
+    """`token_generator` with the model of a checkpoint directory."""
+    model = TFALGPT2LMHeadModel.from_pretrained(directory, preprocessor=None)
+    return token_generator(model, sampling, stop_token_id, stream)
 
 
 def main(argv=None):
-    parser = generate_parser("python -m algpt2_tf.generate", "Continue a text with a checkpoint, in TensorFlow.")
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        directory, _, max_length = prepare_prompt(arguments.checkpoint, arguments.prompt, arguments.max_new_tokens)
-        keras.utils.set_random_seed(arguments.seed)
-        model = TFALGPT2LMHeadModel.from_pretrained(directory)
-        model.compile(sampler=select_sampler(arguments))
-        print(model.generate(arguments.prompt, max_length=max_length))
+    run_generation("algpt2_tf", open_generator, argv)
 
 
 if __name__ == "__main__":

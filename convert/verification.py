@@ -6,15 +6,18 @@ import numpy as np
 import torch
 
 from algpt2.checkpoint import find_checkpoint, read_config
-from algpt2.commands import prepare_prompt, validation_text
+from algpt2.commands import prepare_prompts, validation_text
 from algpt2.evaluation import evaluate
+from algpt2.generation import Sampling, continue_text
 from algpt2.reporting import markdown_table
 from algpt2.weights import cast_weights
 from algpt2_pt import ALGPT2ForPreTraining, ALGPT2LMHeadModel
 from algpt2_pt.evaluate import load_for_inference
 from algpt2_pt.evaluate import token_loss_function as pt_token_loss_function
+from algpt2_pt.generate import token_generator as pt_token_generator
 from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.evaluate import token_loss_function as tf_token_loss_function
+from algpt2_tf.generate import token_generator as tf_token_generator
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 # The largest difference of two logits, relative to the largest logit, by the dtype of the computation.
@@ -132,7 +135,7 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
     Raises:
         algpt2.errors.InputError: if anything cannot be read.
     """
-    directory, tokenizer, max_length = prepare_prompt(directory, prompt, max_new_tokens)
+    directory, config, tokenizer = prepare_prompts(directory, [prompt])
     text, length = validation_text(directory, dataset, length)
     tensorflow, pytorch, dtype = load_both(directory, directory)
     language_model = tensorflow.language_model() if isinstance(tensorflow, TFALGPT2ForPreTraining) else tensorflow
@@ -149,7 +152,12 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
         )
         comparisons.append(row)
     comparisons += compare_logits(tensorflow, pytorch, dtype)
-    texts = _continuations(tokenizer, tensorflow, pytorch, prompt, max_length)
+    texts = [
+        _continuation(
+            generator(model, Sampling(), tokenizer.eos_token_id), tokenizer, prompt, max_new_tokens, config.n_positions
+        )
+        for generator, model in ((tf_token_generator, tensorflow), (pt_token_generator, pytorch))
+    ]
     same = texts[0] == texts[1]
     comparisons.append(
         Comparison(f"greedy continuation of {prompt!r}", *map(repr, texts), "none" if same else "texts differ", same)
@@ -157,12 +165,10 @@ def compare_on_text(directory, dataset, prompt, length=None, batch_size=16, max_
     return comparisons
 
 
-def _continuations(tokenizer, tensorflow, pytorch, prompt, max_length):
-    inputs = tokenizer(prompt, return_tensors="pt")
-    output = pytorch.generate(**inputs, max_length=max_length, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    pytorch_text = tokenizer.decode(output[0], skip_special_tokens=True)
-    tensorflow.compile(sampler="greedy")
-    return [text[len(prompt) :] for text in (tensorflow.generate(prompt, max_length=max_length), pytorch_text)]
+def _continuation(generate, tokenizer, prompt, max_new_tokens, n_positions):
+    parts = []
+    continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, parts.append)
+    return "".join(parts)[len(prompt) :]
 
 
 def table(comparisons):

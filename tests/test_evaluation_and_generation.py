@@ -1,16 +1,28 @@
 """Evaluation and generation on the command line, in both frameworks, from the same weights."""
 
 import importlib
+import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from models import pytorch_model, random_weights, tiny_config
+from models import both_models, pytorch_model, random_config, random_weights, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.generation import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from algpt2 import layer_schedule
 from algpt2.corpus import read_corpus
+from algpt2.generation import Sampling, continue_tokens
+from algpt2_pt.generate import token_generator as pt_token_generator
+from algpt2_tf.generate import select_sampler
+from algpt2_tf.generate import token_generator as tf_token_generator
 
 FRAMEWORKS = ("pt", "tf")
 TEXT = "".join(read_corpus("python-docs").validation)[:3000]
@@ -197,3 +209,179 @@ def test_wrong_evaluations(shared, gpt2, framework, arguments, message, capsys):
     arguments = [directories.get(argument, argument) for argument in arguments]
     code, _, err = run(capsys, framework, "evaluate", *arguments)
     assert code == 2 and directories.get(message, message) in err and "Traceback" not in err
+
+
+def open_both(config, sampling, stop=None, stream=False):
+    """The generators of both frameworks over the same random weights."""
+    tensorflow, pytorch = both_models(config, "float32")
+    # No token has this id.
+    stop = config.vocab_size if stop is None else stop
+    return (
+        pt_token_generator(pytorch, sampling, stop),
+        tf_token_generator(tensorflow, sampling, stop, stream),
+        pytorch,
+    )
+
+
+@torch.no_grad()
+def plain_greedy_search(model, ids, count, n_positions, penalty):
+    """Greedy search without a cache, with the penalty as in the paper on CTRL."""
+    context, new = list(ids), []
+    for _ in range(count):
+        if len(context) >= n_positions:
+            context = context[-n_positions // 2 :]
+        logits = model(torch.tensor([context])).logits[0, -1].numpy().copy()
+        for token in set(context):
+            logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+        new.append(int(logits.argmax()))
+        context.append(new[-1])
+    return new
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_search_past_the_context_in_both_frameworks(penalty):
+    different = []
+    for seed in range(3):
+        config = type(random_config(seed)).from_dict(random_config(seed).to_dict(), n_positions=24)
+        prompt = np.random.default_rng(seed).integers(config.vocab_size, size=5 + 10 * seed).tolist()
+        *generators, model = open_both(config, Sampling(repetition_penalty=penalty))
+        expected = plain_greedy_search(model, prompt, 50, 24, penalty)
+        for generate in generators:
+            found = continue_tokens(generate, prompt, 50, 24, config.vocab_size, lambda token: None)
+            assert found == expected
+        different.append(len(set(expected)))
+    # Constant continuations would prove little.
+    assert max(different) > 5
+
+
+def test_the_penalty_counts_no_padding_in_a_batch():
+    config = tiny_config()
+    tensorflow, pytorch = both_models(config, "float32")
+    tensorflow.compile(sampler="greedy", repetition_penalty=1.3)
+    ids = np.random.default_rng(0).integers(1, config.vocab_size, size=(3, 40))
+    lengths = np.array([4, 9, 15])
+    mask = np.arange(40) < lengths[:, None]
+    found = tensorflow.generate({"token_ids": ids * mask, "padding_mask": mask}, stop_token_ids=None)["token_ids"]
+    for row, given, length in zip(found, ids, lengths, strict=True):
+        expected = plain_greedy_search(pytorch, given[:length], 40 - length, config.n_positions, 1.3)
+        assert row[length:].tolist() == expected
+
+
+def test_generation_stops_at_the_stop_token_and_streams_before_it_ends():
+    config = tiny_config(n_positions=20)
+    free = open_both(config, Sampling())[0]([1, 2, 3], 12, lambda token: None)
+    stop = free[6]
+    assert stop not in free[:6]
+    for generate in open_both(config, Sampling(), stop=stop, stream=True)[:2]:
+        emitted = []
+        assert generate([1, 2, 3], 12, emitted.append) == free[:7]
+        assert emitted in (free[:6], free[:7])
+
+
+def test_top_k_and_top_p_draw_from_the_tokens_that_transformers_keeps():
+    draw = np.random.default_rng(0)
+    logits = torch.tensor(draw.normal(0, 1.5, size=(1, 50)), dtype=torch.float32)
+    for options in ({"top_k": 6}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.6}, {"temperature": 0.5, "top_p": 0.8}):
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(options.get("temperature", 1.0))])
+        if "top_k" in options:
+            warpers.append(TopKLogitsWarper(options["top_k"]))
+        if "top_p" in options:
+            warpers.append(TopPLogitsWarper(options["top_p"]))
+        expected = torch.softmax(warpers(None, logits), dim=-1)[0].numpy()
+        sampler = select_sampler(Sampling(**options, seed=1))
+        probabilities = sampler.compute_probabilities(np.repeat(logits.numpy(), 20_000, axis=0))
+        counts = np.bincount(np.asarray(sampler.get_next_token(probabilities)), minlength=50) / 20_000
+        assert set(np.flatnonzero(counts)) == set(np.flatnonzero(expected))
+        assert np.abs(counts - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_generation(shared, framework, capsys):
+    arguments = (framework, "generate", shared[0], "The value of", "--max-new-tokens", 40)
+    code, out, err = run(capsys, *arguments)
+    assert code == 0 and out.startswith("The value of"), err
+    assert run(capsys, *arguments, "--stream")[1] == out
+    sampled = [run(capsys, *arguments, "--temperature", 5.0, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    # Among one candidate there is nothing to draw.
+    assert run(capsys, *arguments, "--top-k", 1)[1] == out
+    assert run(capsys, *arguments, "--top-k", 10**6, "--top-p", 1e-6)[1] == out
+
+
+def test_the_same_greedy_text_in_both_frameworks_from_a_prompt_file(shared, tmp_path, capsys):
+    prompts = ["The value of", "A naïve object ☃", "word " * 60]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
+    arguments = ["--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 45]
+    for extra in ([], ["--repetition-penalty", 1.4]):
+        (_, pt, err), (_, tf, _) = (run(capsys, f, "generate", shared[0], *arguments, *extra) for f in FRAMEWORKS)
+        assert pt == tf
+        assert [f"=== prompt {i}, sample 1 ===\n{prompt}" in pt for i, prompt in enumerate(prompts, 1)] == [True] * 3
+        assert "the context 32: continuing its last 16" in err
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_terminal_sees_text_as_it_comes(shared, framework, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        parts = ()
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.parts += (text,)
+
+    arguments = (shared[0], "The value of", "--max-new-tokens", 40, "--temperature", 2.0, "--num-samples", 2)
+    expected = run(capsys, framework, "generate", *arguments)[1]
+    texts = expected.split("=== prompt 1, sample 2 ===\n")
+    assert len(texts) == 2 and texts[0].split("===\n")[1] != texts[1]
+    for option in ([], ["--no-stream"]):
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stdout", terminal)
+        run(capsys, framework, "generate", *arguments, *option)
+        assert "".join(terminal.parts) == expected
+        assert (len(terminal.parts) > 20) == (not option)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no/such", "text"], "no/such: no such directory"),
+        (["RUN", ""], "the prompt has 0 tokens"),
+        (["RUN", "\udcff"], "is not valid Unicode text"),
+        (["RUN", "text", "--temperature", "0"], "invalid positive number"),
+        (["RUN", "text", "--top-p", "1.5"], "invalid probability above 0"),
+        (["RUN", "text", "--repetition-penalty", "0"], "invalid positive number"),
+        (["RUN", "text", "--num-samples", "2"], "--num-samples 2: greedy search would give the same text"),
+        (["RUN"], "one of the arguments prompt --prompt-file is required"),
+        (["RUN", "text", "--prompt-file", "FILE"], "not allowed with argument"),
+        (["RUN", "--prompt-file", "no/such.txt"], "no/such.txt: cannot be read (No such file or directory)"),
+        (["RUN", "--prompt-file", "EMPTY"], "holds no prompt"),
+        (["RUN", "--prompt-file", "BINARY"], "not UTF-8 text"),
+        (["RUN", "--prompt-file", "."], ".: cannot be read"),
+    ],
+)
+def test_wrong_generations(shared, arguments, message, tmp_path, capsys):
+    (tmp_path / "empty").write_text("\n \n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    names = {"RUN": shared[0], "FILE": "f", "EMPTY": tmp_path / "empty", "BINARY": tmp_path / "binary"}
+    for framework in FRAMEWORKS:
+        code, out, err = run(capsys, framework, "generate", *[names.get(a, a) for a in arguments])
+        assert code == 2 and not out and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("[]", 2), ("{", 2), ('{"cache_implementation": "none such"}', 2), ('{"early_stopping": "sometimes"}', 2),
+        ('{"num_beams": 4, "num_return_sequences": 3, "top_k": "few", "max_length": "long"}', 0),
+        ('{"eos_token_id": [7, 8], "return_dict_in_generate": true, "repetition_penalty": 3.0}', 0),
+    ],
+)  # fmt: skip
+def test_the_command_line_alone_says_how_to_generate(shared, content, code, tmp_path, capsys):
+    expected = run(capsys, "pt", "generate", shared[0], "The value of")[1]
+    for file in shared[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text(content)
+    found, out, err = run(capsys, "pt", "generate", tmp_path, "The value of")
+    assert found == code and "Traceback" not in err
+    assert out == expected if code == 0 else "generation_config.json: " in err
