@@ -44,8 +44,8 @@ def tokenization_arguments(dataset):
     Returns:
         list of str.
     """
-    is_local = dataset == PYTHON_DOCS or os.path.exists(dataset) or glob.has_magic(dataset)
-    splits = [] if is_local else ["--splits", SPLITS]
+    names = "train,validation" if dataset == PYTHON_DOCS else SPLITS
+    splits = [] if os.path.exists(dataset) or glob.has_magic(dataset) else ["--splits", names]
     return [
         *("train", "--dataset", dataset, *splits, "--vocab-size", str(VOCAB_SIZE), "--add-prefix-space"),
         *("--special-tokens", *SPECIAL_TOKENS, "--output-dir", tokenizer_directory(dataset), "--overwrite"),

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from algpt2.arguments import HelpFormatter, add_dataset_arguments, positive_int
+from algpt2.arguments import HelpFormatter, add_dataset_arguments, positive_int, text_options
 from algpt2.checkpoint import TOKENIZER_FILE
 from algpt2.corpus import PYTHON_DOCS, read_corpus
 from algpt2.errors import InputError, exit_on_error
@@ -306,7 +306,7 @@ def main(argv=None):
         description="Tokenize and pack a text once, and write its blocks as TFRecord shards.",
         formatter_class=HelpFormatter,
     )
-    add_dataset_arguments(parser, f"{PYTHON_DOCS} (built in), a text file, or a quoted glob of text files")
+    add_dataset_arguments(parser, f"{PYTHON_DOCS} (built in), a file, a folder, a quoted glob, or a hub data set")
     parser.add_argument("--validation", metavar="FILE", help="held-out text (default: split off as in training)")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="a directory with tokenizer.json")
     parser.add_argument("--length", required=True, type=positive_int, metavar="N", help="tokens in a block")
@@ -323,7 +323,7 @@ def main(argv=None):
         tokenizer = load_tokenizer(arguments.tokenizer)
         if tokenizer.eos_token_id is None:
             raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
-        corpus = read_corpus(arguments.dataset, arguments.validation)
+        corpus = read_corpus(arguments.dataset, arguments.validation, text_options(arguments))
         rows = {"stream": "document", "line": "line"}
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         text = tokenize(corpus.train, tokenizer, by=rows[arguments.packing])

@@ -71,7 +71,7 @@ def test_a_file_system_that_is_not_local(text_tokenizer):
 
 
 def test_command_line(text_tokenizer, tmp_path, capsys):
-    text = "".join(read_corpus("python-docs").train[:3])
+    text = "".join(list(read_corpus("python-docs").train)[:3])
     (tmp_path / "train.txt").write_text(text[:-1000], encoding="utf-8")
     (tmp_path / "valid.txt").write_text(text[-1000:], encoding="utf-8")
     text_tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -88,6 +88,10 @@ def test_command_line(text_tokenizer, tmp_path, capsys):
     np.testing.assert_array_equal(read.validation().tokens, validation.tokens)
     assert (read.validation().words, read.validation().bytes) == (validation.words, validation.bytes)
     assert f"wrote {len(expected)} blocks of 32 tokens" in capsys.readouterr().out
+    main(list(map(str, [*arguments, "--control-code", "<code>", "--output-dir", tmp_path / "coded"])))
+    coded = TFRecordBlocks(tmp_path / "coded")
+    assert coded.tokenizer().decode(coded.rows([0])[0][0]).startswith("<code>" + text[:10])
+    capsys.readouterr()
     for extra, message in (
         ([], "holds TFRecords already"),
         (["--output-dir", tmp_path / "other", "--shards", 10**6], "--shards 1000000 is more than"),
