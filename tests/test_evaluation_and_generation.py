@@ -8,10 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from keras_hub.samplers import GreedySampler
 from models import both_models, pytorch_model, random_config, random_weights, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.generation import (
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -254,17 +256,32 @@ def test_greedy_search_past_the_context_in_both_frameworks(penalty):
     assert max(different) > 5
 
 
-def test_the_penalty_counts_no_padding_in_a_batch():
+class RecordingSampler(GreedySampler):
+    """Greedy search that keeps the logits it sees."""
+
+    def compute_probabilities(self, logits):
+        self.seen = [*getattr(self, "seen", []), np.asarray(logits)]
+        return super().compute_probabilities(logits)
+
+
+def test_penalized_logits_of_a_padded_batch_are_those_of_transformers():
     config = tiny_config()
     tensorflow, pytorch = both_models(config, "float32")
-    tensorflow.compile(sampler="greedy", repetition_penalty=1.3)
-    ids = np.random.default_rng(0).integers(1, config.vocab_size, size=(3, 40))
+    sampler = RecordingSampler()
+    tensorflow.compile(sampler=sampler, repetition_penalty=1.3)
     lengths = np.array([4, 9, 15])
-    mask = np.arange(40) < lengths[:, None]
-    found = tensorflow.generate({"token_ids": ids * mask, "padding_mask": mask}, stop_token_ids=None)["token_ids"]
-    for row, given, length in zip(found, ids, lengths, strict=True):
-        expected = plain_greedy_search(pytorch, given[:length], 40 - length, config.n_positions, 1.3)
-        assert row[length:].tolist() == expected
+    mask = np.arange(20) < lengths[:, None]
+    ids = np.random.default_rng(0).integers(1, config.vocab_size, size=(3, 20)) * mask
+    outputs = np.asarray(
+        tensorflow.generate_step({"token_ids": ids.astype("int32"), "padding_mask": mask})["token_ids"]
+    )
+    assert len(sampler.seen) == 20 - 4
+    penalize = RepetitionPenaltyLogitsProcessor(1.3)
+    for index, logits in enumerate(sampler.seen, start=4):
+        for row in np.flatnonzero(lengths <= index):
+            before = torch.tensor(outputs[row : row + 1, :index]).long()
+            expected = penalize(before, pytorch(before).logits[:, -1].detach())
+            np.testing.assert_allclose(logits[row], expected[0].numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_generation_stops_at_the_stop_token_and_streams_before_it_ends():
