@@ -198,7 +198,7 @@ def prepare_run(arguments, is_first=True, data=None):
         _require_free(directory, arguments.overwrite)
     _require_reporter(arguments.report_to)
     config = configuration(arguments)
-    length = block_length(arguments.length, config)
+    length = block_length(data[1].length if data else arguments.length, config)
     if arguments.sop and arguments.packing == "line":
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
     if arguments.batch_size % arguments.gradient_accumulation:
@@ -245,13 +245,31 @@ def _read_data(arguments, config, length, directory):
     else:
         print("training the tokenizer", flush=True)
         tokenizer = train_tokenizer(corpus.train, arguments.vocab_size or config.vocab_size)
+    return tokenizer, *pack_corpus(corpus, tokenizer, length, arguments.packing, arguments.eval_protocol)
+
+
+def pack_corpus(corpus, tokenizer, length, packing="stream", eval_protocol="stream"):
+    """The tokens of a corpus as training and evaluation take them.
+
+    Args:
+        corpus: `algpt2.corpus.Corpus`.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        length: int. The tokens of a block.
+        packing, eval_protocol: str, `"stream"` or `"line"`.
+
+    Returns:
+        tuple of `Blocks` and `TokenizedText`.
+
+    Raises:
+        InputError: if either text is too short.
+    """
     by = {"stream": "document", "line": "line"}
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    training = tokenize(corpus.train, tokenizer, by=by[arguments.packing])
-    validation = tokenize(corpus.validation, tokenizer, by=by[arguments.eval_protocol])
+    training = tokenize(corpus.train, tokenizer, by=by[packing])
+    validation = tokenize(corpus.validation, tokenizer, by=by[eval_protocol])
     if len(validation.tokens) < 2:
         raise InputError("the validation text has no token to predict; give more text")
-    return tokenizer, Blocks(training, length, arguments.packing, padding), validation
+    return Blocks(training, length, packing, padding), validation
 
 
 def _require_reporter(name):

@@ -16,7 +16,8 @@ from algpt2.arguments import HelpFormatter, add_dataset_arguments, positive_int,
 from algpt2.checkpoint import TOKENIZER_FILE
 from algpt2.corpus import PYTHON_DOCS, read_corpus
 from algpt2.errors import InputError, exit_on_error
-from algpt2.packing import Blocks, TokenizedText, tokenize
+from algpt2.packing import TokenizedText
+from algpt2.run import pack_corpus
 from algpt2.tokenization import load_tokenizer, tokenizer_hash
 
 INDEX_FILE = "tfrecords.json"
@@ -217,6 +218,11 @@ class TFRecordBlocks:
         return features
 
 
+def is_tfrecords(directory):
+    """bool: whether a directory, local or `gs://`, holds what `write_tfrecords` wrote."""
+    return tf.io.gfile.exists(_join(directory, INDEX_FILE))
+
+
 def _example(**arrays):
     features = {
         name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[array.tobytes()])) for name, array in arrays.items()
@@ -324,13 +330,9 @@ def main(argv=None):
         if tokenizer.eos_token_id is None:
             raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
         corpus = read_corpus(arguments.dataset, arguments.validation, text_options(arguments))
-        rows = {"stream": "document", "line": "line"}
-        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        text = tokenize(corpus.train, tokenizer, by=rows[arguments.packing])
-        blocks = Blocks(text, arguments.length, arguments.packing, padding)
-        validation = tokenize(corpus.validation, tokenizer, by=rows[arguments.eval_protocol])
-        if len(validation.tokens) < 2:
-            raise InputError("the validation text has no token to predict; give more text")
+        blocks, validation = pack_corpus(
+            corpus, tokenizer, arguments.length, arguments.packing, arguments.eval_protocol
+        )
         write_tfrecords(
             arguments.output_dir,
             blocks,

@@ -21,6 +21,7 @@ from algpt2_tf.evaluate import token_loss_function
 from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 from algpt2_tf.pretraining import TFALGPT2ForPreTraining
 from algpt2_tf.strategies import STRATEGIES, is_first, select_strategy, wait_for_everyone
+from algpt2_tf.tfrecords import TFRecordBlocks, is_tfrecords
 from algpt2_tf.training import TrainingModel, batches
 from algpt2_tf.weights import assign_weights, canonical_weights
 
@@ -262,14 +263,27 @@ def _prepare(arguments, strategy):
     # The first worker makes the run directory, which the others then read.
     if is_first(strategy):
         try:
-            run = prepare_run(arguments)
+            run = prepare_run(arguments, data=_packed(arguments))
         except InputError:
             wait_for_everyone(strategy, succeeded=False)
             raise
         wait_for_everyone(strategy)
         return run
     wait_for_everyone(strategy)
-    return prepare_run(arguments, is_first=False)
+    return prepare_run(arguments, is_first=False, data=_packed(arguments))
+
+
+def _packed(arguments):
+    """The tokenizer, blocks and validation text of `--dataset`, if it holds TFRecords."""
+    if not is_tfrecords(arguments.dataset):
+        return None
+    fixed = ("length", "validation", "tokenizer", "vocab_size", "text_column", "detokenize", "control_code")
+    for name in fixed:
+        if getattr(arguments, name):
+            raise InputError(f"--{name.replace('_', '-')}: leave it out, the TFRecords have settled it")
+    blocks = TFRecordBlocks(arguments.dataset)
+    arguments.packing, arguments.eval_protocol = blocks.packing, blocks.index.get("eval_protocol", "stream")
+    return blocks.tokenizer(), blocks, blocks.validation()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from algpt2.arguments import HelpFormatter, positive_int
 from algpt2.errors import exit_on_error
-from algpt2.run import HelpFormatter, positive_int
 from algpt2.weights import DTYPES
 
 
