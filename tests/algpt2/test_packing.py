@@ -108,10 +108,12 @@ def test_a_text_is_tokenized_once(text_tokenizer, tmp_path, monkeypatch):
     tokenize(documents("one"), other)
     assert reads == ["one", "one", "two", "one"]
     # Files that somebody damaged are not used.
-    for path in (tmp_path / "new" / "cache").glob("*/*"):
-        path.write_bytes(path.read_bytes()[:-1])
-    np.testing.assert_array_equal(first.tokens, tokenize(documents("one"), text_tokenizer).tokens)
-    assert len(reads) == 5
+    for name in ("tokens.bin", "starts.bin", "text.json"):
+        reads.clear()
+        for path in (tmp_path / "new" / "cache").glob(f"*/{name}"):
+            path.write_bytes(path.read_bytes()[:-1])
+        np.testing.assert_array_equal(first.tokens, tokenize(documents("one"), text_tokenizer).tokens)
+        assert reads == ["one"]
 
 
 SCRIPT = """
