@@ -111,7 +111,7 @@ def test_a_text_is_tokenized_once(text_tokenizer, tmp_path, monkeypatch):
     for name in ("tokens.bin", "starts.bin", "text.json"):
         reads.clear()
         for path in (tmp_path / "new" / "cache").glob(f"*/{name}"):
-            path.write_bytes(path.read_bytes()[:-1])
+            path.write_bytes(path.read_bytes()[:-8])
         np.testing.assert_array_equal(first.tokens, tokenize(documents("one"), text_tokenizer).tokens)
         assert reads == ["one"]
 
