@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from algpt2.errors import InputError
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
-from algpt2_tf.train import select_strategy
+from algpt2_tf.strategies import select_strategy
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 CONFIGS = {

@@ -1,95 +1,84 @@
-"""Training takes the same path in both frameworks, and on one and on two replicas."""
+"""The same flags train the same in both frameworks, on one and on two replicas, at once and in parts."""
+
+import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import torch
-from models import pytorch_model, tiny_config
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from models import tiny_config
 
-from algpt2.weights import check_weights
-from algpt2_pt import ALGPT2LMHeadModel
-from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
-from algpt2_tf.optimization import WarmupSchedule
-from algpt2_tf.train import compile_for_training, select_strategy
-from algpt2_tf.weights import assign_weights, canonical_weights
+import algpt2_pt.train
+import algpt2_tf.train
+from algpt2.checkpoint import read_checkpoint
+from algpt2.corpus import read_corpus
+from algpt2.tokenization import train_tokenizer
+from algpt2_pt import ALGPT2ForPreTraining
+from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
+from algpt2_tf.weights import canonical_weights
 
-STEPS, BATCH, LENGTH, VOCABULARY = 50, 8, 16, 23
-PEAK, WARMUP, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-2, 5, 0.1, 0.5
+STEPS = 30
+VARIANTS = {
+    "plain": [],
+    "factorized, other schedule": ["--init-from", "factorized", "--lr-schedule", "cosine", "--packing", "line"],
+    "in parts": ["--gradient-accumulation", "4", "--packing", "line"],
+    "recomputed": ["--gradient-checkpointing"],
+    "sentence order": ["--sop", "--gradient-accumulation", "2"],
+    "sgd": ["--optimizer", "sgd", "--lr-schedule", "wsd", "--warmup-steps", "5"],
+}
 
 
 @pytest.fixture(scope="module")
-def samples():
-    """Token ids (STEPS * BATCH, LENGTH) with something to learn: each token follows from the one before."""
-    draw = np.random.default_rng(1)
-    ids = draw.integers(VOCABULARY, size=(STEPS * BATCH, LENGTH))
-    for position in range(1, LENGTH):
-        noise = draw.random(len(ids)) < 0.2
-        ids[:, position] = np.where(noise, ids[:, position], (ids[:, position - 1] * 3 + 1) % VOCABULARY)
-    return ids
+def files(tmp_path_factory):
+    """A text with lines of many lengths, and two checkpoints to start from."""
+    directory = tmp_path_factory.mktemp("files")
+    text = "".join(read_corpus("python-docs").train)[:30000]
+    (directory / "text.txt").write_text(text, encoding="utf-8")
+    tokenizer = train_tokenizer([text], 300)
+    for name, embedding_size in (("unfactorized", None), ("factorized", 10)):
+        config = tiny_config(
+            vocab_size=300,
+            layer_schedule=[0, 1, 0],
+            embedding_size=embedding_size,
+            n_positions=16,
+            initializer_range=0.15,
+        )
+        torch.manual_seed(0)
+        ALGPT2ForPreTraining(config).save_pretrained(directory / name)
+        tokenizer.save_pretrained(directory / name)
+    return directory
 
 
-@pytest.fixture(scope="module", params=[None, 10], ids=["unfactorized", "factorized"])
-def start(request):
-    """A configuration and weights to start from."""
-    config = tiny_config(
-        vocab_size=VOCABULARY,
-        layer_schedule=[0, 1, 0],
-        embedding_size=request.param,
-        n_positions=LENGTH,
-        initializer_range=0.15,
+def train(module, files, output, *extra):
+    """The losses of every step, and the weights at the end."""
+    start = ["--init-from", "unfactorized"] if "--init-from" not in extra else []
+    arguments = [*start, *extra]
+    place = arguments.index("--init-from") + 1
+    arguments[place] = str(files / arguments[place])
+    module.main(
+        [
+            *("--dataset", str(files / "text.txt"), "--batch-size", "8", "--max-steps", str(STEPS)),
+            *("--learning-rate", "1e-2", "--weight-decay", "0.1", "--max-grad-norm", "0.5", "--logging-steps", "1"),
+            *("--eval-steps", "15", "--output-dir", str(output), *arguments),
+        ]
     )
-    torch.manual_seed(0)
-    state = ALGPT2LMHeadModel(config).state_dict()
-    return config, {name: tensor.numpy() for name, tensor in state.items() if name != "lm_head.weight"}
+    records = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    losses = {key: [r[key] for r in records if key in r] for key in ("train_loss", "eval_loss", "sop_loss")}
+    return losses, records
 
 
-def train_in_pytorch(config, weights, samples, tmp_path):
-    """The loss of every step by transformers' Trainer, and the weights it ends with."""
-    model = pytorch_model(config, weights)
-    losses = []
-
-    class Losses(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if "loss" in logs:
-                losses.append(logs["loss"])
-
-    arguments = TrainingArguments(
-        output_dir=tmp_path, max_steps=STEPS, per_device_train_batch_size=BATCH, train_sampling_strategy="sequential",
-        learning_rate=PEAK, lr_scheduler_type="cosine", warmup_steps=WARMUP, weight_decay=WEIGHT_DECAY,
-        max_grad_norm=MAX_GRAD_NORM, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
-        use_cpu=True,
-    )  # fmt: skip
-    data = [{"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)} for ids in samples]
-    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[Losses()]).train()
-    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    return np.array(losses), state
+def weights(output, framework, sop):
+    if framework == "pt":
+        return read_checkpoint(output)[1]
+    model_class = TFALGPT2ForPreTraining if sop else TFALGPT2LMHeadModel
+    return canonical_weights(model_class.from_pretrained(output, preprocessor=None))
 
 
-def train_in_tensorflow(config, weights, samples, strategy):
-    """The loss of every step by Keras's fit, and the weights it ends with."""
-    with strategy.scope():
-        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
-        schedule = WarmupSchedule("cosine", PEAK, WARMUP, STEPS)
-        compile_for_training(model, schedule, WEIGHT_DECAY, MAX_GRAD_NORM)
-    assign_weights(model, weights)
-    losses = []
-
-    class Losses(tf.keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            losses.append(float(logs["loss"]))
-            self.model.reset_metrics()
-
-    ids = samples.astype("int32")
-    inputs = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, :-1])}
-    data = tf.data.Dataset.from_tensor_slices((inputs, ids[:, 1:])).batch(BATCH, drop_remainder=True)
-    model.fit(data, callbacks=[Losses()], verbose=0)
-    return np.array(losses), canonical_weights(model)
-
-
-def assert_weights_agree(expected, found):
-    for name, array in expected.items():
-        difference = np.abs(found[name] - array)
+def assert_same_path(expected, found):
+    for key, values in expected[0].items():
+        np.testing.assert_allclose(found[0][key], values, rtol=1e-4, err_msg=key)
+    assert expected[1].keys() == found[1].keys()
+    for name, array in expected[1].items():
+        difference = np.abs(found[1][name] - array)
         if name.endswith("c_attn.bias"):
             # The softmax ignores the bias of the keys: its gradient is rounding error, which AdamW blows up.
             queries, _, values = np.split(difference, 3)
@@ -97,22 +86,43 @@ def assert_weights_agree(expected, found):
         assert difference.max() < 1e-3 * np.abs(array).max(), name
 
 
-def test_fifty_steps_give_the_same_losses(start, samples, tmp_path):
-    config, weights = start
-    pt_losses, pt_weights = train_in_pytorch(config, weights, samples, tmp_path)
-    tf_losses, tf_weights = train_in_tensorflow(config, weights, samples, tf.distribute.get_strategy())
-    assert len(pt_losses) == len(tf_losses) == STEPS
-    assert pt_losses[-1] < 0.95 * pt_losses[0]
-    np.testing.assert_allclose(tf_losses, pt_losses, rtol=1e-4)
-    check_weights(config, pt_weights)
-    assert_weights_agree(pt_weights, tf_weights)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_flags_give_the_same_losses(files, variant, tmp_path):
+    results = []
+    for framework, module in (("pt", algpt2_pt.train), ("tf", algpt2_tf.train)):
+        losses, records = train(module, files, tmp_path / framework, *VARIANTS[variant])
+        results.append((losses, weights(tmp_path / framework, framework, "--sop" in VARIANTS[variant])))
+    assert len(losses["train_loss"]) == STEPS
+    assert losses["train_loss"][-1] < 0.95 * losses["train_loss"][0]
+    if variant == "sentence order":
+        assert len(losses["sop_loss"]) == STEPS
+        assert 0 <= records[-1]["sop_accuracy"] <= 1
+    assert_same_path(*results)
 
 
-def test_two_replicas_agree_with_one_device(start, samples):
-    config, weights = start
-    one_losses, one_weights = train_in_tensorflow(config, weights, samples, tf.distribute.get_strategy())
-    strategy = select_strategy("mirrored")
-    assert strategy.num_replicas_in_sync == 2
-    two_losses, two_weights = train_in_tensorflow(config, weights, samples, strategy)
-    np.testing.assert_allclose(two_losses, one_losses, rtol=1e-4)
-    assert_weights_agree(one_weights, two_weights)
+def test_two_replicas_agree_with_one_device(files, tmp_path):
+    # Lines: the replicas hold different numbers of tokens that count.
+    extra = ("--packing", "line", "--gradient-accumulation", "2")
+    one, _ = train(algpt2_tf.train, files, tmp_path / "one", *extra)
+    two, _ = train(algpt2_tf.train, files, tmp_path / "two", "--strategy", "mirrored", *extra)
+    assert_same_path(
+        (one, weights(tmp_path / "one", "tf", False)),
+        (two, weights(tmp_path / "two", "tf", False)),
+    )
+
+
+def test_half_precision_stays_near(files, tmp_path):
+    full, _ = train(algpt2_pt.train, files, tmp_path / "full")
+    for framework, module in (("pt", algpt2_pt.train), ("tf", algpt2_tf.train)):
+        half, _ = train(module, files, tmp_path / framework, "--precision", "bf16")
+        assert half["train_loss"] != full["train_loss"]
+        np.testing.assert_allclose(half["train_loss"], full["train_loss"], rtol=2e-2)
+    # The weights themselves stay in full precision.
+    assert {array.dtype.name for array in weights(tmp_path / "pt", "pt", False).values()} == {"float32"}
+    assert {array.dtype.name for array in weights(tmp_path / "tf", "tf", False).values()} == {"float32"}
+
+
+def test_float16_scales_its_loss(files, tmp_path):
+    full, _ = train(algpt2_tf.train, files, tmp_path / "full")
+    half, _ = train(algpt2_tf.train, files, tmp_path / "half", "--precision", "fp16")
+    np.testing.assert_allclose(half["train_loss"], full["train_loss"], rtol=2e-2)
