@@ -122,8 +122,9 @@ def _flush(directory):
 
 
 def _is_storage_error(error):
-    # torch and safetensors report a full disk by errors of their own.
-    return isinstance(error, (OSError, SafetensorError)) or "writing file" in str(error) or "write" in str(error)
+    # PyTorch reports a full disk by RuntimeErrors, in the words of C++.
+    torch_says = ("iostream error", "failed writing file", "unexpected pos")
+    return isinstance(error, (OSError, SafetensorError)) or any(words in str(error) for words in torch_says)
 
 
 class StopRequest:

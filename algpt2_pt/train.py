@@ -255,7 +255,7 @@ def training_arguments(run):
         max_grad_norm=arguments.max_grad_norm,
         bf16=arguments.precision == "bf16",
         fp16=arguments.precision == "fp16",
-        use_cpu=arguments.device == "cpu",
+        use_cpu=not uses_gpu(arguments),
         fsdp=arguments.fsdp,
         ddp_find_unused_parameters=False,
         seed=arguments.seed,
