@@ -15,6 +15,9 @@ class TFALGPT2Backbone(Backbone):
     Args:
         config: `ALGPT2Config` or its dict.
         dtype: str or `keras.DTypePolicy`. The dtype of computations and weights.
+        gradient_checkpointing: bool. Whether training keeps the input of every depth only and computes the blocks
+            again in the backward pass: less memory, more time, the same gradients. It can be set at any time before
+            training is compiled, and is not saved with a model.
         **kwargs: as in `keras_hub.models.Backbone`.
 
     Call arguments:
@@ -34,7 +37,7 @@ class TFALGPT2Backbone(Backbone):
         TensorShape([1, 3, 128])
     """
 
-    def __init__(self, config, dtype=None, **kwargs):
+    def __init__(self, config, dtype=None, gradient_checkpointing=False, **kwargs):
         # A copy: a model keeps the depth it was built with.
         self.config = config = ALGPT2Config.from_dict(config if isinstance(config, dict) else config.to_dict())
         normal = {"stddev": config.initializer_range}
@@ -65,6 +68,7 @@ class TFALGPT2Backbone(Backbone):
         self.transformer_layers = [
             TFALGPT2Block(config, dtype=dtype, name=f"block_{block}") for block in range(config.n_block)
         ]
+        self.gradient_checkpointing = gradient_checkpointing
         self.layer_norm = keras.layers.LayerNormalization(
             epsilon=config.layer_norm_epsilon, dtype=dtype, name="layer_norm"
         )
@@ -81,6 +85,15 @@ class TFALGPT2Backbone(Backbone):
 
         # The symbolic input of every depth and the output, for `keras.Model(backbone.input, backbone.hidden_states)`.
         self.hidden_states = states
+
+    @property
+    def gradient_checkpointing(self):
+        return all(block.gradient_checkpointing for block in self.transformer_layers)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value):
+        for block in self.transformer_layers:
+            block.gradient_checkpointing = value
 
     def _embed(self, token_ids, start_index=0):
         tokens = self.token_embedding(token_ids)

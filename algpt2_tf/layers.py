@@ -38,6 +38,10 @@ class TFALGPT2Block(keras.layers.Layer):
         config: `ALGPT2Config` or its dict.
         **kwargs: as in `keras.layers.Layer`.
 
+    Attributes:
+        gradient_checkpointing: bool. Whether training computes the block again in the backward pass, instead of
+            keeping what is inside it (Chen et al., 2016, https://arxiv.org/abs/1604.06174); not saved with a model.
+
     Call arguments:
         hidden_states: float (batch, length, H).
         padding_mask: int or bool (batch, length), 0 for padding; optional.
@@ -59,6 +63,7 @@ class TFALGPT2Block(keras.layers.Layer):
         self.config = config if isinstance(config, ALGPT2Config) else ALGPT2Config.from_dict(config)
         self.head_width = self.config.n_embd // self.config.n_head
         self.activation = ACTIVATIONS[self.config.activation_function]
+        self.gradient_checkpointing = False
 
     def build(self, input_shape):
         config = self.config
@@ -93,6 +98,25 @@ class TFALGPT2Block(keras.layers.Layer):
         return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def call(self, hidden_states, padding_mask=None, cache=None, cache_update_index=0, training=None):
+        if self.gradient_checkpointing and training and cache is None:
+            return self._apply_with_recomputation(hidden_states, padding_mask)
+        return self._apply(hidden_states, padding_mask, cache, cache_update_index, training)
+
+    def _apply_with_recomputation(self, hidden_states, padding_mask):
+        # The recomputation must drop what the first pass dropped, so the state of the random numbers is an argument:
+        # the first seed drawn is the state that the layer starts from.
+        uses = ((self.attn_dropout, 1), (self.resid_dropout, 2))
+        generators = [(layer.seed_generator, count) for layer, count in uses if layer.rate > 0]
+        seeds = [[generator.next() for _ in range(count)] for generator, count in generators]
+
+        def apply(hidden_states, *states):
+            mapping = [(generator.state, state) for (generator, _), state in zip(generators, states, strict=True)]
+            with keras.StatelessScope(mapping):
+                return self._apply(hidden_states, padding_mask, training=True)
+
+        return keras.remat(apply)(hidden_states, *(first for first, *_ in seeds))
+
+    def _apply(self, hidden_states, padding_mask, cache=None, cache_update_index=0, training=None):
         attention, cache = self._attend(self.ln_1(hidden_states), padding_mask, cache, cache_update_index, training)
         hidden_states = hidden_states + self.resid_dropout(attention, training=training)
         inner = self.activation(self.c_fc(self.ln_2(hidden_states)))

@@ -272,6 +272,22 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
     assert all(close(f, e, 1e-10) for f, e in zip(gradients(), expected, strict=True))
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_drops_the_same_again(use_reentrant):
+    config = tiny_config(layer_schedule=[0, 1, 0], resid_pdrop=0.2, embd_pdrop=0.1, attn_pdrop=0.3)
+    model = pytorch_model(config, random_weights(config)).train()
+    ids = torch.arange(36).reshape(3, 12)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(close(f, e, 1e-10) for f, e in zip(*gradients, strict=True))
+
+
 def test_compiled_model_gives_the_same_logits(model, batch):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
