@@ -65,8 +65,9 @@ def read_file(path, text_column="text"):
 
 
 def hash_file(path):
-    """The SHA-256 of the content of a file, in hexadecimal."""
-    digest = hashlib.sha256()
+    """A hash of the content of a file, in hexadecimal."""
+    # Several times as fast as SHA-256, which matters for gigabytes.
+    digest = hashlib.blake2b(digest_size=32)
     try:
         with path.open("rb") as file:
             while block := file.read(BLOCK):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from algpt2.arguments import HelpFormatter, text_options
-from algpt2.checkpoint import KERAS_WEIGHTS_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE
+from algpt2.checkpoint import KERAS_WEIGHTS_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, find_checkpoint
 from algpt2.checkpointing import Checkpoints
 from algpt2.comparison import add_arguments, compare, draw_perplexity
 from algpt2.configuration import ALGPT2Config
@@ -235,7 +235,7 @@ def prepare_run(arguments, is_first=True, data=None):
 def _read_data(arguments, config, length, directory):
     options = text_options(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, options)
-    source = directory or arguments.tokenizer or arguments.init_from
+    source = directory or arguments.tokenizer or (arguments.init_from and find_checkpoint(arguments.init_from))
     if source:
         tokenizer = load_tokenizer(source)
         if tokenizer.eos_token_id is None:

@@ -17,7 +17,8 @@ from algpt2.corpus import PYTHON_DOCS, Documents, has_splits, read_documents
 from algpt2.errors import InputError, exit_on_error
 
 END_OF_TEXT = "<|endoftext|>"
-ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+# Documents end with END_OF_TEXT whatever other special tokens there are.
+ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 # Characters of a text that is tokenized as one.
 PIECE = 1 << 13
 FIGURE_FILE = "token_lengths.png"
@@ -31,8 +32,8 @@ def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_pr
     Args:
         documents: `algpt2.corpus.Documents`, read once in pieces, or an iterable of str.
         vocab_size: int. The size of the vocabulary, at least 256 for all bytes and the special tokens.
-        special_tokens: sequence of str. The first ids; `<|endoftext|>` must be among them. `<s>`, `</s>`, `<pad>`,
-            `<unk>` and `<mask>` take their roles, and `<|endoftext|>` those that nothing else has.
+        special_tokens: sequence of str. The first ids; `<|endoftext|>`, which ends documents, is one of them.
+            `<s>`, `<pad>`, `<unk>` and `<mask>` take their roles, and `<|endoftext|>` those that nothing else has.
         add_prefix_space: bool. Whether a text starts as if a space were before it.
 
     Returns:

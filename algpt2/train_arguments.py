@@ -14,7 +14,7 @@ from algpt2.arguments import (
     positive_int,
     seed,
 )
-from algpt2.checkpoint import read_config
+from algpt2.checkpoint import find_checkpoint, read_config
 from algpt2.configuration import PATTERNS, PRESETS, ALGPT2Config, layer_schedule, parse_overrides
 from algpt2.corpus import PYTHON_DOCS
 from algpt2.errors import InputError
@@ -193,7 +193,7 @@ def configuration(arguments):
     Raises:
         InputError: if a value is wrong.
     """
-    source = arguments.config or arguments.init_from
+    source = find_checkpoint(arguments.init_from) if arguments.init_from else arguments.config
     config = read_config(source) if source else ALGPT2Config.from_preset(arguments.preset)
     known = {"model_type", *(field.name for field in dataclasses.fields(config))}
     unknown = sorted(name for name in vars(config) if name not in known and not name.startswith("_"))

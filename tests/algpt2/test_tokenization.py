@@ -51,8 +51,8 @@ def test_system_a_s_tokenizer_on_the_command_line(tmp_path, capsys):
     out = capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(output)
     assert tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == list(range(6))
-    roles = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
-    assert [getattr(tokenizer, role) for role in roles] == SPECIAL_TOKENS[1:]
+    roles = ("eos_token", "bos_token", "pad_token", "unk_token", "mask_token")
+    assert [getattr(tokenizer, role) for role in roles] == ["<|endoftext|>", "<s>", "<pad>", "<unk>", "<mask>"]
     assert tokenizer.tokenize("the text") == tokenizer.tokenize(" the text")
     count = len(tokenizer.encode("the <unk> of the text , and more of the text", add_special_tokens=False))
     assert f"in 30 lines: {30 * count} tokens, {1 / count:.2%} of them <unk>; {count / 11:.3f} tokens a word" in out
