@@ -11,6 +11,7 @@ from pathlib import Path
 from algpt2.checkpoint import CONFIG_FILE, TOKENIZER_FILE, files_replaced_in, read_config
 from algpt2.errors import InputError
 from algpt2.history import HISTORY_FILE, read_history
+from algpt2.reporting import markdown_table
 from algpt2.tokenization import tokenizer_hash
 from algpt2.train_arguments import ARGUMENTS_FILE
 from algpt2.weights import parameter_count
@@ -215,7 +216,7 @@ def compare(arguments):
     """
     runs = read_runs(arguments.runs)
     rows = [run.row() for run in runs]
-    table = markdown_table(COLUMNS.values(), [[_cell(value) for value in row.values()] for row in rows])
+    table = markdown_table([COLUMNS.values(), *([_cell(value) for value in row.values()] for row in rows)]) + "\n"
     text = table + "".join(f"\n{note}\n" for note in _notes(runs))
     protocols = dict.fromkeys(run.protocol for run in runs)
     directory = Path(arguments.output_dir)
@@ -230,27 +231,6 @@ def compare(arguments):
         )
     print(text, end="")
     print(f"\nwrote {directory}")
-
-
-def markdown_table(header, rows):
-    """A table in Markdown.
-
-    Args:
-        header: iterable of str.
-        rows: iterable of iterables, printed as str.
-
-    Returns:
-        str.
-
-    Example:
-        >>> print(markdown_table(("run", "steps"), [("one", 10)]), end="")
-        | run | steps |
-        | --- | --- |
-        | one | 10 |
-    """
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
 def _curves(histories):

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from algpt2.checkpoint import files_replaced_in
-from algpt2.comparison import markdown_table
+from algpt2.reporting import markdown_table
 from algpt2.weights import parameter_count
 
 MODEL_CARD_FILE = "README.md"
@@ -105,7 +105,7 @@ def _architecture(config):
         "positions (`n_positions`)": config.n_positions,
         "vocabulary (`vocab_size`)": config.vocab_size,
     }
-    return markdown_table(("", "value"), rows.items())
+    return markdown_table([("", "value"), *rows.items()]) + "\n"
 
 
 def _training(arguments, records):
@@ -120,7 +120,7 @@ def _training(arguments, records):
         unused = key == "epochs" and arguments.get("max_steps")
         if key not in LEFT_OUT and not unused and value not in (None, False, [], ""):
             rows[f"`{key}`"] = _text_name(value)
-    return markdown_table(("", "value"), rows.items())
+    return markdown_table([("", "value"), *rows.items()]) + "\n"
 
 
 def _evaluation(arguments, evaluations, setting, has_figure):
@@ -133,7 +133,8 @@ def _evaluation(arguments, evaluations, setting, has_figure):
         for which, record in (("last", evaluations[-1]), ("best", best))
     ]
     text = f"On {_validation_name(arguments)}, {setting}; perplexity is per token of this model's own tokenizer.\n\n"
-    text += markdown_table(("evaluation", "step", *(key.removeprefix("eval_").replace("_", " ") for key in keys)), rows)
+    header = ("evaluation", "step", *(key.removeprefix("eval_").replace("_", " ") for key in keys))
+    text += markdown_table([header, *rows]) + "\n"
     return text + (f"\n![Perplexity over steps and over tokens]({FIGURE_FILE})" if has_figure else "")
 
 

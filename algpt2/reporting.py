@@ -12,10 +12,10 @@ MEASURES = {"loss": ".6f", "perplexity": ".4f", "word_perplexity": ".4f", "bits_
 
 
 def markdown_table(rows):
-    """Rows of text as a Markdown table with aligned columns.
+    """Rows as a Markdown table with aligned columns.
 
     Args:
-        rows: list of equally long lists of str, the first with the headings.
+        rows: iterable of equally long iterables, printed as str, the first with the headings.
 
     Returns:
         str, without a line end.
@@ -26,6 +26,7 @@ def markdown_table(rows):
         |-------|------|
         | 6     | 3.25 |
     """
+    rows = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -180,6 +180,7 @@ def save_tokenizer(tokenizer, directory, end_token=END_OF_TEXT):
 
 def _fast_tokenizer(tokenizer, end_token, special_tokens=()):
     tokens = {role: token if token in special_tokens else end_token for role, token in ROLES.items()}
+    tokens["eos_token"] = end_token
     if "<mask>" in special_tokens:
         tokens["mask_token"] = "<mask>"
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)

@@ -49,7 +49,7 @@ def test_the_hub_reads_the_card(framework, library, tmp_path):
         "the held-out part of python-docs, protocol `stream`", "| last | 20 | 2.7500 | 15.5000 | 0.6250 |",
         "| best | 10 | 2.5000 | 12.2500 | - |", "Not stated",
     ):  # fmt: skip
-        assert text in card.text, text
+        assert text in re.sub(" +", " ", card.text), text
     # Epochs were not counted, and paths of the writer's machine mean nothing to a reader.
     assert "epochs" not in card.text and "someone" not in str(card)
 
