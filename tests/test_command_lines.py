@@ -8,25 +8,17 @@ import pytest
 import tensorflow as tf
 import torch
 import wandb
+from command_lines import FRAMEWORKS, history, run
 from transformers import AutoTokenizer
 
+import algpt2_pt.train
 from algpt2.checkpoint import read_config
 from algpt2.corpus import read_corpus
+from algpt2.run import prepare_run
+from algpt2_tf.training import batches
 
 TEXT = "".join(list(read_corpus("python-docs").train)[:6])
-FRAMEWORKS = ("pt", "tf")
 CONFIG = {"model_type": "algpt2", "n_positions": 32, "n_embd": 32, "n_head": 2, "n_layer": 2, "embedding_size": 16}
-
-
-def run(capsys, framework, command, *arguments):
-    """Exit code, standard output and standard error of a command line."""
-    module = importlib.import_module(f"algpt2_{framework}.{command}")
-    code = 0
-    try:
-        module.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        code = stopped.code
-    return (code, *capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +48,6 @@ def runs(files, tmp_path_factory):
         module = importlib.import_module(f"algpt2_{framework}.train")
         module.main([str(a) for a in train_arguments(files, output / framework, *extra)])
     return output
-
-
-def history(directory):
-    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("framework", "weights"), [("pt", "model.safetensors"), ("tf", "model.weights.h5")])
@@ -92,25 +80,27 @@ def test_histories_lie_side_by_side(runs):
 
 
 def test_both_frameworks_read_the_same_batches(files, tmp_path):
-    from algpt2.run import prepare_run, train_parser
-    from algpt2_pt.train import OrderedBlocks
-    from algpt2_tf.train import batches
-
-    arguments = [str(a) for a in train_arguments(files, tmp_path / "run")]
-    run = prepare_run(train_parser("test", "").parse_args(arguments))
-    data = OrderedBlocks(run)
+    arguments = [str(a) for a in train_arguments(files, tmp_path / "run", "--sop")]
+    run = prepare_run(algpt2_pt.train.parser().parse_args(arguments))
+    data = algpt2_pt.train.Samples(run)
     assert len(data) == 48
-    pt = torch.stack([data[i]["input_ids"] for i in range(48)]).numpy()
-    tf = list(batches(run).as_numpy_iterator())
-    assert len(tf) == 12
-    np.testing.assert_array_equal(np.concatenate([x["token_ids"] for x, _ in tf]), pt[:, :-1])
-    np.testing.assert_array_equal(np.concatenate([y for _, y in tf]), pt[:, 1:])
+    found = list(batches(run).as_numpy_iterator())
+    assert len(found) == 12
+    for name in ("input_ids", "labels", "sentence_order_label"):
+        expected = torch.stack([data[i][name] for i in range(48)]).numpy()
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in found]), expected)
+    # Half of the blocks are as in the text, the others have their halves swapped.
+    swapped = np.concatenate([batch["sentence_order_label"] for batch in found])
+    assert 10 < swapped.sum() < 38
+    blocks = run.blocks.rows(run.order[np.arange(48)])[0]
+    blocks[swapped == 1] = np.hstack([blocks[swapped == 1, 16:], blocks[swapped == 1, :16]])
+    np.testing.assert_array_equal(np.concatenate([batch["input_ids"] for batch in found]), blocks)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_evaluation_gives_the_last_loss_of_the_history(runs, files, framework, capsys):
     directory = runs / framework
-    code, out, _ = run(capsys, framework, "evaluate", directory, "--dataset", files / "valid.txt", "--json")
+    code, out, _ = run(capsys, f"algpt2_{framework}.evaluate", directory, "--dataset", files / "valid.txt", "--json")
     assert code == 0
     found = json.loads(out.splitlines()[-1])
     assert np.isclose(found["loss"], history(directory)[-1]["eval_loss"], rtol=1e-5)
@@ -123,9 +113,12 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
         return [record.get("train_loss", record.get("eval_loss")) for record in history(directory)]
 
     extra = ["--strategy", "mirrored"] if framework == "tf" else []
-    assert run(capsys, framework, "train", *train_arguments(files, tmp_path / "again", *extra))[0] == 0
+    assert run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path / "again", *extra))[0] == 0
     np.testing.assert_allclose(losses(tmp_path / "again"), losses(runs / framework), rtol=1e-6)
-    assert run(capsys, framework, "train", *train_arguments(files, tmp_path / "other", *extra, "--seed", 8))[0] == 0
+    assert (
+        run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path / "other", *extra, "--seed", 8))[0]
+        == 0
+    )
     assert losses(tmp_path / "other")[0] != losses(tmp_path / "again")[0]
 
 
@@ -149,7 +142,7 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
     ],
 )
 def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
-    code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path / "run", *extra))
+    code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path / "run", *extra))
     assert code == 2 and message in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
@@ -158,20 +151,20 @@ def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
 def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("precious")
     for overwrite in ([], ["--overwrite"]):
-        code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path, *overwrite))
+        code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path, *overwrite))
         assert code == 2 and "is there already and is not a run directory" in err
     (tmp_path / "arguments.json").write_text("{}")
-    code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path))
+    code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path))
     assert code == 2 and "--overwrite to replace it" in err
     assert (tmp_path / "thesis.txt").read_text() == "precious"
-    code, _, err = run(capsys, framework, "train", *train_arguments(files, tmp_path, "--overwrite"))
+    code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path, "--overwrite"))
     assert code == 0 and not (tmp_path / "thesis.txt").exists()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_intervals_that_do_not_divide_the_steps(files, framework, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--logging-steps", 5, "--eval-steps", 5)
-    assert run(capsys, framework, "train", *arguments)[0] == 0
+    assert run(capsys, f"algpt2_{framework}.train", *arguments)[0] == 0
     records = history(tmp_path / "run")
     assert [record["step"] for record in records if "train_loss" in record] == [5, 10, 12]
     assert [record["step"] for record in records if "eval_loss" in record] == [5, 10, 12]
@@ -180,7 +173,7 @@ def test_intervals_that_do_not_divide_the_steps(files, framework, tmp_path, caps
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_diverged_run_fails_and_saves_no_weights(files, framework, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--learning-rate", 1e30)
-    code, _, err = run(capsys, framework, "train", *arguments)
+    code, _, err = run(capsys, f"algpt2_{framework}.train", *arguments)
     assert code == 1 and "the loss is nan at step" in err and "Traceback" not in err
     assert not list((tmp_path / "run").glob("model.*"))
     assert all(np.isfinite(value) for record in history(tmp_path / "run") for value in record.values())
@@ -198,7 +191,7 @@ def test_a_diverged_run_fails_and_saves_no_weights(files, framework, tmp_path, c
 def test_wrong_configurations(files, stored, message, tmp_path, capsys):
     (tmp_path / "config.json").write_text(stored)
     arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
-    code, _, err = run(capsys, "pt", "train", *arguments)
+    code, _, err = run(capsys, "algpt2_pt.train", *arguments)
     assert code == 2 and message in err
     assert not (tmp_path / "run").exists()
 
@@ -206,14 +199,14 @@ def test_wrong_configurations(files, stored, message, tmp_path, capsys):
 def test_unknown_fields_of_a_configuration_are_told(files, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "n_heads": 8}))
     arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
-    assert "not used: n_heads" in run(capsys, "pt", "train", *arguments)[1]
+    assert "not used: n_heads" in run(capsys, "algpt2_pt.train", *arguments)[1]
 
 
 def test_wandb_without_a_login(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    code, _, err = run(capsys, "pt", "train", *train_arguments(files, tmp_path / "run", "--report-to", "wandb"))
+    code, _, err = run(capsys, "algpt2_pt.train", *train_arguments(files, tmp_path / "run", "--report-to", "wandb"))
     # wandb reads its environment once.
     wandb.teardown()
     assert code == 2 and "wandb: not logged in" in err
@@ -222,7 +215,7 @@ def test_wandb_without_a_login(files, tmp_path, capsys, monkeypatch):
 
 def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--strategy", "mirrored", "--batch-size", 3)
-    code, _, err = run(capsys, "tf", "train", *arguments)
+    code, _, err = run(capsys, "algpt2_tf.train", *arguments)
     assert not (tmp_path / "run").exists()
     assert code == 2 and "--batch-size 3 must be divisible by 2 replicas" in err
 
@@ -234,7 +227,7 @@ def test_reports_to_wandb_offline_and_tensorboard(files, framework, tmp_path, ca
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     for target in ("wandb", "tensorboard"):
         arguments = train_arguments(files, tmp_path / target, "--report-to", target)
-        assert run(capsys, framework, "train", *arguments)[0] == 0
+        assert run(capsys, f"algpt2_{framework}.train", *arguments)[0] == 0
     assert list(tmp_path.rglob("offline-run-*"))
     names = set()
     for path in (tmp_path / "tensorboard").rglob("events.out.tfevents*"):

@@ -9,20 +9,16 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from command_lines import TINY_CONFIG, history, stored_weights
 
 import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.corpus import read_corpus
 
 ROOT = Path(__file__).parent.parent
-CONFIG = {
-    **{"model_type": "algpt2", "vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 2},
-    **{"embedding_size": 8, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-}
+CONFIG = {**TINY_CONFIG, "vocab_size": 300, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LAUNCHERS = ("ddp", "fsdp", "accelerate", "multiworker")
 
 
@@ -81,15 +77,6 @@ def finish(processes, timeout=120):
     return [process.returncode for process in processes], "\n".join(outputs)
 
 
-def weights(directory):
-    if (directory / "model.safetensors").exists():
-        return load_file(directory / "model.safetensors")
-    found = {}
-    with h5py.File(directory / "model.weights.h5") as file:
-        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
     directory = tmp_path_factory.mktemp("files")
@@ -114,15 +101,14 @@ def one_process(arguments, tmp_path_factory):
 def test_two_processes_train_as_one(one_process, arguments, launcher, tmp_path):
     codes, output = finish(start(launcher, [*arguments, "--max-steps", "6", "--output-dir", str(tmp_path / "run")]))
     assert not any(codes), output
-    found = weights(tmp_path / "run")
-    expected = weights(one_process / ("tf" if launcher == "multiworker" else "pt"))
+    found = stored_weights(tmp_path / "run")
+    expected = stored_weights(one_process / ("tf" if launcher == "multiworker" else "pt"))
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=2e-6, err_msg=name)
     # Only one process writes and reports.
     assert output.count("step 6/6  train_loss") == 1
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert steps == [2, 2, 4, 4, 6, 6]
+    assert [record["step"] for record in history(tmp_path / "run")] == [2, 2, 4, 4, 6, 6]
 
 
 def worker_to_kill(launcher, processes):

@@ -1,6 +1,5 @@
 """Evaluation and generation on the command line, in both frameworks, from the same weights."""
 
-import importlib
 import io
 import json
 import math
@@ -8,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from command_lines import FRAMEWORKS, run
 from keras_hub.samplers import GreedySampler
 from models import both_models, pytorch_model, random_config, random_weights, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -26,19 +26,7 @@ from algpt2_pt.generate import token_generator as pt_token_generator
 from algpt2_tf.generate import select_sampler
 from algpt2_tf.generate import token_generator as tf_token_generator
 
-FRAMEWORKS = ("pt", "tf")
 TEXT = "".join(read_corpus("python-docs").validation)[:3000]
-
-
-def run(capsys, framework, command, *arguments):
-    """Exit code, standard output and standard error of a command line."""
-    module = importlib.import_module(f"algpt2_{framework}.{command}")
-    code = 0
-    try:
-        module.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        code = stopped.code
-    return (code, *capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +99,7 @@ def test_protocols_as_transformers_computes_them(gpt2, text_file, text_tokenizer
     for framework in FRAMEWORKS:
         extra = ["--stride", 8] if protocol == "sliding" else []
         arguments = (directory, "--dataset", text_file, *options, *extra)
-        code, out, err = run(capsys, framework, "evaluate", *arguments)
+        code, out, err = run(capsys, f"algpt2_{framework}.evaluate", *arguments)
         assert code == 0, err
         found = json.loads(out)
         assert found["protocol"] == protocol and found["tokens"] == count
@@ -120,7 +108,7 @@ def test_protocols_as_transformers_computes_them(gpt2, text_file, text_tokenizer
         words, size = len(TEXT.split()), len(TEXT.encode())
         assert math.isclose(found["word_perplexity"], math.exp(found["loss"] * len(tokens) / words), rel_tol=1e-9)
         assert math.isclose(found["bits_per_byte"], found["loss"] * len(tokens) / math.log(2) / size, rel_tol=1e-9)
-        shown = run(capsys, framework, "evaluate", *[a for a in arguments if a != "--json"])[1]
+        shown = run(capsys, f"algpt2_{framework}.evaluate", *[a for a in arguments if a != "--json"])[1]
         assert f"protocol {protocol}, length 20" in shown and f"perplexity {found['perplexity']:.4f}" in shown
 
 
@@ -146,12 +134,12 @@ def test_depths_are_the_same_block_applied_as_often(shared, text_file, tmp_path,
     found = {}
     for depth, options in ((5, ["--depth", 5]), (3, [])):
         found[depth] = json.loads(
-            run(capsys, "pt", "evaluate", directory, "--dataset", text_file, "--json", *options)[1]
+            run(capsys, "algpt2_pt.evaluate", directory, "--dataset", text_file, "--json", *options)[1]
         )["loss"]
     deep.save_pretrained(tmp_path / "deep")
     for file in directory.glob("tokenizer*"):
         (tmp_path / "deep" / file.name).write_bytes(file.read_bytes())
-    expected = json.loads(run(capsys, "pt", "evaluate", tmp_path / "deep", "--dataset", text_file, "--json")[1])
+    expected = json.loads(run(capsys, "algpt2_pt.evaluate", tmp_path / "deep", "--dataset", text_file, "--json")[1])
     assert math.isclose(expected["loss"], found[5], rel_tol=1e-6)
     assert records["pt"][0]["loss"] == found[5] != found[3] == records["pt"][2]["loss"]
 
@@ -170,7 +158,7 @@ def test_several_depths_as_a_table_and_a_named_figure(shared, text_file, tmp_pat
 def test_comparison_with_the_other_framework(shared, text_file, framework, tmp_path, capsys):
     options = ["--dataset", text_file, "--protocol", "sliding", "--stride", 10, "--length", 20, "--depth", "3,4"]
     options += ["--figure", tmp_path / "depths.png", "--batch-size", 32]
-    code, out, err = run(capsys, framework, "evaluate", shared[0], "--compare", shared[0], *options, "--json")
+    code, out, err = run(capsys, f"algpt2_{framework}.evaluate", shared[0], "--compare", shared[0], *options, "--json")
     assert code == 0, err
     for record in json.loads(out):
         other = record["compared"]
@@ -184,8 +172,8 @@ def test_comparison_with_the_other_framework(shared, text_file, framework, tmp_p
 def test_comparison_passes_errors_of_the_other_framework_on(shared, text_file, tmp_path, capsys):
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((shared[0] / file).read_bytes())
-    arguments = ("evaluate", shared[0], "--dataset", text_file, "--compare", tmp_path)
-    code, out, err = run(capsys, "pt", *arguments)
+    arguments = (shared[0], "--dataset", text_file, "--compare", tmp_path)
+    code, out, err = run(capsys, "algpt2_pt.evaluate", *arguments)
     assert code == 2 and not out
     assert "error: --compare, in TensorFlow: " in err and str(tmp_path) in err and "Traceback" not in err
 
@@ -209,7 +197,7 @@ def test_comparison_passes_errors_of_the_other_framework_on(shared, text_file, t
 def test_wrong_evaluations(shared, gpt2, framework, arguments, message, capsys):
     directories = {"RUN": str(shared[0]), "GPT2": str(gpt2[0])}
     arguments = [directories.get(argument, argument) for argument in arguments]
-    code, _, err = run(capsys, framework, "evaluate", *arguments)
+    code, _, err = run(capsys, f"algpt2_{framework}.evaluate", *arguments)
     assert code == 2 and directories.get(message, message) in err and "Traceback" not in err
 
 
@@ -314,7 +302,7 @@ def test_top_k_and_top_p_draw_from_the_tokens_that_transformers_keeps():
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_generation(shared, framework, capsys):
-    arguments = (framework, "generate", shared[0], "The value of", "--max-new-tokens", 40)
+    arguments = (f"algpt2_{framework}.generate", shared[0], "The value of", "--max-new-tokens", 40)
     code, out, err = run(capsys, *arguments)
     assert code == 0 and out.startswith("The value of"), err
     assert run(capsys, *arguments, "--stream")[1] == out
@@ -330,7 +318,9 @@ def test_the_same_greedy_text_in_both_frameworks_from_a_prompt_file(shared, tmp_
     (tmp_path / "prompts.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
     arguments = ["--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 45]
     for extra in ([], ["--repetition-penalty", 1.4]):
-        (_, pt, err), (_, tf, _) = (run(capsys, f, "generate", shared[0], *arguments, *extra) for f in FRAMEWORKS)
+        (_, pt, err), (_, tf, _) = (
+            run(capsys, f"algpt2_{f}.generate", shared[0], *arguments, *extra) for f in FRAMEWORKS
+        )
         assert pt == tf
         assert [f"=== prompt {i}, sample 1 ===\n{prompt}" in pt for i, prompt in enumerate(prompts, 1)] == [True] * 3
         assert "the context 32: continuing its last 16" in err
@@ -348,13 +338,13 @@ def test_a_terminal_sees_text_as_it_comes(shared, framework, capsys, monkeypatch
             self.parts += (text,)
 
     arguments = (shared[0], "The value of", "--max-new-tokens", 40, "--temperature", 2.0, "--num-samples", 2)
-    expected = run(capsys, framework, "generate", *arguments)[1]
+    expected = run(capsys, f"algpt2_{framework}.generate", *arguments)[1]
     texts = expected.split("=== prompt 1, sample 2 ===\n")
     assert len(texts) == 2 and texts[0].split("===\n")[1] != texts[1]
     for option in ([], ["--no-stream"]):
         terminal = Terminal()
         monkeypatch.setattr("sys.stdout", terminal)
-        run(capsys, framework, "generate", *arguments, *option)
+        run(capsys, f"algpt2_{framework}.generate", *arguments, *option)
         assert "".join(terminal.parts) == expected
         assert (len(terminal.parts) > 20) == (not option)
 
@@ -382,7 +372,7 @@ def test_wrong_generations(shared, arguments, message, tmp_path, capsys):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     names = {"RUN": shared[0], "FILE": "f", "EMPTY": tmp_path / "empty", "BINARY": tmp_path / "binary"}
     for framework in FRAMEWORKS:
-        code, out, err = run(capsys, framework, "generate", *[names.get(a, a) for a in arguments])
+        code, out, err = run(capsys, f"algpt2_{framework}.generate", *[names.get(a, a) for a in arguments])
         assert code == 2 and not out and message in err and "Traceback" not in err
 
 
@@ -395,10 +385,10 @@ def test_wrong_generations(shared, arguments, message, tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_the_command_line_alone_says_how_to_generate(shared, content, code, tmp_path, capsys):
-    expected = run(capsys, "pt", "generate", shared[0], "The value of")[1]
+    expected = run(capsys, "algpt2_pt.generate", shared[0], "The value of")[1]
     for file in shared[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "generation_config.json").write_text(content)
-    found, out, err = run(capsys, "pt", "generate", tmp_path, "The value of")
+    found, out, err = run(capsys, "algpt2_pt.generate", tmp_path, "The value of")
     assert found == code and "Traceback" not in err
     assert out == expected if code == 0 else "generation_config.json: " in err

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import TINY_CONFIG, history
 
 import algpt2_pt.train
 import algpt2_tf.train
@@ -21,12 +22,11 @@ from algpt2_tf import TFALGPT2LMHeadModel
 
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 ROOT = Path(__file__).parent.parent
-CONFIG = {"model_type": "algpt2", "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 2, "embedding_size": 8}
 
 
 @pytest.fixture
 def arguments(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 300}))
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_CONFIG, "vocab_size": 300}))
     (tmp_path / "text.txt").write_text("".join(read_corpus("python-docs").train)[:8000], encoding="utf-8")
     return [
         *("--config", str(tmp_path / "config.json"), "--dataset", str(tmp_path / "text.txt"), "--batch-size", "4"),
@@ -112,8 +112,7 @@ def test_a_stop_request_ends_with_a_checkpoint(framework, number, arguments, tmp
         stderr=subprocess.PIPE,
         text=True,
     )
-    history = run / "history.jsonl"
-    while not (history.exists() and history.read_text().count("\n") >= 2):
+    while len(history(run)) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
@@ -122,7 +121,7 @@ def test_a_stop_request_ends_with_a_checkpoint(framework, number, arguments, tmp
     assert "stopping after this step" in out
     (step,) = checkpoints(run)
     load(framework, run / f"checkpoint-{step}")
-    assert json.loads(history.read_text().splitlines()[-1])["step"] == step
+    assert history(run)[-1]["step"] == step
     assert not list(run.glob("model*"))
 
 
@@ -145,8 +144,7 @@ def test_the_best_checkpoint_is_linked_and_kept(arguments, tmp_path):
     extra = ["--save-steps", "2", "--save-total-limit", "1", "--learning-rate", "1", "--warmup-steps", "30"]
     algpt2_pt.train.main([*arguments, *extra])
     run = tmp_path / "run"
-    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    losses = {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
+    losses = {record["step"]: record["eval_loss"] for record in history(run) if "eval_loss" in record}
     best = min(losses, key=losses.get)
     assert best < 40
     assert checkpoints(run) == [best, 40]

@@ -8,28 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from command_lines import TINY_CONFIG, WEIGHTS_FILES, history, stored_weights
 
 import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.corpus import read_corpus
 
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
-WEIGHTS = {"pt": "model.safetensors", "tf": "model.weights.h5"}
 STATE = {"pt": "optimizer.pt", "tf": "training_state.safetensors"}
-CONFIG = {
-    **{"model_type": "algpt2", "vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 2},
-    # Dropout, so that the random state counts.
-    **{"embedding_size": 8, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
-}
-
-
-def history(directory):
-    path = directory / "history.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
+# Dropout, so that the random state counts.
+CONFIG = {**TINY_CONFIG, "vocab_size": 300, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 
 
 # What is seen of the run from outside at the moment of the kill.
@@ -51,16 +41,6 @@ def arguments(directory, config):
         *("--dataset", str(config.parent / "text.txt")),
         *("--save-steps", "3", "--save-total-limit", "2", "--eval-steps", "12", "--logging-steps", "2"),
     ]
-
-
-def weights(directory, framework):
-    path = directory / WEIGHTS[framework]
-    if framework == "pt":
-        return load_file(path)
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +74,16 @@ def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, config, moment,
     process.send_signal(signal.SIGKILL)
     error = process.communicate()[1].decode()
     assert process.returncode == -signal.SIGKILL, error
-    assert not (directory / WEIGHTS[framework]).exists()
+    assert not (directory / WEIGHTS_FILES[framework]).exists()
 
     TRAIN[framework].main(["--output-dir", str(directory), "--resume"])
-    found, wanted = weights(directory, framework), weights(expected, framework)
+    found, wanted = stored_weights(directory), stored_weights(expected)
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
     def numbers(run):
-        records = [json.loads(line) for line in history(run)]
-        return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "flops_share")} for r in records]
+        return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "flops_share")} for r in history(run)]
 
     assert numbers(directory) == numbers(expected)
     assert not list(directory.glob(".*"))

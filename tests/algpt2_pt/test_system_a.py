@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_lines import run
 from models import pytorch_model, random_weights, tiny_config
 from tokenizers import Tokenizer
 
@@ -114,15 +115,6 @@ def test_tokenizer_training(dataset, tmp_path, monkeypatch):
     found = pairs(argv)
     assert (found["--vocab-size"], found["--add-prefix-space"], found["--dataset"]) == ("50257", True, dataset)
     assert Path(found["--output-dir"]).parent == Path("tokenizer") and "*" not in found["--output-dir"]
-
-
-def run(capsys, module, *arguments):
-    code = 0
-    try:
-        module.main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        code = stopped.code
-    return (code, *capsys.readouterr())
 
 
 @pytest.fixture
