@@ -56,12 +56,14 @@ def final_decay_steps(schedule, warmup_steps, steps, decay_steps=None):
     """
     if schedule not in SCHEDULES:
         raise InputError(f"the schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    if warmup_steps > steps:
+        raise InputError(f"--warmup-steps {warmup_steps} is more than the {steps} steps of the run")
     if schedule == "constant":
         return 0
     if schedule != "wsd":
-        return max(0, steps - warmup_steps)
+        return steps - warmup_steps
     if decay_steps is None:
-        decay_steps = min(max(1, steps // 10), max(0, steps - warmup_steps))
+        decay_steps = min(max(1, steps // 10), steps - warmup_steps)
     if warmup_steps + decay_steps > steps:
         raise InputError(
             f"{warmup_steps} warm-up steps and {decay_steps} decay steps are more than the {steps} steps of the run; "

@@ -68,7 +68,7 @@ def test_run_directory(runs, framework, weights):
 
 def test_histories_lie_side_by_side(runs):
     pt, tf = (history(runs / framework) for framework in FRAMEWORKS)
-    assert [record["step"] for record in pt] == [record["step"] for record in tf] == [4, 6, 8, 12, 12]
+    assert [record["step"] for record in pt] == [record["step"] for record in tf] == [4, 6, 6, 8, 12, 12]
     for a, b in zip(pt, tf, strict=True):
         assert a.keys() == b.keys()
         assert a["tokens"] == b["tokens"] == a["step"] * 4 * 32
@@ -112,7 +112,7 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
     def losses(directory):
         return [record.get("train_loss", record.get("eval_loss")) for record in history(directory)]
 
-    extra = ["--strategy", "mirrored"] if framework == "tf" else []
+    extra = ["--save-steps", 6, *(["--strategy", "mirrored"] if framework == "tf" else [])]
     assert run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path / "again", *extra))[0] == 0
     np.testing.assert_allclose(losses(tmp_path / "again"), losses(runs / framework), rtol=1e-6)
     assert (
