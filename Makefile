@@ -19,7 +19,7 @@ demo: install
 	$(QUIET) $(BIN)/python -m convert verify runs/demo --dataset python-docs --length 128 --prompt "The value of"
 
 test: install
-	$(QUIET) $(BIN)/python -m pytest tests
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 lint: install
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ PT = ["torch>=2.6", "transformers>=5.23", "accelerate>=1.1"]
 # jinja2 makes the model card of push_to_hub.
 TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.32", "jinja2"]
 # KerasHub's own checks of a model, which the tests run, need grain.
-DEV = ["pytest", "ruff", "grain"]
+DEV = ["pytest", "pytest-xdist", "ruff", "grain"]
 
 setup(
     name="algpt2",
