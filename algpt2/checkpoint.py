@@ -128,6 +128,8 @@ def read_safetensors(directory):
         return _read_safetensors_file(directory / SAFETENSORS_FILE)
     index_path = directory / SAFETENSORS_INDEX_FILE
     if not index_path.is_file():
+        if (directory / KERAS_WEIGHTS_FILE).is_file():
+            raise InputError(f"{directory}: holds TensorFlow weights only; run python -m convert tf2pt {directory}")
         raise InputError(f"{directory}: neither {SAFETENSORS_FILE} nor {SAFETENSORS_INDEX_FILE} is there")
     weight_map = _read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
@@ -192,12 +194,26 @@ def files_replaced_in(directory):
     try:
         yield temporary
         directory.mkdir(exist_ok=True)
+        share_files(temporary)
         for file in sorted(temporary.iterdir()):
             os.replace(file, directory / file.name)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def share_files(directory):
+    """Give files the permissions that new files have; safetensors makes them for their owner alone.
+
+    Args:
+        directory: path.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in Path(directory).iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def _read_json(path):

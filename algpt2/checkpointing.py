@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from algpt2.checkpoint import share_files
 from algpt2.errors import InputError
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -25,8 +26,8 @@ class Checkpoints:
 
     Example:
         >>> checkpoints = Checkpoints("runs/example", limit=2)
-        >>> for step in (10, 20, 30):
-        ...     with checkpoints.writing(step) as directory:
+        >>> for step, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
+        ...     with checkpoints.writing(step, {step: loss}) as directory:
         ...         _ = (directory / "weights").write_text("...")
         >>> checkpoints.steps()
         [20, 30]
@@ -36,7 +37,14 @@ class Checkpoints:
         self.directory, self.limit = Path(directory), limit
 
     def path(self, step):
-        """`Path` of the checkpoint of a step."""
+        """The directory of a checkpoint, whether it is there or not.
+
+        Args:
+            step: int.
+
+        Returns:
+            `Path`.
+        """
         return self.directory / f"checkpoint-{step}"
 
     def steps(self):
@@ -49,16 +57,19 @@ class Checkpoints:
         return max(self.steps(), default=0)
 
     @contextlib.contextmanager
-    def writing(self, step, is_first=True, wait=lambda: None):
+    def writing(self, step, losses, is_first=True, wait=lambda: None):
         """A directory to write a checkpoint into, which takes its name only if the block succeeds.
+
+        Then `checkpoint-best` is linked to the checkpoint with the lowest loss, and the oldest are removed.
 
         Args:
             step: int.
+            losses: dict of int to float, the evaluation loss by step.
             is_first: bool. Whether this process is the one that moves and removes directories.
             wait: function that returns when all processes have called it.
 
         Yields:
-            `Path`: an empty directory, the same in all processes, of the name that the checkpoint will have.
+            `Path`: an empty directory, the same in all processes, with the name of the checkpoint but elsewhere.
 
         Raises:
             InputError: if it cannot be written; earlier checkpoints stay.
@@ -73,44 +84,46 @@ class Checkpoints:
             yield temporary
             wait()
             if is_first:
+                share_files(temporary)
                 _flush(temporary)
-                shutil.rmtree(target, ignore_errors=True)
+                self._remove(target)
                 os.replace(temporary, target)
+                _flush_directory(self.directory)
+                self._link_best(losses)
                 self._remove_old()
             wait()
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not _is_storage_error(error):
+        except (OSError, RuntimeError, SafetensorError, InputError) as error:
+            # Writers of single files have turned their errors into messages already.
+            cause = error.__cause__ if isinstance(error, InputError) else error
+            if not _is_storage_error(cause):
                 raise
             kept = f"checkpoint-{self.latest()} is whole" if self.latest() else "there is no earlier one"
             raise InputError(
-                f"{target}: cannot be written ({error}); {kept}; free some space, then go on with --resume"
-            ) from error
+                f"{target}: cannot be written ({cause}); {kept}; mend that, then go on with --resume"
+            ) from cause
         finally:
             if is_first:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def mark_best(self, losses):
-        """Link `checkpoint-best` to the checkpoint with the lowest loss.
-
-        Args:
-            losses: dict of int to float, the evaluation loss by step.
-        """
+    def _link_best(self, losses):
         there = [step for step in self.steps() if step in losses]
-        if not there:
-            return
-        link = self.directory / ".best"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self.path(min(there, key=losses.get)).name)
-        os.replace(link, self.directory / BEST)
+        if there:
+            link = self.directory / ".partial" / BEST
+            link.symlink_to(self.path(min(there, key=losses.get)).name)
+            os.replace(link, self.directory / BEST)
 
     def _remove_old(self):
         if self.limit is None:
             return
-        best = self.directory / BEST
-        kept = {self.path(step).name for step in self.steps()[-self.limit :]} | {os.path.basename(best.resolve())}
-        for step in self.steps():
-            if self.path(step).name not in kept:
-                shutil.rmtree(self.path(step))
+        best = os.path.basename((self.directory / BEST).resolve())
+        for step in self.steps()[: -self.limit]:
+            if self.path(step).name != best:
+                self._remove(self.path(step))
+
+    def _remove(self, path):
+        # It loses its name first, so that a checkpoint with a name is always whole.
+        if path.exists():
+            os.replace(path, self.directory / ".partial" / f"old-{path.name}")
 
 
 def _flush(directory):
@@ -119,6 +132,15 @@ def _flush(directory):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    _flush_directory(directory)
+
+
+def _flush_directory(directory):
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_storage_error(error):
@@ -154,4 +176,5 @@ class StopRequest:
         if self.made:
             raise KeyboardInterrupt
         self.made = True
-        print("stopping after this step, with a checkpoint", flush=True)
+        # A signal may come in the middle of a print, which cannot be entered twice.
+        os.write(1, b"stopping after this step, with a checkpoint\n")

@@ -43,7 +43,7 @@ def evaluate_parser(package):
         f"python -m {package}.evaluate", f"Perplexity of a checkpoint, computed by {FRAMEWORKS[package]}."
     )
     text = parser.add_argument_group("text")
-    add_dataset_arguments(text, f"a text file, a quoted glob of text files, or {PYTHON_DOCS} for its held-out part")
+    add_dataset_arguments(text, f"a file, folder, quoted glob or hub data set, or {PYTHON_DOCS} for its held-out part")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(
         "--protocol",
@@ -118,15 +118,16 @@ def run_evaluation(package, losses_at_depths, argv=None):
                 losses, text, length, arguments.batch_size, arguments.protocol, arguments.stride, progress=True
             )
             context = {"checkpoint": str(arguments.checkpoint), "framework": FRAMEWORKS[package]}
+            context["dataset"] = arguments.dataset
             row = record(result, **context, depth=depth or own_depth)
             records.append({**row, "compared": other, "difference": difference(row, other)} if other else row)
         if arguments.json:
             print(json.dumps(records if len(records) > 1 else records[0], allow_nan=False))
         elif len(records) > 1 or arguments.compare:
-            print(f"protocol {result.name}\n\n{evaluation_table(records)}")
+            print(f"{arguments.dataset}, protocol {result.name}\n\n{evaluation_table(records)}")
         else:
             print(
-                f"protocol {result.name}: {result.tokens} tokens, loss {result.loss:.6f}, "
+                f"{arguments.dataset}, protocol {result.name}: {result.tokens} tokens, loss {result.loss:.6f}, "
                 f"perplexity {result.perplexity:.4f}, word perplexity {_shown(result.word_perplexity)}, "
                 f"bits per byte {_shown(result.bits_per_byte)}"
             )

@@ -16,6 +16,8 @@ from algpt2.tokenization import tokenizer_hash
 from algpt2.train_arguments import ARGUMENTS_FILE
 from algpt2.weights import parameter_count
 
+# What the text that runs are evaluated on depends on.
+TEXT_ARGUMENTS = ("dataset", "validation", "text_column", "detokenize", "control_code")
 COLUMNS = {
     "run": "run",
     "framework": "framework",
@@ -271,7 +273,7 @@ def _notes(runs):
     parts = {
         "tokenizers": {run.tokenizer for run in runs},
         "evaluation protocols": {run.protocol for run in runs},
-        "evaluation texts": {(run.arguments.get("dataset"), run.arguments.get("validation")) for run in runs},
+        "evaluation texts": {tuple(run.arguments.get(name) for name in TEXT_ARGUMENTS) for run in runs},
         "block lengths": {run.arguments.get("length") for run in runs},
     }
     different = [name for name, values in parts.items() if len(values) > 1]

@@ -6,10 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from algpt2.errors import DivergenceError, InputError
+from algpt2.errors import InputError, RunError
 from algpt2.evaluation import perplexity
 
 HISTORY_FILE = "history.jsonl"
+FIGURE_FILE = "perplexity.png"
 
 
 class History:
@@ -45,7 +46,7 @@ class History:
             dict of str to float: what was recorded.
 
         Raises:
-            DivergenceError: if the loss is not finite.
+            RunError: if the loss is not finite.
         """
         now = time.perf_counter()
         steps, seconds = step - self._last[0], now - self._last[1]
@@ -59,10 +60,18 @@ class History:
         return self._append(step, loss, values)
 
     def log_evaluation(self, step, evaluation, values):
-        """Record an `algpt2.evaluation.Evaluation` and what was measured with it.
+        """Record an evaluation; the time it took does not count as training.
+
+        Args:
+            step: int.
+            evaluation: `algpt2.evaluation.Evaluation`.
+            values: dict of str to float. What was measured with it.
 
         Returns:
             dict of str to float: what was recorded.
+
+        Raises:
+            RunError: if the loss is not finite.
         """
         values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity, **values}
         return self._append(step, evaluation.loss, values)
@@ -89,8 +98,16 @@ class History:
 
 
 def divergence(step, what):
-    """The `DivergenceError` of a step."""
-    return DivergenceError(
+    """The error of a run that diverges.
+
+    Args:
+        step: int.
+        what: str. What was found.
+
+    Returns:
+        `RunError`.
+    """
+    return RunError(
         f"{what} at step {step}; nothing was saved after the last checkpoint; "
         "try a lower --learning-rate, more --warmup-steps or a lower --max-grad-norm"
     )

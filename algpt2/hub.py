@@ -5,13 +5,14 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from algpt2.arguments import HelpFormatter
 from algpt2.checkpoint import CONFIG_FILE
 from algpt2.errors import InputError, exit_on_error
 
-# What a run keeps for itself: intermediate checkpoints, logs, and files that begin with a dot.
-LEFT_OUT = ("checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*")
+# What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.
+LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*")
 
 
 def upload(directory, repository, private=False, revision=None):
@@ -39,8 +40,7 @@ def upload(directory, repository, private=False, revision=None):
         raise InputError(f"{directory}: no such directory")
     if not (directory / CONFIG_FILE).is_file():
         raise InputError(f"{directory}: holds no {CONFIG_FILE}; give the directory of a checkpoint or of a run")
-    if get_token() is None:
-        raise InputError("no token for the hub; run `hf auth login`, or set HF_TOKEN to one that may write")
+    require_access(repository)
     api = HfApi(library_name="algpt2")
     try:
         repository = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
@@ -53,8 +53,6 @@ def upload(directory, repository, private=False, revision=None):
             ignore_patterns=list(LEFT_OUT),
             commit_message="Upload model",
         )
-    except HFValidationError as error:
-        raise InputError(f"{repository}: not the name of a repository ({error})") from error
     except OfflineModeIsEnabled as error:
         raise InputError("the hub cannot be reached: HF_HUB_OFFLINE is set; unset it to upload") from error
     except HfHubHTTPError as error:
@@ -65,6 +63,20 @@ def upload(directory, repository, private=False, revision=None):
         # An upload that breaks off; what is there of it is no commit.
         raise InputError(f"{directory}: not uploaded ({error}); try again") from error
     return commit.commit_url
+
+
+def require_access(repository):
+    """Raise an InputError unless a repository can be uploaded to, as far as can be known without asking the hub.
+
+    Args:
+        repository: str, such as `"name/model"`.
+    """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise InputError(f"{repository}: not the name of a repository ({error})") from error
+    if get_token() is None:
+        raise InputError("no token for the hub; run `hf auth login`, or set HF_TOKEN to one that may write")
 
 
 def _refusal(repository, error):

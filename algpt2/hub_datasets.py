@@ -181,7 +181,7 @@ def _load(name, streaming):
         raise InputError(
             f"{name}: no such file, and the Hugging Face hub cannot be reached ({unreachable}); give local files: "
             f"where there is a network, `hf download --repo-type dataset {candidates(name)[0][0]} --local-dir DIR`, "
-            "then --dataset DIR here"
+            "then here --dataset and --validation with the files of the splits in DIR"
         ) from unreachable
     if all(isinstance(error, datasets.exceptions.DatasetNotFoundError) for error in problems):
         raise InputError(

@@ -8,16 +8,16 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from algpt2.checkpoint import files_replaced_in
+from algpt2.history import FIGURE_FILE
 from algpt2.reporting import markdown_table
 from algpt2.weights import parameter_count
 
 MODEL_CARD_FILE = "README.md"
-FIGURE_FILE = "perplexity.png"
 LIBRARIES = {"pytorch": "transformers", "tensorflow": "keras-hub"}
 # Arguments that say nothing of the model, or whose meaning another section gives.
 LEFT_OUT = {
     "framework", "output_dir", "overwrite", "resume", "report_to", "push_to_hub", "logging_steps", "eval_steps",
-    "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device",
+    "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device", "text",
 }  # fmt: skip
 
 PYTORCH_USE = """```python
@@ -44,7 +44,7 @@ def write_model_card(directory, config, arguments, records, framework):
         directory: path of the run directory.
         config: `ALGPT2Config`.
         arguments: dict. The command line of the training.
-        records: list of dict. The history, as `algpt2.comparison.read_history` gives it.
+        records: list of dict. The history, as `algpt2.history.read_history` gives it.
         framework: str. `"pytorch"` or `"tensorflow"`, that of the weights.
 
     Raises:
@@ -53,8 +53,7 @@ def write_model_card(directory, config, arguments, records, framework):
     directory = Path(directory)
     name = arguments.get("push_to_hub") or Path(os.path.abspath(directory)).name
     evaluations = [record for record in records if "eval_perplexity" in record]
-    protocol = arguments.get("eval_protocol") or "stream"
-    length = arguments.get("length") or config.n_positions
+    protocol, length = arguments.get("eval_protocol") or "stream", arguments.get("length") or config.n_positions
     setting = f"protocol `{protocol}`, blocks of {length} tokens"
     data = ModelCardData(
         model_name=name.rpartition("/")[2],

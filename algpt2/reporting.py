@@ -88,7 +88,11 @@ def _cells(values, formats):
 
 
 def check_figure(path):
-    """Raise an InputError unless a figure can have this name."""
+    """Raise an InputError unless a figure can have this name.
+
+    Args:
+        path: path.
+    """
     if Path(path).suffix.lower() not in FIGURE_SUFFIXES or Path(path).is_dir():
         raise InputError(f"--figure {path}: must be a file that ends in {', '.join(FIGURE_SUFFIXES)}")
 
@@ -104,15 +108,14 @@ def draw_depths(records, own_depth, path):
     Raises:
         InputError: if it cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
     path = Path(path)
     points = sorted((row["depth"], row["perplexity"]) for row in records if row["perplexity"] is not None)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    # A figure of its own, which leaves the backend of a notebook alone.
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     if points:
         axes.plot(*zip(*points, strict=True), "o-", markersize=4, label="same weights")
     axes.axvline(own_depth, color="gray", linestyle="--", linewidth=1, label=f"depth of the checkpoint, {own_depth}")
@@ -126,7 +129,5 @@ def draw_depths(records, own_depth, path):
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.grid(True, alpha=0.3)
     axes.legend()
-    figure.tight_layout()
     with files_replaced_in(path.parent) as temporary:
         figure.savefig(temporary / path.name, dpi=120)
-    pyplot.close(figure)

@@ -13,22 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from algpt2.arguments import HelpFormatter, text_options
-from algpt2.checkpoint import KERAS_WEIGHTS_FILE, SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, find_checkpoint
+from algpt2.checkpoint import (
+    KERAS_WEIGHTS_FILE,
+    SAFETENSORS_FILE,
+    SAFETENSORS_INDEX_FILE,
+    find_checkpoint,
+    read_checkpoint,
+)
 from algpt2.checkpointing import Checkpoints
 from algpt2.comparison import add_arguments, compare, draw_perplexity
 from algpt2.configuration import ALGPT2Config
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError, exit_on_error
 from algpt2.evaluation import evaluate
-from algpt2.hub import upload
+from algpt2.history import FIGURE_FILE, HISTORY_FILE, read_history
+from algpt2.hub import require_access, upload
 from algpt2.model_card import write_model_card
 from algpt2.optimization import final_decay_steps
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.tokenization import load_tokenizer, train_tokenizer
 from algpt2.train_arguments import ARGUMENTS_FILE, configuration
-from algpt2.weights import parameter_count
+from algpt2.weights import check_weights, parameter_count
 
-FIGURE_FILE = "perplexity.png"
 WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, KERAS_WEIGHTS_FILE)
 IGNORED = -100
 # The logits of a larger batch may not fit where its gradients are computed in parts.
@@ -108,7 +114,7 @@ def evaluate_run(run, token_losses, sentence_orders):
             used with `--sop` only.
 
     Returns:
-        tuple of an `algpt2.evaluation.Evaluation` and a dict that holds the `sop_accuracy`, if there is one.
+        tuple of an `algpt2.evaluation.Evaluation` and a dict that holds the `eval_sop_accuracy`, if there is one.
     """
     arguments = run.arguments
     batch_size = min(arguments.batch_size, EVALUATION_BATCH)
@@ -123,7 +129,7 @@ def evaluate_run(run, token_losses, sentence_orders):
         swapped = (np.arange(len(ids)) + start) % 2
         ids = np.where(swapped[:, None], swap_halves(ids), ids)
         right += int((sentence_orders(ids) == swapped).sum())
-    return evaluation, {"sop_accuracy": right / len(blocks)}
+    return evaluation, {"eval_sop_accuracy": right / len(blocks)}
 
 
 def report_start(run):
@@ -137,10 +143,18 @@ def report_start(run):
         )
 
 
-def finish_run(run, history):
-    """Draw the figure of a run, write its model card and upload it if asked."""
-    draw_perplexity({run.directory.name: history.records}, run.directory / FIGURE_FILE)
-    write_model_card(run.directory, run.config, vars(run.arguments), history.records, run.arguments.framework)
+def finish_run(run):
+    """Draw the figure of a run, write its model card and upload it if asked.
+
+    Args:
+        run: `Run`, whose weights are written.
+
+    Raises:
+        InputError: if the directory cannot be written, or the hub refuses.
+    """
+    records = read_history(run.directory / HISTORY_FILE)
+    draw_perplexity({run.directory.name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
+    write_model_card(run.directory, run.config, vars(run.arguments), records, run.arguments.framework)
     if run.arguments.push_to_hub:
         upload(run.directory, run.arguments.push_to_hub)
 
@@ -177,6 +191,20 @@ def block_length(length, config):
     return length
 
 
+def check_batch(arguments, devices):
+    """Raise an InputError unless the batch of a step can be split.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.train_arguments.train_parser`.
+        devices: int. The devices that share a batch.
+    """
+    if arguments.batch_size % (devices * arguments.gradient_accumulation):
+        raise InputError(
+            f"--batch-size {arguments.batch_size} must be divisible by {devices} devices times "
+            f"--gradient-accumulation {arguments.gradient_accumulation}"
+        )
+
+
 def prepare_run(arguments, is_first=True, data=None):
     """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
 
@@ -195,17 +223,14 @@ def prepare_run(arguments, is_first=True, data=None):
     directory = Path(arguments.output_dir)
     resumes = arguments.resume and (directory / ARGUMENTS_FILE).is_file()
     if is_first and not resumes:
-        _require_free(directory, arguments.overwrite)
+        _require_free(directory, arguments)
     _require_reporter(arguments.report_to)
     config = configuration(arguments)
+    if arguments.push_to_hub:
+        require_access(arguments.push_to_hub)
     length = block_length(data[1].length if data else arguments.length, config)
     if arguments.sop and arguments.packing == "line":
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
-    if arguments.batch_size % arguments.gradient_accumulation:
-        raise InputError(
-            f"--batch-size {arguments.batch_size} must be divisible by --gradient-accumulation "
-            f"{arguments.gradient_accumulation}"
-        )
     # A process that is not the first, and a resumed run, use the tokenizer that the run has.
     tokenizer, training_blocks, validation = data or _read_data(
         arguments, config, length, directory if resumes or not is_first else None
@@ -215,6 +240,8 @@ def prepare_run(arguments, is_first=True, data=None):
     if arguments.init_from:
         del tokens["vocab_size"]
     config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
+    if arguments.init_from and not resumes:
+        _require_weights(arguments, config)
 
     block_count = min(len(training_blocks), arguments.max_train_blocks or math.inf)
     if arguments.batch_size > block_count:
@@ -223,6 +250,10 @@ def prepare_run(arguments, is_first=True, data=None):
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
     decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
 
+    # The length that the run has, for whoever reads its record.
+    arguments.length = training_blocks.length
+    if is_first:
+        _remove_leftovers(directory)
     if is_first and not resumes:
         _make_directory(directory, arguments, config, tokenizer)
     order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
@@ -232,9 +263,20 @@ def prepare_run(arguments, is_first=True, data=None):
     )
 
 
+def _require_weights(arguments, config):
+    # Before a directory is made or replaced. TensorFlow reads Keras's weights, and checks them, itself.
+    directory = find_checkpoint(arguments.init_from)
+    if arguments.framework == "pytorch" or not (directory / KERAS_WEIGHTS_FILE).is_file():
+        check_weights(config, read_checkpoint(directory)[1], source=directory)
+
+
 def _read_data(arguments, config, length, directory):
     options = text_options(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, options)
+    text = f"{corpus.train.fingerprint()} {corpus.validation.fingerprint()}"
+    if arguments.text not in (None, text):
+        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
+    arguments.text = text
     source = directory or arguments.tokenizer or (arguments.init_from and find_checkpoint(arguments.init_from))
     if source:
         tokenizer = load_tokenizer(source)
@@ -284,17 +326,27 @@ def _require_reporter(name):
         os.environ.setdefault("WANDB_PROJECT", "algpt2")
 
 
-def _require_free(directory, overwrite):
+def _require_free(directory, arguments):
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"{directory}: is the current directory or holds it; give another --output-dir")
     if not (directory / ARGUMENTS_FILE).is_file():
         raise InputError(f"{directory}: is there already and is not a run directory; give another --output-dir")
-    if not overwrite:
+    for flag in ("init_from", "tokenizer", "dataset", "validation", "config"):
+        if directory.resolve() in (source := Path(getattr(arguments, flag) or "").resolve(), *source.parents):
+            raise InputError(f"{directory}: holds what --{flag.replace('_', '-')} reads; give another --output-dir")
+    if not arguments.overwrite:
         raise InputError(
             f"{directory}: is there already; give another --output-dir, --resume to go on, or --overwrite to replace it"
         )
+
+
+def _remove_leftovers(directory):
+    # Of a process that was killed while it wrote.
+    for place in (directory, directory.parent):
+        for leftover in place.glob(f".{directory.name}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _make_directory(directory, arguments, config, tokenizer):

@@ -25,7 +25,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 # What may differ when a run is resumed, since the weights do not depend on it.
 CHANGEABLE = {
     *("resume", "overwrite", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
-    *("device", "strategy", "fsdp", "push_to_hub"),
+    *("device", "strategy", "push_to_hub"),
 }
 
 
@@ -41,7 +41,8 @@ def train_parser(program, description, framework):
         `argparse.ArgumentParser`; a framework may add its own arguments.
     """
     parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
-    parser.set_defaults(framework=framework)
+    # The text is recorded with the arguments, so that a resumed run knows it again.
+    parser.set_defaults(framework=framework, text=None)
     _add_model_arguments(parser.add_argument_group("model"))
     _add_data_arguments(parser.add_argument_group("data"))
     _add_training_arguments(parser.add_argument_group("training"))
@@ -129,8 +130,9 @@ def _add_training_arguments(group):
 
 def _add_output_arguments(group):
     group.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="the run directory")
-    group.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
-    group.add_argument(
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
+    existing.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint of the run, with its arguments"
     )
     group.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
@@ -160,14 +162,19 @@ def parse_train_arguments(parser, argv=None):
     """
     arguments = parser.parse_args(argv)
     record = Path(arguments.output_dir) / ARGUMENTS_FILE
-    if not arguments.resume or not record.is_file():
+    if not arguments.resume:
+        return arguments
+    if not record.is_file():
+        if record.parent.is_dir() and any(record.parent.iterdir()):
+            raise InputError(f"{record}: no such file; {record.parent} is not the directory of a run")
+        print(f"{record.parent}: no run to resume; starting one", flush=True)
         return arguments
     try:
         recorded = json.loads(record.read_text(encoding="utf-8"))
-        recorded = {key: recorded[key] for key in vars(arguments) if key in recorded}
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{record}: not readable as the arguments of a run ({error})") from error
-    if recorded.get("framework", arguments.framework) != arguments.framework:
+        recorded = {key: recorded[key] for key in vars(arguments)}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{record}: not readable as the arguments of a run ({error!r})") from error
+    if recorded["framework"] != arguments.framework:
         raise InputError(f"{record}: the run was made in {recorded['framework']}; resume it there")
     # argparse leaves alone what a namespace already has, so that what stays None was not given.
     unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
@@ -215,6 +222,8 @@ def _overrides(arguments, config):
             if all(block.isdecimal() for block in explicit)
             else layer_schedule(arguments.sharing, depth)
         )
+        if arguments.depth and len(overrides["layer_schedule"]) != arguments.depth:
+            raise InputError(f"--sharing {arguments.sharing} names {len(explicit)} depths, --depth {arguments.depth}")
     elif arguments.depth:
         overrides["n_layer"] = arguments.depth
     if arguments.embedding_size is not None:

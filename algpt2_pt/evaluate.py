@@ -1,7 +1,10 @@
 """Perplexity of a checkpoint in PyTorch: `python -m algpt2_pt.evaluate DIR`."""
 
+import sys
+
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
 from algpt2.checkpoint import find_checkpoint, read_checkpoint, read_config
 from algpt2.commands import run_evaluation
@@ -25,6 +28,8 @@ def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
     Raises:
         algpt2.errors.InputError: if the checkpoint cannot be read.
     """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     directory = find_checkpoint(checkpoint)
     read_checkpoint(directory)
     try:

@@ -134,6 +134,9 @@ def notes(options):
         list of str.
     """
     lines = {
+        f"{run_directory(options)}: the run that is there is replaced; --load_checkpoint goes on with it": (
+            not options.load_checkpoint and not options.eval_only and Path(run_directory(options)).exists()
+        ),
         "--load_tokenized_datasets: tokenized text is cached and found again without being asked": (
             options.load_tokenized_datasets
         ),

@@ -1,5 +1,7 @@
 """Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`, or by `torchrun` or `accelerate launch`."""
 
+import datetime
+import json
 import os
 import sys
 
@@ -14,9 +16,9 @@ from algpt2.checkpointing import StopRequest
 from algpt2.devices import peak_flops
 from algpt2.errors import InputError, exit_on_error
 from algpt2.history import History, divergence
-from algpt2.run import evaluate_run, finish_run, prepare_run, report_start
+from algpt2.run import check_batch, evaluate_run, finish_run, prepare_run, report_start
 from algpt2.train_arguments import parse_train_arguments, train_parser
-from algpt2.weights import check_weights
+from algpt2.weights import check_weights, parameter_count
 from algpt2_pt.evaluate import token_loss_function
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel, to_torch
 from algpt2_pt.optimization import create_optimizer, create_scheduler
@@ -90,7 +92,8 @@ class RunTrainer(Trainer):
             inputs["num_sequences_in_batch"] = self.run.arguments.batch_size
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.run.arguments.sop:
-            self.sop_loss += outputs.sop_loss.detach()
+            # Of several GPUs of one process each has its part.
+            self.sop_loss += outputs.sop_loss.detach().sum()
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs):
@@ -114,13 +117,17 @@ class RunTrainer(Trainer):
         checkpoints, step = self.run.checkpoints, self.state.global_step
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise divergence(step, "a weight is not finite")
-        with checkpoints.writing(step, self.run.is_first, self.accelerator.wait_for_everyone) as directory:
+        losses, wait = self.history.evaluation_losses(), self.accelerator.wait_for_everyone
+        with checkpoints.writing(step, losses, self.run.is_first, wait) as directory:
             self._output_directory = directory.parent
             super()._save_checkpoint(model, trial)
         self._output_directory = self.run.directory
-        if self.run.is_first:
-            checkpoints.mark_best(self.history.evaluation_losses())
         self.history.restart_clock(step)
+
+    def _issue_warnings_after_load(self, load_result):
+        # The tied head is not stored.
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name != "lm_head.weight"]
+        super()._issue_warnings_after_load(load_result)
 
 
 class _RunCallback(TrainerCallback):
@@ -128,6 +135,7 @@ class _RunCallback(TrainerCallback):
 
     def __init__(self, trainer, stop_request):
         self.trainer, self.stop_request = trainer, stop_request
+        self.has_logged = False
 
     def on_step_end(self, args, state, control, **kwargs):
         run, history, step = self.trainer.run, self.trainer.history, state.global_step
@@ -162,9 +170,13 @@ class _RunCallback(TrainerCallback):
         recorded = history.log_train(step, loss, float(logs["learning_rate"]), **values)
         # The reporters that come after this one get the same values.
         logs |= recorded
+        if not self.has_logged:
+            logs["parameters"], self.has_logged = parameter_count(self.trainer.run.config), True
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.logged_step = state.global_step
+        # Trainer would take the intervals of a resumed run from its checkpoint.
+        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
 
 
 class _QuietProgress(ProgressCallback):
@@ -179,7 +191,7 @@ def train(run):
         run: `algpt2.run.Run`.
 
     Returns:
-        `ALGPT2LMHeadModel`.
+        `ALGPT2LMHeadModel`, with `--sop` an `ALGPT2ForPreTraining`.
 
     Raises:
         KeyboardInterrupt: if a stop was requested; a checkpoint is there.
@@ -187,6 +199,8 @@ def train(run):
     arguments = run.arguments
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    if run.step and run.is_first:
+        check_checkpoint(run.checkpoints.path(run.step))
     set_seed(arguments.seed)
     model = initial_model(run)
     history = History(run, machine_flops(arguments))
@@ -211,13 +225,13 @@ def train(run):
         trainer.callback_handler.callbacks.insert(1, _RunCallback(trainer, request))
         report_start(run)
         trainer.train(resume_from_checkpoint=str(run.checkpoints.path(run.step)) if run.step else None)
-    if request.made and trainer.state.global_step < run.steps:
+    if trainer.state.global_step < run.steps:
         raise KeyboardInterrupt
     state = _without_tied(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
     if run.is_first:
         with files_replaced_in(run.directory) as temporary:
             model.save_pretrained(temporary, state_dict=state)
-        finish_run(run, history)
+        finish_run(run)
     trainer.accelerator.wait_for_everyone()
     return model
 
@@ -240,8 +254,35 @@ def initial_model(run):
     return model
 
 
+def check_checkpoint(directory):
+    """Raise an InputError unless a checkpoint of Trainer is whole.
+
+    Args:
+        directory: path.
+    """
+    try:
+        read_checkpoint(directory)
+        for pattern in ("trainer_state.json", "optimizer.*", "scheduler.pt", "rng_state*.pth"):
+            if not list(directory.glob(pattern)):
+                raise InputError(f"{directory / pattern}: no such file")
+        json.loads((directory / "trainer_state.json").read_text())["global_step"]
+        for path in [*directory.glob("optimizer.*"), directory / "scheduler.pt"]:
+            torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises errors of many kinds
+        raise InputError(
+            f"{directory}: damaged ({error}); remove it, and --resume goes on from the checkpoint before"
+        ) from error
+
+
 def training_arguments(run):
-    """The settings of a run as transformers' Trainer takes them."""
+    """The settings of a run as transformers' Trainer takes them.
+
+    Args:
+        run: `algpt2.run.Run`.
+
+    Returns:
+        `transformers.TrainingArguments`.
+    """
     arguments = run.arguments
     parts = arguments.gradient_accumulation * process_count(arguments)
     return TrainingArguments(
@@ -299,7 +340,11 @@ def machine_flops(arguments):
 
 
 def order_function(model):
-    """A function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,)."""
+    """A function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,).
+
+    Args:
+        model: `ALGPT2ForPreTraining`.
+    """
 
     @torch.no_grad()
     def compute(ids):
@@ -322,12 +367,7 @@ def check_devices(arguments):
         raise InputError("--fsdp shards over several processes; start it by torchrun or accelerate launch")
     if arguments.fsdp and arguments.optimizer == "adafactor":
         raise InputError("--fsdp: PyTorch's Adafactor cannot work on shards of a matrix; take another --optimizer")
-    parts = arguments.gradient_accumulation * process_count(arguments)
-    if arguments.batch_size % parts:
-        raise InputError(
-            f"--batch-size {arguments.batch_size} must be divisible by {process_count(arguments)} devices times "
-            f"--gradient-accumulation {arguments.gradient_accumulation}"
-        )
+    check_batch(arguments, process_count(arguments))
 
 
 def main(argv=None):
@@ -335,11 +375,14 @@ def main(argv=None):
     with exit_on_error(command.prog):
         arguments = parse_train_arguments(command, argv)
         check_devices(arguments)
-        state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
+        # The first process may tokenize for hours before the others go on.
+        state = PartialState(cpu=not uses_gpu(arguments), timeout=datetime.timedelta(hours=24))
         with state.main_process_first():
             run = prepare_run(arguments, is_first=state.is_main_process)
         if run.is_finished:
-            print(f"{arguments.output_dir}: the run is finished")
+            if run.is_first:
+                finish_run(run)
+                print(f"{arguments.output_dir}: the run is finished")
             return
         train(run)
         if run.is_first:

@@ -3,6 +3,9 @@
 import os
 import sys
 
+# Notes about the machine are not for the reader of a command's output; errors still come.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 if "keras" not in sys.modules:
     os.environ["KERAS_BACKEND"] = "tensorflow"
 

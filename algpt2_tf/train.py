@@ -1,6 +1,7 @@
 """Train ALGPT2 in TensorFlow: `python -m algpt2_tf.train --help`."""
 
 import contextlib
+import re
 import sys
 
 import keras
@@ -10,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from algpt2.checkpointing import StopRequest
 from algpt2.devices import peak_flops
-from algpt2.errors import DivergenceError, InputError, exit_on_error
+from algpt2.errors import InputError, RunError, exit_on_error
 from algpt2.history import History, divergence
-from algpt2.run import evaluate_run, finish_run, prepare_run, report_start
+from algpt2.run import check_batch, evaluate_run, finish_run, prepare_run, report_start
 from algpt2.train_arguments import parse_train_arguments, train_parser
 from algpt2.weights import check_weights, parameter_count
 from algpt2_tf.backbone import TFALGPT2Backbone
@@ -50,7 +51,7 @@ def train(run, strategy):
         strategy: `tf.distribute.Strategy`.
 
     Returns:
-        `TFALGPT2LMHeadModel`.
+        `TFALGPT2LMHeadModel`, with `--sop` a `TFALGPT2ForPreTraining`.
 
     Raises:
         KeyboardInterrupt: if a stop was requested; a checkpoint is there.
@@ -68,9 +69,10 @@ def train(run, strategy):
         if arguments.precision == "fp16":
             optimizer = LossScaleOptimizer(optimizer)
         training_model = TrainingModel(model, arguments.gradient_accumulation)
-        # XLA compiles the step of one device; collective operations over several it does not take.
         optimizer.build(model.trainable_variables)
-        training_model.compile(optimizer=optimizer, jit_compile=strategy.num_replicas_in_sync == 1)
+        # XLA compiles the step of one device; collective operations over several it does not take.
+        jit_compile = "auto" if strategy.num_replicas_in_sync == 1 else False
+        training_model.compile(optimizer=optimizer, jit_compile=jit_compile)
         if run.step:
             load_training_state(model, optimizer, run.checkpoints.path(run.step))
     report_start(run)
@@ -78,14 +80,14 @@ def train(run, strategy):
     alone = strategy.cluster_resolver is None or not strategy.cluster_resolver.task_type
     with StopRequest() if alone else contextlib.nullcontext() as request:
         reporter = _Reporter(run, model, schedule, strategy, request)
-        training_model.fit(
-            batches(run), shuffle=False, callbacks=[reporter], verbose=1 if sys.stdout.isatty() and run.is_first else 0
-        )
+        if run.step < run.steps:
+            verbose = 1 if sys.stdout.isatty() and run.is_first else 0
+            training_model.fit(batches(run), shuffle=False, callbacks=[reporter], verbose=verbose)
     if reporter.stopped:
         raise KeyboardInterrupt
     if run.is_first:
         model.save_pretrained(run.directory)
-        finish_run(run, reporter.history)
+        finish_run(run)
     wait_for_everyone(strategy)
     return model
 
@@ -109,13 +111,22 @@ def initial_model(run):
 
 
 def save_training_state(model, optimizer, directory):
-    """Write what a model and its optimizer know besides the weights: moments, steps, random states."""
+    """Write what a model and its optimizer know besides the weights: moments, steps, random states.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`.
+        optimizer: `keras.optimizers.Optimizer`, built.
+        directory: path.
+    """
     variables = [*optimizer.variables, *model.non_trainable_variables]
     save_file({f"{index}": np.asarray(v) for index, v in enumerate(variables)}, directory / TRAINING_STATE_FILE)
 
 
 def load_training_state(model, optimizer, directory):
     """Set what `save_training_state` wrote.
+
+    Args:
+        model, optimizer, directory: as in `save_training_state`.
 
     Raises:
         InputError: if the file is missing, damaged or of another optimizer.
@@ -126,7 +137,10 @@ def load_training_state(model, optimizer, directory):
         for index, variable in enumerate(variables):
             variable.assign(state[f"{index}"])
     except Exception as error:  # safetensors and TensorFlow raise errors of many kinds
-        raise InputError(f"{path}: not readable as the state of this run ({error})") from error
+        raise InputError(
+            f"{path}: not readable as the state of this run ({error}); remove {directory}, and --resume goes on "
+            "from the checkpoint before"
+        ) from error
 
 
 class _Reporter(keras.callbacks.Callback):
@@ -160,11 +174,18 @@ class _Reporter(keras.callbacks.Callback):
             self._restart_means(step)
         if step % arguments.eval_steps == 0 or is_last or saves:
             self.report(step, self.history.log_evaluation(step, *evaluate_run(run, self.losses, self.orders)))
+            self.history.restart_clock(step)
         if saves:
             self._save(step)
-        self.history.restart_clock(step)
+            self.history.restart_clock(step)
         if self.stopped:
             self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        if self.run.arguments.report_to == "wandb":
+            import wandb
+
+            wandb.finish()
 
     def _restart_means(self, step):
         self.sums, self.mean_start = {}, step
@@ -175,11 +196,10 @@ class _Reporter(keras.callbacks.Callback):
             raise divergence(step, "a weight is not finite")
         # Other workers hold the same, and go on when this one has written it.
         if run.is_first:
-            with run.checkpoints.writing(step) as directory:
+            with run.checkpoints.writing(step, self.history.evaluation_losses()) as directory:
                 self.trained.save_pretrained(directory)
                 run.tokenizer.save_pretrained(directory)
                 save_training_state(self.trained, self.model.optimizer, directory)
-            run.checkpoints.mark_best(self.history.evaluation_losses())
         wait_for_everyone(self.strategy)
 
 
@@ -224,7 +244,8 @@ def machine_flops(arguments, strategy):
     """float: the floating-point operations a second that the devices of a run reach in a matrix product."""
     accelerated = bool(tf.config.get_visible_devices("GPU")) or arguments.strategy == "tpu"
     size = 8192 if accelerated else 1536
-    matrix = tf.ones((size, size), {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[arguments.precision])
+    dtype = keras.DTypePolicy(DTYPE_POLICIES[arguments.precision]).compute_dtype
+    matrix = tf.ones((size, size), dtype)
 
     def multiply():
         return float(tf.matmul(matrix, matrix)[0, 0])
@@ -237,22 +258,25 @@ def main(argv=None):
     with exit_on_error(command.prog):
         arguments = parse_train_arguments(command, argv)
         strategy = select_strategy(arguments.strategy, arguments.device)
-        parts = strategy.num_replicas_in_sync * arguments.gradient_accumulation
-        if arguments.batch_size % parts:
-            raise InputError(
-                f"--batch-size {arguments.batch_size} must be divisible by {strategy.num_replicas_in_sync} replicas "
-                f"times --gradient-accumulation {arguments.gradient_accumulation}"
-            )
+        check_batch(arguments, strategy.num_replicas_in_sync)
         run = _prepare(arguments, strategy)
         if run.is_finished:
-            print(f"{arguments.output_dir}: the run is finished")
+            if run.is_first:
+                finish_run(run)
+                print(f"{arguments.output_dir}: the run is finished")
             return
         try:
             train(run, strategy)
+        except tf.errors.InvalidArgumentError as error:
+            # An error in the input pipeline, which TensorFlow reports with its whole traceback.
+            found = re.search(r"algpt2\.errors\.InputError: (.*)", str(error))
+            if not found:
+                raise
+            raise InputError(found[1]) from error
         except (tf.errors.UnavailableError, tf.errors.InternalError, tf.errors.AbortedError) as error:
             if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
                 raise
-            raise DivergenceError(
+            raise RunError(
                 f"another worker is gone ({error.message.splitlines()[0]}); start all workers again with --resume"
             ) from error
         if run.is_first:
@@ -277,12 +301,16 @@ def _packed(arguments):
     """The tokenizer, blocks and validation text of `--dataset`, if it holds TFRecords."""
     if not is_tfrecords(arguments.dataset):
         return None
-    fixed = ("length", "validation", "tokenizer", "vocab_size", "text_column", "detokenize", "control_code")
+    fixed = ("validation", "tokenizer", "vocab_size", "text_column", "detokenize", "control_code")
     for name in fixed:
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')}: leave it out, the TFRecords have settled it")
     blocks = TFRecordBlocks(arguments.dataset)
-    arguments.packing, arguments.eval_protocol = blocks.packing, blocks.index.get("eval_protocol", "stream")
+    settled = {"length": blocks.length, "packing": blocks.packing, "eval_protocol": blocks.index["eval_protocol"]}
+    for name, value in settled.items():
+        if getattr(arguments, name) not in (None, "stream", value):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: the TFRecords have {value}")
+        setattr(arguments, name, value)
     return blocks.tokenizer(), blocks, blocks.validation()
 
 

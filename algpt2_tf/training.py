@@ -48,31 +48,20 @@ class TrainingModel(keras.Model):
             tf.distribute.ReduceOp.SUM,
             [tf.cast(tf.shape(data["labels"])[0], "float32"), _counted(data["labels"])],
         )
-        split = {
-            name: tf.reshape(value, [self.parts, -1, *value.shape[1:]]) if value.shape.rank else value
-            for name, value in data.items()
-        }
+        split = {name: tf.reshape(value, [self.parts, -1, *value.shape[1:]]) for name, value in data.items()}
         variables = self.trainable_variables
-        total = [tf.zeros(2), *(tf.zeros_like(variable) for variable in variables)]
-        if self.parts == 1:
-            total = self._gradients({name: value[0] for name, value in split.items()}, counts, variables)
-        else:
+
+        def part_of(index):
+            return self._gradients({name: value[index] for name, value in split.items()}, counts, variables)
+
+        def add_part(index, sums):
+            return index + 1, [a + b for a, b in zip(sums, part_of(index), strict=True)]
+
+        total = part_of(0)
+        if self.parts > 1:
             # One part after the other: parts computed at once would take the memory of the whole.
             _, total = tf.while_loop(
-                lambda part, _: part < self.parts,
-                lambda part, sums: (
-                    part + 1,
-                    [
-                        a + b
-                        for a, b in zip(
-                            sums,
-                            self._gradients({name: value[part] for name, value in split.items()}, counts, variables),
-                            strict=True,
-                        )
-                    ],
-                ),
-                (tf.constant(0), total),
-                parallel_iterations=1,
+                lambda index, _: index < self.parts, add_part, (tf.constant(1), total), parallel_iterations=1
             )
         losses, gradients = total[0], total[1:]
         # Keras sums the gradients of the replicas.

@@ -1,6 +1,8 @@
 """Canonical weights in and out of a Keras model."""
 
 import logging
+import math
+import os
 
 import h5py
 import keras
@@ -12,6 +14,10 @@ from algpt2.weights import DTYPES, check_weights
 logger = logging.getLogger(__name__)
 
 
+# What groups and headers take besides the arrays, and more.
+HDF5_OVERHEAD = 1 << 20
+
+
 def save_keras_weights(model, path):
     """Write the weights of a model, without the state of training, as Keras's `.weights.h5`.
 
@@ -19,7 +25,16 @@ def save_keras_weights(model, path):
         model: `TFALGPT2LMHeadModel`.
         path: path that ends in `.weights.h5`.
     """
+    _reserve(path, sum(variable.value.dtype.size * math.prod(variable.shape) for variable in model.variables))
     keras.saving.save_weights(model, path, objects_to_skip=_training_state(model))
+
+
+def _reserve(path, size):
+    # HDF5 crashes the process if the disk is full as it closes a file, so that the space is asked for before.
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size + HDF5_OVERHEAD)
+    os.remove(path)
 
 
 def load_keras_weights(model, path):

@@ -217,7 +217,7 @@ def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--strategy", "mirrored", "--batch-size", 3)
     code, _, err = run(capsys, "algpt2_tf.train", *arguments)
     assert not (tmp_path / "run").exists()
-    assert code == 2 and "--batch-size 3 must be divisible by 2 replicas" in err
+    assert code == 2 and "--batch-size 3 must be divisible by 2 devices" in err
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -85,7 +85,7 @@ def arguments(tmp_path_factory):
     return [
         *("--config", str(directory / "config.json"), "--dataset", str(directory / "text.txt"), "--batch-size", "8"),
         *("--gradient-accumulation", "2", "--eval-steps", "50", "--save-steps", "2", "--save-total-limit", "2"),
-        *("--packing", "line", "--max-grad-norm", "0.1"),
+        *("--sop", "--max-grad-norm", "0.1"),
     ]
 
 

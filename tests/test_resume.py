@@ -26,12 +26,13 @@ CONFIG = {**TINY_CONFIG, "vocab_size": 300, "resid_pdrop": 0.1, "embd_pdrop": 0.
 MOMENTS = {
     "before the first checkpoint": lambda run, state: len(history(run)) >= 1,
     "as a checkpoint begins": lambda run, state: (run / ".partial").exists(),
-    "between weights and training state": lambda run, state: list(run.glob(".partial/*/config.json")),
+    "between weights and training state": lambda run, state: list(run.glob(".partial/*/model*")),
     "with a second checkpoint half written": lambda run, state: (
         (run / "checkpoint-3").exists() and (run / ".partial").exists()
     ),
     "when a checkpoint has its name": lambda run, state: (run / "checkpoint-6").exists(),
     "after the training state": lambda run, state: (run / ".partial" / "checkpoint-9" / state).exists(),
+    "after the last checkpoint": lambda run, state: (run / "checkpoint-24").exists(),
 }
 
 
