@@ -171,11 +171,13 @@ def parse_train_arguments(parser, argv=None):
         return arguments
     try:
         recorded = json.loads(record.read_text(encoding="utf-8"))
+        if recorded["framework"] != arguments.framework:
+            raise InputError(f"{record}: the run was made in {recorded['framework']}; resume it there")
         recorded = {key: recorded[key] for key in vars(arguments)}
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{record}: not readable as the arguments of a run ({error!r})") from error
-    if recorded["framework"] != arguments.framework:
-        raise InputError(f"{record}: the run was made in {recorded['framework']}; resume it there")
     # argparse leaves alone what a namespace already has, so that what stays None was not given.
     unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
     given = {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
