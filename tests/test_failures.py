@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,3 +153,55 @@ def test_the_best_checkpoint_is_linked_and_kept(arguments, tmp_path):
     assert checkpoints(run) == [best, 40]
     assert (run / "checkpoint-best").resolve().name == f"checkpoint-{best}"
     assert np.isfinite(read_checkpoint(run / "checkpoint-best")[1]["transformer.wte.weight"]).all()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_not_resumed(arguments, tmp_path, capsys, name, damage):
+    run = tmp_path / "run"
+    algpt2_pt.train.main([*arguments, "--max-steps", "4"])
+    (run / "model.safetensors").unlink()
+    path = run / "checkpoint-4" / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert exit_code(algpt2_pt.train, ["--output-dir", str(run), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint-4: damaged" in error and "--resume goes on from the checkpoint before" in error
+
+
+def test_another_text_is_not_resumed(arguments, tmp_path, capsys):
+    algpt2_pt.train.main([*arguments, "--max-steps", "4"])
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with (tmp_path / "text.txt").open("a") as file:
+        file.write("One line more.\n")
+    assert exit_code(algpt2_pt.train, ["--output-dir", str(tmp_path / "run"), "--resume"]) == 2
+    assert "is not what it was when the run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--init-from", "run"], "holds what --init-from reads"),
+        (["--init-from", "run/checkpoint-4"], "holds what --init-from reads"),
+        (["--tokenizer", "run"], "holds what --tokenizer reads"),
+        (["--init-from", "damaged"], "damaged"),
+        (["--init-from", "other-shape"], "do not fit the configuration"),
+        (["--push-to-hub", "no//name"], "not the name of a repository"),
+    ],
+)
+def test_a_run_is_not_replaced_by_one_that_cannot_start(arguments, tmp_path, capsys, monkeypatch, extra, message):
+    monkeypatch.chdir(tmp_path)
+    algpt2_pt.train.main([*arguments, "--max-steps", "4"])
+    for name in ("damaged", "other-shape"):
+        shutil.copytree("run", name)
+    Path("damaged/model.safetensors").write_bytes(b"no tensors")
+    config = json.loads(Path("other-shape/config.json").read_text())
+    Path("other-shape/config.json").write_text(json.dumps({**config, "n_embd": 24}))
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    # A run that starts from a checkpoint has its configuration.
+    base = arguments[2:] if "--init-from" in extra else arguments
+    assert exit_code(algpt2_pt.train, [*base, *extra, "--output-dir", "run", "--overwrite"]) == 2
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
