@@ -23,8 +23,8 @@ from algpt2.evaluation import PROTOCOLS, evaluate
 from algpt2.generation import Sampling, continue_text
 from algpt2.other_framework import FRAMEWORKS, evaluate_in_other
 from algpt2.packing import tokenize
+from algpt2.preparation import block_length
 from algpt2.reporting import check_figure, difference, draw_depths, evaluation_table, record
-from algpt2.run import block_length
 from algpt2.tokenization import load_tokenizer
 
 FIGURE_FILE = "depth-perplexity.png"

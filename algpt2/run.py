@@ -1,39 +1,27 @@
 """One training run: its data, its configuration and its directory; and `python -m algpt2.run compare`."""
 
 import argparse
-import importlib.util
-import json
-import math
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from algpt2.arguments import HelpFormatter, text_options
+from algpt2.arguments import HelpFormatter
 from algpt2.checkpoint import (
     KERAS_WEIGHTS_FILE,
     SAFETENSORS_FILE,
     SAFETENSORS_INDEX_FILE,
-    find_checkpoint,
-    read_checkpoint,
 )
 from algpt2.checkpointing import Checkpoints
 from algpt2.comparison import add_arguments, compare, draw_perplexity
 from algpt2.configuration import ALGPT2Config
-from algpt2.corpus import read_corpus
-from algpt2.errors import InputError, exit_on_error
+from algpt2.errors import exit_on_error
 from algpt2.evaluation import evaluate
 from algpt2.history import FIGURE_FILE, HISTORY_FILE, read_history
-from algpt2.hub import require_access, upload
+from algpt2.hub import upload
 from algpt2.model_card import write_model_card
-from algpt2.optimization import final_decay_steps
-from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
-from algpt2.tokenization import load_tokenizer, train_tokenizer
-from algpt2.train_arguments import ARGUMENTS_FILE, configuration
-from algpt2.weights import check_weights, parameter_count
+from algpt2.packing import Blocks, TokenizedText, TrainingOrder
+from algpt2.weights import parameter_count
 
 WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, KERAS_WEIGHTS_FILE)
 IGNORED = -100
@@ -170,200 +158,6 @@ def swap_halves(ids):
         array([[3, 4, 1, 2]])
     """
     return np.roll(ids, -(ids.shape[1] // 2), axis=1)
-
-
-def block_length(length, config):
-    """The tokens of a block.
-
-    Args:
-        length: int, as `--length`; `None` means the configuration's `n_positions`.
-        config: `ALGPT2Config`.
-
-    Returns:
-        int.
-
-    Raises:
-        InputError: if a block has nothing to predict, or does not fit the model.
-    """
-    length = length or config.n_positions
-    if not 2 <= length <= config.n_positions:
-        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
-    return length
-
-
-def check_batch(arguments, devices):
-    """Raise an InputError unless the batch of a step can be split.
-
-    Args:
-        arguments: `argparse.Namespace` of `algpt2.train_arguments.train_parser`.
-        devices: int. The devices that share a batch.
-    """
-    if arguments.batch_size % (devices * arguments.gradient_accumulation):
-        raise InputError(
-            f"--batch-size {arguments.batch_size} must be divisible by {devices} devices times "
-            f"--gradient-accumulation {arguments.gradient_accumulation}"
-        )
-
-
-def prepare_run(arguments, is_first=True, data=None):
-    """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
-
-    Args:
-        arguments: `argparse.Namespace` of `algpt2.train_arguments.train_parser`.
-        is_first: bool. Whether this process makes the run directory; the others find it there.
-        data: tuple of tokenizer, `Blocks` and validation `TokenizedText` that were packed before; `None` packs
-            `--dataset`.
-
-    Returns:
-        `Run`; its directory holds the tokenizer, the configuration and the arguments.
-
-    Raises:
-        InputError: for anything wrong in the arguments or the data.
-    """
-    directory = Path(arguments.output_dir)
-    resumes = arguments.resume and (directory / ARGUMENTS_FILE).is_file()
-    if is_first and not resumes:
-        _require_free(directory, arguments)
-    _require_reporter(arguments.report_to)
-    config = configuration(arguments)
-    if arguments.push_to_hub:
-        require_access(arguments.push_to_hub)
-    length = block_length(data[1].length if data else arguments.length, config)
-    if arguments.sop and arguments.packing == "line":
-        raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
-    # A process that is not the first, and a resumed run, use the tokenizer that the run has.
-    tokenizer, training_blocks, validation = data or _read_data(
-        arguments, config, length, directory if resumes or not is_first else None
-    )
-    tokens = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
-    tokens |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    if arguments.init_from:
-        del tokens["vocab_size"]
-    config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
-    if arguments.init_from and not resumes:
-        _require_weights(arguments, config)
-
-    block_count = min(len(training_blocks), arguments.max_train_blocks or math.inf)
-    if arguments.batch_size > block_count:
-        raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {block_count} blocks")
-    steps = arguments.max_steps or max(1, round(arguments.epochs * block_count / arguments.batch_size))
-    warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
-    decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
-
-    # The length that the run has, for whoever reads its record.
-    arguments.length = training_blocks.length
-    if is_first:
-        _remove_leftovers(directory)
-    if is_first and not resumes:
-        _make_directory(directory, arguments, config, tokenizer)
-    order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
-    return Run(
-        *(arguments, directory, config, tokenizer, training_blocks, order, validation),
-        *(steps, warmup_steps, decay_steps, is_first),
-    )
-
-
-def _require_weights(arguments, config):
-    # Before a directory is made or replaced. TensorFlow reads Keras's weights, and checks them, itself.
-    directory = find_checkpoint(arguments.init_from)
-    if arguments.framework == "pytorch" or not (directory / KERAS_WEIGHTS_FILE).is_file():
-        check_weights(config, read_checkpoint(directory)[1], source=directory)
-
-
-def _read_data(arguments, config, length, directory):
-    options = text_options(arguments)
-    corpus = read_corpus(arguments.dataset, arguments.validation, options)
-    text = f"{corpus.train.fingerprint()} {corpus.validation.fingerprint()}"
-    if arguments.text not in (None, text):
-        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
-    arguments.text = text
-    source = directory or arguments.tokenizer or (arguments.init_from and find_checkpoint(arguments.init_from))
-    if source:
-        tokenizer = load_tokenizer(source)
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"{source}: the tokenizer has no eos_token to end documents with")
-        if arguments.init_from and len(tokenizer) > config.vocab_size:
-            raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}")
-    else:
-        print("training the tokenizer", flush=True)
-        tokenizer = train_tokenizer(corpus.train, arguments.vocab_size or config.vocab_size)
-    return tokenizer, *pack_corpus(corpus, tokenizer, length, arguments.packing, arguments.eval_protocol)
-
-
-def pack_corpus(corpus, tokenizer, length, packing="stream", eval_protocol="stream"):
-    """The tokens of a corpus as training and evaluation take them.
-
-    Args:
-        corpus: `algpt2.corpus.Corpus`.
-        tokenizer: `transformers.PreTrainedTokenizerFast`.
-        length: int. The tokens of a block.
-        packing, eval_protocol: str, `"stream"` or `"line"`.
-
-    Returns:
-        tuple of `Blocks` and `TokenizedText`.
-
-    Raises:
-        InputError: if either text is too short.
-    """
-    by = {"stream": "document", "line": "line"}
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    training = tokenize(corpus.train, tokenizer, by=by[packing])
-    validation = tokenize(corpus.validation, tokenizer, by=by[eval_protocol])
-    if len(validation.tokens) < 2:
-        raise InputError("the validation text has no token to predict; give more text")
-    return Blocks(training, length, packing, padding), validation
-
-
-def _require_reporter(name):
-    if name != "none" and importlib.util.find_spec(name) is None:
-        raise InputError(f"--report-to {name}: not installed; pip install {name}")
-    if name == "wandb":
-        import wandb
-
-        if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False):
-            raise InputError("--report-to wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
-        # Both frameworks report to the same project, unless the user names another.
-        os.environ.setdefault("WANDB_PROJECT", "algpt2")
-
-
-def _require_free(directory, arguments):
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise InputError(f"{directory}: is the current directory or holds it; give another --output-dir")
-    if not (directory / ARGUMENTS_FILE).is_file():
-        raise InputError(f"{directory}: is there already and is not a run directory; give another --output-dir")
-    for flag in ("init_from", "tokenizer", "dataset", "validation", "config"):
-        if directory.resolve() in (source := Path(getattr(arguments, flag) or "").resolve(), *source.parents):
-            raise InputError(f"{directory}: holds what --{flag.replace('_', '-')} reads; give another --output-dir")
-    if not arguments.overwrite:
-        raise InputError(
-            f"{directory}: is there already; give another --output-dir, --resume to go on, or --overwrite to replace it"
-        )
-
-
-def _remove_leftovers(directory):
-    # Of a process that was killed while it wrote.
-    for place in (directory, directory.parent):
-        for leftover in place.glob(f".{directory.name}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _make_directory(directory, arguments, config, tokenizer):
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # All at once, so that a run that is cut off here can still be resumed or started anew.
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
-            new = Path(temporary) / directory.name
-            new.mkdir()
-            (new / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
-            config.save_pretrained(new)
-            tokenizer.save_pretrained(new)
-            if directory.is_dir():
-                shutil.rmtree(directory)
-            os.replace(new, directory)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
 
 
 def main(argv=None):

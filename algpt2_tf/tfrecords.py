@@ -17,7 +17,7 @@ from algpt2.checkpoint import TOKENIZER_FILE
 from algpt2.corpus import PYTHON_DOCS, read_corpus
 from algpt2.errors import InputError, exit_on_error
 from algpt2.packing import TokenizedText
-from algpt2.run import pack_corpus
+from algpt2.preparation import pack_corpus
 from algpt2.tokenization import load_tokenizer, tokenizer_hash
 
 INDEX_FILE = "tfrecords.json"

@@ -13,7 +13,8 @@ from algpt2.checkpointing import StopRequest
 from algpt2.devices import peak_flops
 from algpt2.errors import InputError, RunError, exit_on_error
 from algpt2.history import History, divergence
-from algpt2.run import check_batch, evaluate_run, finish_run, prepare_run, report_start
+from algpt2.preparation import check_batch, prepare_run
+from algpt2.run import evaluate_run, finish_run, report_start
 from algpt2.train_arguments import parse_train_arguments, train_parser
 from algpt2.weights import check_weights, parameter_count
 from algpt2_tf.backbone import TFALGPT2Backbone

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 import algpt2_pt.train
 from algpt2.checkpoint import read_config
 from algpt2.corpus import read_corpus
-from algpt2.run import prepare_run
+from algpt2.preparation import prepare_run
+from algpt2_pt.trainer import Samples
 from algpt2_tf.training import batches
 
 TEXT = "".join(list(read_corpus("python-docs").train)[:6])
@@ -82,7 +83,7 @@ def test_histories_lie_side_by_side(runs):
 def test_both_frameworks_read_the_same_batches(files, tmp_path):
     arguments = [str(a) for a in train_arguments(files, tmp_path / "run", "--sop")]
     run = prepare_run(algpt2_pt.train.parser().parse_args(arguments))
-    data = algpt2_pt.train.Samples(run)
+    data = Samples(run)
     assert len(data) == 48
     found = list(batches(run).as_numpy_iterator())
     assert len(found) == 12
