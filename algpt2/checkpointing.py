@@ -15,6 +15,8 @@ from algpt2.errors import InputError
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 BEST = "checkpoint-best"
+# Where a checkpoint is until it is whole.
+PARTIAL = ".partial"
 
 
 class Checkpoints:
@@ -74,7 +76,7 @@ class Checkpoints:
         Raises:
             InputError: if it cannot be written; earlier checkpoints stay.
         """
-        partial = self.directory / ".partial"
+        partial = self.directory / PARTIAL
         temporary, target = partial / self.path(step).name, self.path(step)
         try:
             if is_first:
@@ -108,7 +110,7 @@ class Checkpoints:
     def _link_best(self, losses):
         there = [step for step in self.steps() if step in losses]
         if there:
-            link = self.directory / ".partial" / BEST
+            link = self.directory / PARTIAL / BEST
             link.symlink_to(self.path(min(there, key=losses.get)).name)
             os.replace(link, self.directory / BEST)
 
@@ -123,7 +125,7 @@ class Checkpoints:
     def _remove(self, path):
         # It loses its name first, so that a checkpoint with a name is always whole.
         if path.exists():
-            os.replace(path, self.directory / ".partial" / f"old-{path.name}")
+            os.replace(path, self.directory / PARTIAL / f"old-{path.name}")
 
 
 def _flush(directory):

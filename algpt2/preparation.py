@@ -10,6 +10,7 @@ from pathlib import Path
 
 from algpt2.arguments import text_options
 from algpt2.checkpoint import KERAS_WEIGHTS_FILE, find_checkpoint, read_checkpoint
+from algpt2.checkpointing import PARTIAL
 from algpt2.configuration import ALGPT2Config
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError
@@ -194,9 +195,11 @@ def _require_free(directory, arguments):
 
 def _remove_leftovers(directory):
     # Of a process that was killed while it wrote.
+    leftovers = [directory / PARTIAL]
     for place in (directory, directory.parent):
-        for leftover in place.glob(f".{directory.name}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        leftovers += place.glob(f".{directory.name}.*")
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _make_directory(directory, arguments, config, tokenizer):

@@ -118,7 +118,7 @@ def test_depths_are_the_same_block_applied_as_often(shared, text_file, tmp_path,
     records = {}
     for framework in FRAMEWORKS:
         code, out, err = run(
-            capsys, framework, "evaluate", directory, "--dataset", text_file, "--depth", "5,1,3", "--json"
+            capsys, f"algpt2_{framework}.evaluate", directory, "--dataset", text_file, "--depth", "5,1,3", "--json"
         )
         assert code == 0, err
         records[framework] = json.loads(out)
@@ -147,7 +147,7 @@ def test_depths_are_the_same_block_applied_as_often(shared, text_file, tmp_path,
 def test_several_depths_as_a_table_and_a_named_figure(shared, text_file, tmp_path, capsys):
     figure = tmp_path / "new" / "curve.svg"
     code, out, _ = run(
-        capsys, "pt", "evaluate", shared[0], "--dataset", text_file, "--depth", "2,3", "--figure", figure,
+        capsys, "algpt2_pt.evaluate", shared[0], "--dataset", text_file, "--depth", "2,3", "--figure", figure,
         "--protocol", "line",
     )  # fmt: skip
     assert code == 0 and "<svg" in figure.read_text()
