@@ -182,12 +182,12 @@ def parse_train_arguments(parser, argv=None):
     unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
     given = {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
     for key in sorted(given.keys() - CHANGEABLE - {"output_dir"}):
-        if given[key] != recorded.get(key, given[key]):
+        if given[key] != recorded[key]:
             raise InputError(
                 f"--{key.replace('_', '-')} is {given[key]!r}, but the run to resume has {recorded[key]!r}; "
                 "leave it out, or start a new run"
             )
-    return argparse.Namespace(**{**vars(arguments), **recorded, **given})
+    return argparse.Namespace(**{**recorded, **given})
 
 
 def configuration(arguments):
