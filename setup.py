@@ -17,7 +17,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["algpt2", "algpt2_pt", "algpt2_tf", "convert"],
+    packages=["algpt2", "algpt2.dialects", "algpt2.formats", "algpt2_pt", "algpt2_tf", "convert"],
     python_requires=">=3.10",
     install_requires=[
         "transformers>=5.23",
@@ -26,6 +26,7 @@ setup(
         "safetensors",
         "numpy",
         "ml_dtypes",
+        "h5py",
         "matplotlib",
         "tqdm",
         "datasets",

@@ -1,33 +1,33 @@
-"""Checkpoint directories: finding, reading and writing config.json and the safetensors files, atomically."""
+"""Checkpoint directories: finding and opening those of any dialect, and writing files all at once or not at all."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     StrictDataclassError,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from algpt2.dialects import DIALECTS
+from algpt2.configuration import ALGPT2Config
+from algpt2.dialects import Dialect, configuration, find_dialect
+from algpt2.dialects.algpt2 import PYTORCH, keras_dialect
 from algpt2.errors import InputError
-from algpt2.weights import DTYPES, check_weights
+from algpt2.formats import FORMATS, KERAS, SAFETENSORS, Format, find_weights, read_json, read_weights, write_weights
+from algpt2.formats.tensors import DTYPES, pieces
+from algpt2.weights import Casting, check_weights, common_dtype
 
 CONFIG_FILE = "config.json"
-SAFETENSORS_FILE = "model.safetensors"
-SAFETENSORS_INDEX_FILE = "model.safetensors.index.json"
-KERAS_WEIGHTS_FILE = "model.weights.h5"
+GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
-METADATA_PATTERNS = ("*.json", "*.txt", "*.md")
+METADATA_PATTERNS = ("*.json", "*.txt", "*.md", "assets/tokenizer/*")
 
 
 def find_checkpoint(name_or_path, **hub_options):
@@ -42,10 +42,19 @@ def find_checkpoint(name_or_path, **hub_options):
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
-    patterns = [*METADATA_PATTERNS, "*.safetensors", KERAS_WEIGHTS_FILE]
+    name = str(name_or_path)
     try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **hub_options))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        try:
+            access = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
+            files = set(HfApi().list_repo_files(name, **access))
+            # Of several copies of the weights one is enough, which both frameworks read.
+            kinds = [kind for kind in FORMATS if {kind.file, kind.index} & files][:1]
+        except (HTTPError, OSError):
+            # What was downloaded before may still be there.
+            kinds = FORMATS
+        weights = [f"*.{kind.file.rpartition('.')[2]}" for kind in kinds]
+        return Path(snapshot_download(name, allow_patterns=[*METADATA_PATTERNS, *weights], **hub_options))
+    except (HFValidationError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name_or_path}: no such directory, and not to be had from the Hugging Face hub "
             f"({type(error).__name__}); give a directory that holds {CONFIG_FILE}"
@@ -70,103 +79,122 @@ def read_config(path, **overrides):
         raise InputError(f"{path}: no such file or directory")
     if path.is_dir():
         path = path / CONFIG_FILE
-    stored = _read_json(path)
-    model_type = stored.get("model_type")
-    if not isinstance(model_type, str) or model_type not in DIALECTS:
-        raise InputError(f"{path}: model_type is {model_type!r}; expected one of {', '.join(DIALECTS)}")
+    stored = read_json(path)
     for key in ("dtype", "torch_dtype"):
         if stored.get(key) is not None and (not isinstance(stored[key], str) or stored[key] not in DTYPES):
             raise InputError(f"{path}: {key} is {stored[key]!r}; expected one of {', '.join(DTYPES)}")
     try:
-        config = DIALECTS[model_type].config(stored)
-        return type(config).from_dict(config.to_dict(), **overrides) if overrides else config
-    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
+        config = configuration(stored)
+        return ALGPT2Config.from_dict(config.to_dict(), **overrides) if overrides else config
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def read_checkpoint(directory):
-    """The configuration and the canonical weights of a directory with safetensors files.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a directory, not yet loaded.
+
+    Args:
+        directory: `Path`.
+        config: `ALGPT2Config`, as stored.
+        dialect: `algpt2.dialects.Dialect`.
+        format: `algpt2.formats.Format`.
+        path: `Path` of the weights' file, or of the index of its shards.
+        weights: dict of str to `algpt2.formats.tensors.LazyTensor`, canonical, of the right shapes and types.
+    """
+
+    directory: Path
+    config: ALGPT2Config
+    dialect: Dialect
+    format: Format
+    path: Path
+    weights: dict
+
+    @property
+    def dtype(self):
+        """str: the dtype that holds all weights."""
+        return common_dtype(self.weights)
+
+
+def open_checkpoint(directory, framework="pytorch", weights=None):
+    """Open the weights of a directory in any dialect, without loading them.
 
     Args:
         directory: path.
+        framework: str, `"pytorch"` or `"tensorflow"`. Whose weights to take where a directory has both.
+        weights: tuple of `algpt2.formats.Format` and `Path`. Which of the weights of the directory to take.
 
     Returns:
-        tuple of (`ALGPT2Config`, dict of str to numpy array).
+        `Checkpoint`.
 
     Raises:
         InputError: if a file is missing or damaged, or the tensors do not fit the configuration.
     """
     directory = Path(directory)
     config = read_config(directory)
-    dialect = DIALECTS[_read_json(directory / CONFIG_FILE)["model_type"]]
-    weights = dialect.to_canonical(read_safetensors(directory))
+    found = [weights] if weights else sorted(find_weights(directory), key=lambda w: w[0].framework != framework)
+    if not found:
+        raise InputError(f"{directory}: holds no weights; expected one of {', '.join(kind.file for kind in FORMATS)}")
+    kind, path = found[0]
+    try:
+        dialect, tensors = find_dialect(kind.naming, read_json(directory / CONFIG_FILE), read_weights(kind, path))
+    except InputError as error:
+        raise InputError(str(error) if str(path.parent) in str(error) else f"{path}: {error}") from error
+    weights = dialect.to_canonical(config, tensors, source=path)
     if config.tie_word_embeddings and "lm_head.weight" in weights:
         # Some writers store the tied matrix twice.
-        if not np.array_equal(weights["lm_head.weight"], weights.get("transformer.wte.weight")):
-            raise InputError(
-                f"{directory}: lm_head.weight differs from transformer.wte.weight, but tie_word_embeddings is true"
-            )
-        del weights["lm_head.weight"]
-    check_weights(config, weights, source=directory)
-    return config, weights
+        pairs = zip(pieces(weights.pop("lm_head.weight")), pieces(weights["transformer.wte.weight"]), strict=True)
+        if not all(np.array_equal(head, embedding) for head, embedding in pairs):
+            raise InputError(f"{path}: the head differs from the embedding, but tie_word_embeddings is true")
+    return Checkpoint(directory, config, dialect, kind, path, weights)
 
 
-def read_safetensors(directory):
-    """All tensors of `model.safetensors`, or of the shards that its index file names, as stored.
+def read_checkpoint(directory, framework="pytorch"):
+    """The configuration and the canonical weights of a directory in any dialect.
 
     Args:
-        directory: path.
+        directory, framework: as in `open_checkpoint`.
 
     Returns:
-        dict of str to numpy array.
+        tuple of (`ALGPT2Config`, dict of str to numpy array).
 
     Raises:
-        InputError: if a file or a tensor is missing, a file is damaged, or the index is wrong.
+        InputError: if a file is missing or damaged, or the tensors do not fit the configuration or are not finite.
     """
-    directory = Path(directory)
-    if (directory / SAFETENSORS_FILE).is_file():
-        return _read_safetensors_file(directory / SAFETENSORS_FILE)
-    index_path = directory / SAFETENSORS_INDEX_FILE
-    if not index_path.is_file():
-        if (directory / KERAS_WEIGHTS_FILE).is_file():
-            raise InputError(f"{directory}: holds TensorFlow weights only; run python -m convert tf2pt {directory}")
-        raise InputError(f"{directory}: neither {SAFETENSORS_FILE} nor {SAFETENSORS_INDEX_FILE} is there")
-    weight_map = _read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise InputError(f"{index_path}: weight_map must map tensor names to file names")
-    weights = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
-            raise InputError(f"{index_path}: {file!r} must be a file name in the same directory")
-        shard = _read_safetensors_file(directory / file)
-        for name in sorted(set(shard) | {name for name, holder in weight_map.items() if holder == file}):
-            if name not in shard or weight_map.get(name) != file:
-                raise InputError(f"{index_path}: {file} and the index disagree on tensor {name}")
-        weights.update(shard)
-    return weights
+    checkpoint = open_checkpoint(directory, framework)
+    check_weights(checkpoint.config, checkpoint.weights, source=checkpoint.path)
+    return checkpoint.config, {name: np.array(tensor) for name, tensor in checkpoint.weights.items()}
 
 
-def write_safetensors(directory, weights, max_shard_size="5GB"):
-    """Write weights as transformers does: one file, or shards and an index where they are larger than a shard.
+def write_checkpoint_weights(directory, config, weights, framework, dtype=None, max_shard_size="5GB", convert=None):
+    """Write the weights of ALGPT2 as one of the frameworks reads them.
 
     Args:
         directory: path of an existing directory.
-        weights: dict of str to numpy array.
-        max_shard_size: int in bytes, or str such as `"5GB"`.
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`, canonical.
+        framework: str, `"pytorch"` or `"tensorflow"`.
+        dtype: str, one of `DTYPES`; by default the one that holds all weights.
+        max_shard_size, convert: as in `algpt2.formats.write_weights`.
     """
-    directory = Path(directory)
-    split = split_state_dict_into_shards_factory(
-        weights,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    for file, names in split.filename_to_tensors.items():
-        tensors = {name: np.ascontiguousarray(weights[name]) for name in names}
-        save_file(tensors, directory / file, metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (directory / SAFETENSORS_INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    kind, dialect = (SAFETENSORS, PYTORCH) if framework == "pytorch" else (KERAS, keras_dialect(config))
+    write_dialect(directory, kind, dialect, config, weights, dtype, max_shard_size, convert)
+
+
+def write_dialect(directory, kind, dialect, config, weights, dtype=None, max_shard_size="5GB", convert=None):
+    """Write canonical weights as another system reads them.
+
+    Args:
+        kind: `algpt2.formats.Format`.
+        dialect: `algpt2.dialects.Dialect`.
+        directory, config, weights, dtype, max_shard_size, convert: as in `write_checkpoint_weights`; `convert` gets the
+            canonical names.
+    """
+    dtype = dtype or common_dtype(weights)
+    convert = convert or Casting(dtype)
+    ours = {name: canonical for canonical in weights for name in dialect.their_names(config, canonical)}
+    tensors = dialect.from_canonical(config, weights)
+    write_weights(kind, Path(directory), tensors, dtype, max_shard_size, lambda name, piece: convert(ours[name], piece))
 
 
 @contextlib.contextmanager
@@ -184,19 +212,26 @@ def files_replaced_in(directory):
         ...     _ = (temporary / "note.txt").write_text("whole or not at all")
     """
     directory = Path(directory)
+    is_new = not directory.is_dir()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         # Inside a directory that is there, which may be on a disk of its own.
-        place = directory if directory.is_dir() else directory.parent
+        place = directory.parent if is_new else directory
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=place))
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
     try:
         yield temporary
-        directory.mkdir(exist_ok=True)
         share_files(temporary)
+        if is_new:
+            # It appears with all its files at once.
+            os.replace(temporary, directory)
+            return
         for file in sorted(temporary.iterdir()):
-            os.replace(file, directory / file.name)
+            target = directory / file.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(file, target)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -204,35 +239,12 @@ def files_replaced_in(directory):
 
 
 def share_files(directory):
-    """Give files the permissions that new files have; safetensors makes them for their owner alone.
+    """Give a directory and its files the permissions that new ones have; some are made for their owner alone.
 
     Args:
         directory: path.
     """
     mask = os.umask(0)
     os.umask(mask)
-    for file in Path(directory).iterdir():
-        if file.is_file():
-            file.chmod(0o666 & ~mask)
-
-
-def _read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _read_safetensors_file(path):
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not readable as safetensors ({error})") from error
+    for path in (Path(directory), *Path(directory).rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -25,7 +25,7 @@ from algpt2.other_framework import FRAMEWORKS, evaluate_in_other
 from algpt2.packing import tokenize
 from algpt2.preparation import block_length
 from algpt2.reporting import check_figure, difference, draw_depths, evaluation_table, record
-from algpt2.tokenization import load_tokenizer
+from algpt2.tokenization import check_vocabulary, load_tokenizer
 
 FIGURE_FILE = "depth-perplexity.png"
 
@@ -166,8 +166,7 @@ def checkpoint_tokenizer(directory, config):
     tokenizer = load_tokenizer(directory)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{directory}: the tokenizer has no eos_token; name it in tokenizer_config.json")
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+    check_vocabulary(tokenizer, config, directory)
     return tokenizer
 
 

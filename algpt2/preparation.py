@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from algpt2.arguments import text_options
-from algpt2.checkpoint import KERAS_WEIGHTS_FILE, find_checkpoint, read_checkpoint
+from algpt2.checkpoint import find_checkpoint, read_checkpoint
 from algpt2.checkpointing import PARTIAL
 from algpt2.configuration import ALGPT2Config
 from algpt2.corpus import read_corpus
@@ -18,7 +18,7 @@ from algpt2.hub import require_access
 from algpt2.optimization import final_decay_steps
 from algpt2.packing import Blocks, TrainingOrder, tokenize
 from algpt2.run import Run
-from algpt2.tokenization import load_tokenizer, train_tokenizer
+from algpt2.tokenization import load_tokenizer, special_token_ids, train_tokenizer
 from algpt2.train_arguments import ARGUMENTS_FILE, configuration
 from algpt2.weights import check_weights
 
@@ -53,10 +53,9 @@ def prepare_run(arguments, is_first=True, data=None):
     tokenizer, training_blocks, validation = data or _read_data(
         arguments, config, length, directory if resumes or not is_first else None
     )
-    tokens = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
-    tokens |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    if arguments.init_from:
-        del tokens["vocab_size"]
+    tokens = special_token_ids(tokenizer)
+    if not arguments.init_from:
+        tokens["vocab_size"] = len(tokenizer)
     config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
     if arguments.init_from and not resumes:
         _require_weights(arguments, config)
@@ -115,10 +114,9 @@ def check_batch(arguments, devices):
 
 
 def _require_weights(arguments, config):
-    # Before a directory is made or replaced. TensorFlow reads Keras's weights, and checks them, itself.
+    # Before a directory is made or replaced.
     directory = find_checkpoint(arguments.init_from)
-    if arguments.framework == "pytorch" or not (directory / KERAS_WEIGHTS_FILE).is_file():
-        check_weights(config, read_checkpoint(directory)[1], source=directory)
+    check_weights(config, read_checkpoint(directory, arguments.framework)[1], source=directory)
 
 
 def _read_data(arguments, config, length, directory):

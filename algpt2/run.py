@@ -7,23 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from algpt2.arguments import HelpFormatter
-from algpt2.checkpoint import (
-    KERAS_WEIGHTS_FILE,
-    SAFETENSORS_FILE,
-    SAFETENSORS_INDEX_FILE,
-)
 from algpt2.checkpointing import Checkpoints
 from algpt2.comparison import add_arguments, compare, draw_perplexity
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import exit_on_error
 from algpt2.evaluation import evaluate
+from algpt2.formats import find_weights
 from algpt2.history import FIGURE_FILE, HISTORY_FILE, read_history
 from algpt2.hub import upload
 from algpt2.model_card import write_model_card
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder
 from algpt2.weights import parameter_count
 
-WEIGHT_FILES = (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE, KERAS_WEIGHTS_FILE)
 IGNORED = -100
 # The logits of a larger batch may not fit where its gradients are computed in parts.
 EVALUATION_BATCH = 16
@@ -66,7 +61,7 @@ class Run:
     @property
     def is_finished(self):
         """bool: whether the weights of a whole run are there."""
-        return any((self.directory / name).exists() for name in WEIGHT_FILES)
+        return bool(find_weights(self.directory))
 
     @property
     def length(self):

@@ -19,6 +19,11 @@ from algpt2.errors import InputError, exit_on_error
 END_OF_TEXT = "<|endoftext|>"
 # Documents end with END_OF_TEXT whatever other special tokens there are.
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+# GPT-2's files: the vocabulary, and the merges that belong to it; in a KerasHub preset last.
+VOCABULARIES = {
+    "vocab.json": "merges.txt",
+    "assets/tokenizer/vocabulary.json": "assets/tokenizer/merges.txt",
+}
 # Characters of a text that is tokenized as one.
 PIECE = 1 << 13
 FIGURE_FILE = "token_lengths.png"
@@ -129,8 +134,26 @@ def safe_pieces(texts, cut, size=PIECE):
         yield rest
 
 
+def has_tokenizer(directory):
+    """Whether a directory holds a tokenizer in one of the forms that `load_tokenizer` reads."""
+    return _find_tokenizer(Path(directory)) is not None
+
+
+def _find_tokenizer(directory):
+    """The file of a tokenizer: tokenizer.json, or the vocabulary that GPT-2's merges belong to; `None` without one."""
+    for name, merges in VOCABULARIES.items():
+        if (directory / name).is_file() and (directory / merges).is_file():
+            found = directory / name
+            break
+    else:
+        found = None
+    path = directory / TOKENIZER_FILE
+    # KerasHub describes its tokenizer in a file of the same name.
+    return path if path.is_file() and not (found and found.parent != directory) else found
+
+
 def load_tokenizer(directory):
-    """The tokenizer of a directory that holds tokenizer.json.
+    """The tokenizer of a directory: tokenizer.json, or vocab.json and merges.txt, or those of a KerasHub preset.
 
     Args:
         directory: path.
@@ -139,15 +162,47 @@ def load_tokenizer(directory):
         `transformers.PreTrainedTokenizerFast`.
 
     Raises:
-        InputError: if tokenizer.json is missing or damaged.
+        InputError: if it is missing or damaged.
     """
-    path = Path(directory) / TOKENIZER_FILE
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a directory with a {TOKENIZER_FILE}")
+    directory = Path(directory)
+    path = _find_tokenizer(directory)
+    if path is None:
+        raise InputError(f"{directory / TOKENIZER_FILE}: no such file; give a directory with a {TOKENIZER_FILE}")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(path.parent)
+        if path.name == TOKENIZER_FILE:
+            return PreTrainedTokenizerFast.from_pretrained(directory)
+        merges = directory / VOCABULARIES[str(path.relative_to(directory))]
+        tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([END_OF_TEXT])
+        return _fast_tokenizer(tokenizer, END_OF_TEXT)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise InputError(f"{path}: not readable as a tokenizer ({error})") from error
+
+
+def special_token_ids(tokenizer):
+    """The special tokens that a configuration knows.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+
+    Returns:
+        dict of str, a field of `algpt2.ALGPT2Config`, to int or `None`.
+    """
+    return {f"{role}_id": getattr(tokenizer, f"{role}_id") for role in ("bos_token", "eos_token", "pad_token")}
+
+
+def check_vocabulary(tokenizer, config, source):
+    """Raise an InputError if a tokenizer has more tokens than a model.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        config: `algpt2.ALGPT2Config`.
+        source: path. Names the tokenizer in the error.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
 
 
 def tokenizer_hash(content):

@@ -2,17 +2,13 @@
 
 import math
 
-import ml_dtypes
 import numpy as np
 
 from algpt2.errors import InputError
+from algpt2.formats.tensors import DTYPES, is_finite, pieces
 
-DTYPES = {
-    "float64": np.dtype("float64"),
-    "float32": np.dtype("float32"),
-    "float16": np.dtype("float16"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+# So many faults are listed in an error; a wrong configuration may make one of every tensor.
+LISTED = 12
 
 
 def weight_shapes(config):
@@ -93,8 +89,8 @@ def check_weights(config, weights, source="checkpoint"):
 
     Args:
         config: `ALGPT2Config`.
-        weights: dict of str to numpy array.
-        source: str. Names the weights in the error.
+        weights: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`.
+        source: str or path. Names the weights in the error.
 
     Raises:
         InputError: lists everything missing, unexpected, misshapen or not finite.
@@ -103,33 +99,124 @@ def check_weights(config, weights, source="checkpoint"):
     if not weights.keys().isdisjoint(sop_shapes(config)):
         shapes |= sop_shapes(config)
     faults = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in weights]
-    for name, tensor in weights.items():
-        if name not in shapes:
-            faults.append(f"unexpected: {name} {tensor.shape}")
-        elif tensor.shape != shapes[name]:
-            faults.append(f"misshapen: {name} is {tensor.shape}, expected {shapes[name]}")
-        elif tensor.dtype not in DTYPES.values():
-            faults.append(f"not a float type: {name} is {tensor.dtype}")
-        elif not np.isfinite(tensor).all():
-            faults.append(f"not finite: {name} holds NaN or infinity")
-    if faults:
-        listing = "\n  ".join(faults)
-        raise InputError(f"{source}: {len(faults)} tensors do not fit the configuration\n  {listing}")
+    faults += [f"unexpected: {name} {tensor.shape}" for name, tensor in weights.items() if name not in shapes]
+    found = {name: tensor_fault(name, weights[name], shapes[name]) for name in shapes.keys() & weights.keys()}
+    faults += filter(None, found.values())
+    for name in (name for name in weights if name in found and not found[name]):
+        if not all(is_finite(piece) for piece in pieces(weights[name])):
+            faults.append(not_finite(name))
+    raise_for_faults(faults, source)
+
+
+def tensor_fault(name, tensor, shape):
+    """What is wrong with the shape or the type of a tensor.
+
+    Args:
+        name: str.
+        tensor: numpy array or `algpt2.formats.tensors.LazyTensor`.
+        shape: tuple of int, as expected.
+
+    Returns:
+        str, or `None` if nothing is.
+    """
+    if tensor.shape != shape:
+        return f"misshapen: {name} is {tensor.shape}, expected {shape}"
+    if tensor.dtype not in DTYPES.values():
+        return f"not a float type: {name} is {tensor.dtype}"
+    return None
+
+
+def not_finite(name):
+    """str: that a tensor, of this name, is not finite."""
+    return f"not finite: {name} holds NaN or infinity"
+
+
+def raise_for_faults(faults, source):
+    """Raise an InputError that lists the faults of tensors, if there are any.
+
+    Args:
+        faults: list of str.
+        source: str or path. Names the tensors.
+    """
+    if not faults:
+        return
+    listing = "; ".join(faults[:LISTED]) + (f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else "")
+    noun, verb = ("tensor", "does") if len(faults) == 1 else ("tensors", "do")
+    raise InputError(f"{source}: {len(faults)} {noun} {verb} not fit the configuration: {listing}")
+
+
+def common_dtype(weights):
+    """The dtype that holds all weights.
+
+    Args:
+        weights: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`.
+
+    Returns:
+        str, one of `DTYPES`.
+
+    Example:
+        >>> common_dtype({"a": np.zeros(1, "float32"), "b": np.zeros(1, "float16")})
+        'float32'
+    """
+    names = {tensor.dtype.name for tensor in weights.values()}
+    # Of two halves neither holds the other.
+    return names.pop() if len(names) == 1 else "float64" if "float64" in names else "float32"
+
+
+class Casting:
+    """Casts weights piece by piece, checks that they are finite, and keeps the largest rounding error.
+
+    Args:
+        dtype: str, one of `DTYPES`.
+        source: str or path. Names the weights in an error.
+
+    Attributes:
+        error: float. The largest difference of a value and what it was rounded to, relative to the largest value of
+            its piece.
+        tensor: str. The name of the tensor where that is; `None` if nothing was rounded.
+
+    Example:
+        >>> casting = Casting("bfloat16")
+        >>> _ = casting("a", np.array([1.0, 1.001], "float32"))
+        >>> round(casting.error, 6), casting.tensor
+        (0.000999, 'a')
+    """
+
+    def __init__(self, dtype, source="weights"):
+        self.dtype, self.source = DTYPES[dtype], source
+        self.error, self.tensor = 0.0, None
+
+    def __call__(self, name, piece):
+        """The piece of a tensor, a numpy array, in the dtype.
+
+        Raises:
+            InputError: if a value is not finite, or too large for the dtype.
+        """
+        if not is_finite(piece):
+            raise_for_faults([not_finite(name)], self.source)
+        if piece.dtype == self.dtype:
+            return piece
+        with np.errstate(over="ignore"):
+            cast = piece.astype(self.dtype)
+        if not is_finite(cast):
+            raise InputError(f"{self.source}: {name} holds values too large for {self.dtype}; choose another --dtype")
+        if self.dtype.itemsize < piece.dtype.itemsize:
+            exact = piece.astype("float64")
+            error = float(np.abs(exact - cast).max() / (np.abs(exact).max() or 1.0))
+            if error > self.error:
+                self.error, self.tensor = error, name
+        return cast
 
 
 def cast_weights(weights, dtype):
     """The weights in another dtype.
 
     Args:
-        weights: dict of str to numpy array.
+        weights: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`.
         dtype: str, one of `DTYPES`.
 
     Raises:
-        InputError: if a value is too large for the dtype.
+        InputError: if a value is not finite, or too large for the dtype.
     """
-    with np.errstate(over="ignore"):
-        cast = {name: array.astype(DTYPES[dtype]) for name, array in weights.items()}
-    overflowed = [name for name, array in cast.items() if not np.isfinite(array).all()]
-    if overflowed:
-        raise InputError(f"{', '.join(overflowed)}: too large for {dtype}; choose another --dtype")
-    return cast
+    casting = Casting(dtype)
+    return {name: casting(name, np.asarray(tensor)) for name, tensor in weights.items()}

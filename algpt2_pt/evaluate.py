@@ -6,12 +6,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from algpt2.checkpoint import find_checkpoint, read_checkpoint, read_config
+from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, read_checkpoint, read_config
 from algpt2.commands import run_evaluation
 from algpt2.errors import InputError
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
-
-GENERATION_FILE = "generation_config.json"
 
 
 def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
@@ -17,7 +18,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from algpt2 import ALGPT2Config
-from algpt2.checkpoint import find_checkpoint, read_checkpoint, read_config
+from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, open_checkpoint, read_config
+from algpt2.dialects import find_dialect
+from algpt2.dialects.algpt2 import PYTORCH
+from algpt2.formats import find_weights, read_weights
+from algpt2.tokenization import has_tokenizer, load_tokenizer, special_token_ids
+from algpt2.weights import check_weights
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -159,33 +165,55 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """A model with the weights of a checkpoint, as `transformers.PreTrainedModel.from_pretrained`.
 
-        Besides ALGPT2's own checkpoints it reads those of transformers' GPT-2, as safetensors.
+        Besides ALGPT2's own checkpoints it reads those of `algpt2.dialects.DIALECTS`, Keras's weights among them.
 
         Args:
             pretrained_model_name_or_path: str or path. A directory, or the id of a hub repository.
             *args, config, **kwargs: as in transformers.
 
         Raises:
-            algpt2.errors.InputError: if a GPT-2 checkpoint cannot be read.
+            algpt2.errors.InputError: if a checkpoint in another dialect cannot be read.
 
         Example:
             >>> model = ALGPT2LMHeadModel.from_pretrained("gpt2")  # doctest: +SKIP
         """
-        if pretrained_model_name_or_path is None or config is not None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        name = pretrained_model_name_or_path
+        if name is None or config is not None or not kwargs.keys().isdisjoint(("subfolder", "variant", "gguf_file")):
+            return super().from_pretrained(name, *args, config=config, **kwargs)
         hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        stored, _ = ALGPT2Config.get_config_dict(pretrained_model_name_or_path, **hub_options)
-        if stored.get("model_type") in (None, ALGPT2Config.model_type):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
+        stored, _ = ALGPT2Config.get_config_dict(name, **hub_options)
+        directory = find_checkpoint(name, **hub_options)
+        if is_own_checkpoint(directory, stored):
+            return super().from_pretrained(name, *args, **kwargs)
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in vars(ALGPT2Config()) and key != "dtype"}
-        config, weights = read_config(directory, **overrides), read_checkpoint(directory)[1]
-        model = super().from_pretrained(
-            None, *args, config=config, state_dict={name: to_torch(array) for name, array in weights.items()}, **kwargs
-        )
-        if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory)
+        checkpoint = open_checkpoint(directory)
+        check_weights(checkpoint.config, checkpoint.weights, source=checkpoint.path)
+        if has_tokenizer(directory):
+            overrides = {**special_token_ids(load_tokenizer(directory)), **overrides}
+        config = read_config(directory, **overrides)
+        state_dict = {name: to_torch(np.asarray(tensor)) for name, tensor in checkpoint.weights.items()}
+        model = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
+        if (directory / GENERATION_FILE).is_file():
+            tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            model.generation_config = GenerationConfig.from_pretrained(directory, **tokens)
         return model
+
+
+def is_own_checkpoint(directory, stored):
+    """Whether transformers itself can load a checkpoint.
+
+    Args:
+        directory: `Path`.
+        stored: dict, the content of its config.json.
+    """
+    if stored.get("model_type") not in (None, ALGPT2Config.model_type):
+        return False
+    weights = find_weights(directory)
+    # Only ALGPT2 itself writes a schedule; others with its model_type have tensors of other names.
+    if not weights or (weights[0][0].naming == "pytorch" and stored.get("layer_schedule")):
+        return True
+    kind, path = weights[0]
+    return find_dialect(kind.naming, stored, read_weights(kind, path))[0] is PYTORCH
 
 
 class ALGPT2Model(ALGPT2PreTrainedModel):

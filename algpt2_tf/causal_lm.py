@@ -10,17 +10,17 @@ from transformers.utils import PushToHubMixin
 
 from algpt2 import ALGPT2Config
 from algpt2.checkpoint import (
-    KERAS_WEIGHTS_FILE,
-    TOKENIZER_FILE,
     files_replaced_in,
     find_checkpoint,
-    read_checkpoint,
+    open_checkpoint,
     read_config,
+    write_checkpoint_weights,
 )
+from algpt2.tokenization import has_tokenizer
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.layers import projection_initializer
 from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
-from algpt2_tf.weights import assign_weights, load_keras_weights, save_keras_weights
+from algpt2_tf.weights import assign_weights, canonical_weights
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -99,13 +99,13 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, dtype=None, preprocessor="auto", **kwargs):
-        """A model with the weights of a checkpoint directory, from either framework's weights file.
+        """A model with the weights of a checkpoint directory, of either framework and in any dialect.
 
         Args:
-            pretrained_model_name_or_path: str or path. A directory with config.json and model.weights.h5 or
-                model.safetensors (of ALGPT2 or of transformers' GPT-2), or the id of a hub repository.
+            pretrained_model_name_or_path: str or path. A directory with config.json and weights of any of
+                `algpt2.dialects.DIALECTS`, or the id of a hub repository.
             dtype: str or `keras.DTypePolicy`. By default Keras's global policy.
-            preprocessor: `"auto"` builds one from tokenizer.json if it is there; or a preprocessor, or `None`.
+            preprocessor: `"auto"` builds one from the tokenizer if it is there; or a preprocessor, or `None`.
             **kwargs: `revision`, `token` or `cache_dir` for the hub; fields of `ALGPT2Config` to set otherwise.
 
         Raises:
@@ -124,22 +124,21 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         config = read_config(directory, **kwargs)
         if preprocessor == "auto":
             preprocessor = None
-            if (directory / TOKENIZER_FILE).is_file():
+            if has_tokenizer(directory):
                 preprocessor = TFALGPT2CausalLMPreprocessor(
                     TFALGPT2Tokenizer.from_directory(directory), sequence_length=config.n_positions
                 )
+        checkpoint = open_checkpoint(directory, "tensorflow")
         model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor)
-        if (directory / KERAS_WEIGHTS_FILE).is_file():
-            load_keras_weights(model, directory / KERAS_WEIGHTS_FILE)
-        else:
-            assign_weights(model, read_checkpoint(directory)[1], source=directory)
+        assign_weights(model, checkpoint.weights, source=checkpoint.path)
         return model
 
-    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+    def save_pretrained(self, save_directory, push_to_hub=False, max_shard_size="5GB", **kwargs):
         """Write config.json, generation_config.json, model.weights.h5 and the tokenizer's files.
 
         Args:
             save_directory: str or path; made if it is not there. What it holds already stays if anything fails.
+            max_shard_size: int in bytes, or str such as `"5GB"`. Larger weights become shards and model.weights.json.
             push_to_hub: bool. Whether to upload the directory afterwards.
             **kwargs: as in `push_to_hub`.
 
@@ -155,7 +154,9 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             config.dtype = self.backbone.variable_dtype
             config.save_pretrained(temporary)
             GenerationConfig.from_model_config(config).save_pretrained(temporary)
-            save_keras_weights(self, temporary / KERAS_WEIGHTS_FILE)
+            write_checkpoint_weights(
+                temporary, config, canonical_weights(self), "tensorflow", config.dtype, max_shard_size
+            )
             if self.preprocessor is not None:
                 self.preprocessor.tokenizer.save_to_directory(temporary)
         if push_to_hub:

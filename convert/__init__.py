@@ -1,8 +1,13 @@
-"""Move ALGPT2 checkpoints between PyTorch and TensorFlow, and prove that both compute the same."""
+"""Move checkpoints between PyTorch, TensorFlow and other systems, and prove that both sides compute the same."""
 
 import importlib
 
-_MODULES = {"pt2tf": "convert.conversion", "tf2pt": "convert.conversion", "compare_directory": "convert.verification"}
+_MODULES = {
+    **dict.fromkeys(("pt2tf", "tf2pt", "to_tf", "to_pt"), "convert.conversion"),
+    "to_gpt2": "convert.gpt2",
+    "inspect_checkpoint": "convert.inspection",
+    **dict.fromkeys(("compare_directory", "verify"), "convert.verification"),
+}
 
 __all__ = list(_MODULES)
 

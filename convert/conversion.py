@@ -1,139 +1,273 @@
-"""Write the weights of one framework for the other."""
+"""Write the weights of a checkpoint, in whatever dialect it is, for one of the frameworks."""
 
+import contextlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import GenerationConfig
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from algpt2.checkpoint import (
-    CONFIG_FILE,
-    KERAS_WEIGHTS_FILE,
-    METADATA_PATTERNS,
-    SAFETENSORS_FILE,
-    SAFETENSORS_INDEX_FILE,
-    TOKENIZER_FILE,
+    GENERATION_FILE,
     files_replaced_in,
-    read_checkpoint,
-    read_config,
-    write_safetensors,
+    open_checkpoint,
+    write_checkpoint_weights,
 )
+from algpt2.configuration import ALGPT2Config
+from algpt2.dialects.algpt2 import KERAS as ALGPT2_KERAS
+from algpt2.dialects.algpt2 import KERAS_TIED as ALGPT2_KERAS_TIED
+from algpt2.dialects.algpt2 import PYTORCH as ALGPT2_PYTORCH
 from algpt2.errors import InputError
-from algpt2.tokenization import load_tokenizer
-from algpt2.weights import cast_weights
-from algpt2_tf import TFALGPT2Backbone, TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
-from algpt2_tf.weights import (
-    assign_weights,
-    canonical_weights,
-    holds_sop_classifier,
-    save_keras_weights,
-    stored_dtype,
-)
+from algpt2.formats import FORMATS, KERAS, SAFETENSORS, is_weights_file
+from algpt2.tokenization import check_vocabulary, has_tokenizer, load_tokenizer, special_token_ids
+from algpt2.weights import Casting
+
+OWN_DIALECTS = (ALGPT2_PYTORCH, ALGPT2_KERAS, ALGPT2_KERAS_TIED)
+TARGETS = {"pytorch": SAFETENSORS, "tensorflow": KERAS}
+MODEL_CARD = "README.md"
 
 
-def pt2tf(directory, output=None, dtype=None, force=False):
-    """Write model.weights.h5 for a directory with safetensors weights.
+@dataclass(frozen=True)
+class Conversion:
+    """What was written.
 
     Args:
-        directory: path. A checkpoint of ALGPT2, or of transformers' GPT-2.
-        output: path of a new directory; `None` adds the weights to `directory`.
-        dtype: str, one of `algpt2.weights.DTYPES`, for a directory of its own; `None` keeps the stored one.
+        directory: `Path`.
+        dtype: str. That of the weights.
+        rounding_error: float. The largest change of a value by rounding, relative to the largest around it.
+        rounded_tensor: str. The canonical name of the weight with that change; `None` if nothing was rounded.
+    """
+
+    directory: Path
+    dtype: str
+    rounding_error: float
+    rounded_tensor: str | None
+
+
+def pt2tf(directory, output=None, dtype=None, force=False, max_shard_size="5GB"):
+    """Write Keras's weights for a directory with PyTorch's.
+
+    Args:
+        directory: path. A checkpoint in any of `algpt2.dialects.DIALECTS` whose files are PyTorch's.
+        output: path of a new directory; `None` adds the weights to `directory`, which must then be ALGPT2's own.
+        dtype: str, one of `algpt2.formats.tensors.DTYPES`, for a directory of its own; `None` keeps the stored one.
         force: bool. Whether to replace weights that are there already.
+        max_shard_size: int in bytes, or str such as `"5GB"`. Larger weights become shards with an index.
 
     Returns:
-        `Path`: the directory that was written.
+        `Conversion`.
 
     Raises:
-        InputError: if the checkpoint cannot be read, or the target is there already or cannot be written.
+        algpt2.errors.InputError: if the checkpoint cannot be read, or the target is there already or cannot be written.
 
     Example:
         >>> pt2tf("checkpoint/")  # doctest: +SKIP
     """
-    directory = Path(directory)
-    config, weights = read_checkpoint(directory)
-    target = _target(directory, output, (KERAS_WEIGHTS_FILE,), dtype, force)
-    dtype = dtype or _common_dtype(weights)
-    model = _model_class("sop_classifier.weight" in weights)(TFALGPT2Backbone(config, dtype=dtype))
-    assign_weights(model, cast_weights(weights, dtype), source=directory)
-    with files_replaced_in(target) as temporary:
-        save_keras_weights(model, temporary / KERAS_WEIGHTS_FILE)
-        if target != directory:
-            _write_metadata(directory, temporary, config, dtype, model.architecture)
-    return target
+    return convert_checkpoint(_opened(directory, "pytorch"), "tensorflow", output, dtype, force, max_shard_size)
 
 
-def tf2pt(directory, output=None, dtype=None, force=False):
-    """Write model.safetensors for a directory with model.weights.h5.
-
-    Args:
-        directory: path. A checkpoint of ALGPT2.
-        output: path of a new directory; `None` adds the weights to `directory`.
-        dtype: str, one of `algpt2.weights.DTYPES`, for a directory of its own; `None` keeps the stored one.
-        force: bool. Whether to replace weights that are there already.
-
-    Returns:
-        `Path`: the directory that was written.
-
-    Raises:
-        InputError: if the checkpoint cannot be read, or the target is there already or cannot be written.
+def tf2pt(directory, output=None, dtype=None, force=False, max_shard_size="5GB"):
+    """Write safetensors for a directory with Keras's weights; the arguments are those of `pt2tf`.
 
     Example:
         >>> tf2pt("runs/demo")  # doctest: +SKIP
     """
-    directory = Path(directory)
-    config = read_config(directory)
-    if not (directory / KERAS_WEIGHTS_FILE).is_file():
-        raise InputError(f"{directory}: there is no {KERAS_WEIGHTS_FILE} to convert")
-    target = _target(directory, output, (SAFETENSORS_FILE, SAFETENSORS_INDEX_FILE), dtype, force)
-    stored = stored_dtype(directory / KERAS_WEIGHTS_FILE)
-    model_class = _model_class(holds_sop_classifier(directory / KERAS_WEIGHTS_FILE))
-    model = model_class.from_pretrained(directory, dtype=stored, preprocessor=None)
-    weights = canonical_weights(model)
-    dtype = dtype or _common_dtype(weights)
-    with files_replaced_in(target) as temporary:
-        write_safetensors(temporary, cast_weights(weights, dtype))
-        sharded = (temporary / SAFETENSORS_INDEX_FILE).exists()
-        if target != directory:
-            _write_metadata(directory, temporary, config, dtype, model.architecture)
-    # What stays of an earlier layout would be read first.
-    (target / (SAFETENSORS_FILE if sharded else SAFETENSORS_INDEX_FILE)).unlink(missing_ok=True)
-    return target
+    return convert_checkpoint(_opened(directory, "tensorflow"), "pytorch", output, dtype, force, max_shard_size)
 
 
-def _model_class(has_sop_classifier):
-    return TFALGPT2ForPreTraining if has_sop_classifier else TFALGPT2LMHeadModel
+def to_tf(directory, output, dtype=None, force=False, max_shard_size="5GB"):
+    """Write a directory with Keras's weights from a checkpoint of either framework; the arguments are those of `pt2tf`.
+
+    Example:
+        >>> to_tf("gpt2/", "gpt2-tf/")  # doctest: +SKIP
+    """
+    return convert_checkpoint(open_checkpoint(directory), "tensorflow", output, dtype, force, max_shard_size)
 
 
-def _target(directory, output, weight_files, dtype, force):
-    target = Path(output or directory)
-    if (directory / TOKENIZER_FILE).is_file():
-        load_tokenizer(directory)
+def to_pt(directory, output, dtype=None, force=False, max_shard_size="5GB"):
+    """Write a directory with safetensors from a checkpoint of either framework; the arguments are those of `pt2tf`.
+
+    Example:
+        >>> to_pt("gpt2-preset/", "gpt2-pt/")  # doctest: +SKIP
+    """
+    return convert_checkpoint(open_checkpoint(directory), "pytorch", output, dtype, force, max_shard_size)
+
+
+def _opened(directory, framework):
+    checkpoint = open_checkpoint(directory, framework)
+    if checkpoint.format.framework != framework:
+        files = ", ".join(kind.file for kind in FORMATS if kind.framework == framework)
+        raise InputError(f"{directory}: holds none of {files}; found {checkpoint.path.name} only")
+    return checkpoint
+
+
+def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=False, max_shard_size="5GB"):
+    """Write the weights of a checkpoint for a framework, in files that are there as a whole or not at all.
+
+    The values go from file to file in small pieces, so that memory does not grow with the model.
+
+    Args:
+        checkpoint: `algpt2.checkpoint.Checkpoint`.
+        framework: str, `"pytorch"` or `"tensorflow"`.
+        output, dtype, force, max_shard_size: as in `pt2tf`.
+
+    Returns:
+        `Conversion`.
+
+    Raises:
+        algpt2.errors.InputError: as `pt2tf`.
+    """
+    target = _target(checkpoint, output, dtype, TARGETS[framework], force)
+    metadata = read_metadata(checkpoint)
+    dtype = dtype or checkpoint.dtype
+    casting = Casting(dtype, checkpoint.path)
+    with files_replaced_in(target) as temporary, casting_with_progress(checkpoint.weights, casting) as cast:
+        write_checkpoint_weights(
+            temporary, checkpoint.config, checkpoint.weights, framework, dtype, max_shard_size, cast
+        )
+        if target != checkpoint.directory:
+            write_metadata(temporary, metadata, dtype)
+        written = {path.name for path in temporary.iterdir()}
+    remove_stale_weights(target, written, [TARGETS[framework]] if target == checkpoint.directory else FORMATS)
+    return Conversion(target, dtype, casting.error, casting.tensor)
+
+
+@contextlib.contextmanager
+def casting_with_progress(weights, casting):
+    """A `algpt2.weights.Casting` that shows a progress bar, if it takes more than two seconds.
+
+    Args:
+        weights: dict of str to tensor, all that is going to be cast.
+        casting: `algpt2.weights.Casting`.
+
+    Yields:
+        function as `casting`.
+    """
+    total = sum(tensor.nbytes for tensor in weights.values())
+    with tqdm(desc="converting", total=total, unit="B", unit_scale=True, leave=False, delay=2, disable=None) as bar:
+
+        def cast(name, piece):
+            bar.update(piece.nbytes)
+            return casting(name, piece)
+
+        yield cast
+
+
+def new_target(checkpoint, output, force):
+    """The directory to write, which is another than the source and holds nothing that is not to be replaced.
+
+    Args:
+        checkpoint: `algpt2.checkpoint.Checkpoint`, the source.
+        output: path.
+        force: bool. Whether to replace what is there already.
+
+    Returns:
+        `Path`.
+
+    Raises:
+        algpt2.errors.InputError: otherwise.
+    """
+    target = Path(output)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is not a directory")
-    if target.exists() and target.samefile(directory):
-        target, present = directory, [name for name in weight_files if (directory / name).exists()]
-    else:
-        present = [file.name for file in target.iterdir()] if target.exists() else []
-    if dtype and target == directory:
-        raise InputError("--dtype makes another model; give it an --output of its own")
+    if target.exists() and target.samefile(checkpoint.directory):
+        raise InputError(f"{target}: is the source as well as the target; give another --output")
+    present = sorted(path.name for path in target.iterdir()) if target.exists() else []
     if present and not force:
         raise InputError(f"{target}: holds {present[0]} already; give --force to replace it, or another --output")
     return target
 
 
-def _write_metadata(source, destination, config, dtype, architecture):
-    for pattern in METADATA_PATTERNS:
-        for file in source.glob(pattern):
-            if file.is_file() and file.name not in (SAFETENSORS_INDEX_FILE, CONFIG_FILE):
-                shutil.copyfile(file, destination / file.name)
-    config = type(config).from_dict(config.to_dict())
-    config.architectures = [architecture]
-    config.dtype = dtype
-    config.save_pretrained(destination)
-    if not (destination / "generation_config.json").exists():
-        GenerationConfig.from_model_config(config).save_pretrained(destination)
+def _target(checkpoint, output, dtype, kind, force):
+    source = checkpoint.directory
+    if output is not None and not (Path(output).exists() and Path(output).samefile(source)):
+        return new_target(checkpoint, output, force)
+    if dtype:
+        raise InputError("--dtype makes another model; give it an --output of its own")
+    if checkpoint.dialect not in OWN_DIALECTS:
+        raise InputError(f"{source}: holds a checkpoint of {checkpoint.dialect.name}; give an --output of its own")
+    if checkpoint.format.framework == kind.framework:
+        raise InputError(f"{source}: is the source as well as the target; give another --output")
+    present = [name for name in (kind.file, kind.index) if (source / name).exists()]
+    if present and not force:
+        raise InputError(f"{source}: holds {present[0]} already; give --force to replace it, or another --output")
+    return source
 
 
-def _common_dtype(weights):
-    names = {array.dtype.name for array in weights.values()}
-    # Of two halves neither holds the other.
-    return names.pop() if len(names) == 1 else "float64" if "float64" in names else "float32"
+def remove_stale_weights(directory, written, formats):
+    """Remove weights that would be read instead of those just written, or together with them.
+
+    Args:
+        directory: `Path`.
+        written: set of str. The names of the files just written.
+        formats: iterable of `algpt2.formats.Format`. Whose files to remove.
+    """
+    for path in directory.iterdir():
+        if path.name not in written and any(is_weights_file(kind, path.name) for kind in formats):
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint has besides its weights: all of it is read before anything is written.
+
+    Args:
+        config: `ALGPT2Config`, or that of another system to be written.
+        tokenizer: `transformers.PreTrainedTokenizerFast`, or `None`.
+        generation: `transformers.GenerationConfig`.
+        model_card: `Path`, or `None`.
+    """
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerFast | None
+    generation: GenerationConfig
+    model_card: Path | None
+
+
+def read_metadata(checkpoint):
+    """What a checkpoint has besides its weights.
+
+    Args:
+        checkpoint: `algpt2.checkpoint.Checkpoint`.
+
+    Returns:
+        `Metadata`; its special tokens are those of the tokenizer, if there is one.
+
+    Raises:
+        algpt2.errors.InputError: if a file is damaged, or the tokenizer does not fit the model.
+    """
+    directory, tokenizer, tokens = checkpoint.directory, None, {}
+    if has_tokenizer(directory):
+        tokenizer = load_tokenizer(directory)
+        check_vocabulary(tokenizer, checkpoint.config, directory)
+        tokens = special_token_ids(tokenizer)
+    head = "ForPreTraining" if "sop_classifier.weight" in checkpoint.weights else "LMHeadModel"
+    config = ALGPT2Config.from_dict(checkpoint.config.to_dict(), **tokens)
+    config.architectures = [f"ALGPT2{head}"]
+    generation = GenerationConfig.from_model_config(config)
+    if (directory / GENERATION_FILE).is_file():
+        kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        try:
+            generation = GenerationConfig.from_pretrained(directory, **kept)
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise InputError(f"{directory / GENERATION_FILE}: {error}; correct it, or delete it") from error
+    model_card = directory / MODEL_CARD
+    return Metadata(config, tokenizer, generation, model_card if model_card.is_file() else None)
+
+
+def write_metadata(directory, metadata, dtype):
+    """Write what a checkpoint has besides its weights.
+
+    Args:
+        directory: `Path` of an existing directory.
+        metadata: `Metadata`.
+        dtype: str. That of the weights.
+    """
+    metadata.config.dtype = dtype
+    metadata.config.save_pretrained(directory)
+    metadata.generation.save_pretrained(directory)
+    if metadata.tokenizer:
+        metadata.tokenizer.save_pretrained(directory)
+    if metadata.model_card:
+        shutil.copyfile(metadata.model_card, directory / MODEL_CARD)

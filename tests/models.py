@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.configuration import ACTIVATIONS
@@ -59,6 +60,23 @@ def random_weights(config, dtype="float64", seed=0):
         return draw.normal(mean, scale, size=shape).astype(dtype)
 
     return {name: array(name, shape) for name, shape in weight_shapes(config).items()}
+
+
+def save_checkpoint(directory, config=None, weights=None, tokenizer=None, dtype="float32"):
+    """Write a checkpoint as transformers would, with random weights unless others are given.
+
+    Returns:
+        The directory.
+    """
+    config = config or tiny_config()
+    weights = random_weights(config, dtype) if weights is None else weights
+    config.dtype = next(iter(weights.values())).dtype.name
+    config.save_pretrained(directory)
+    tensors = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer:
+        tokenizer.save_pretrained(directory)
+    return directory
 
 
 def both_models(config, dtype="float64", seed=0):

@@ -28,13 +28,13 @@ assert not [name for name in sys.modules if name.split(".")[0] in BLOCKED]
 """
 TORCH = ("torch", "accelerate", "algpt2_pt")
 TENSORFLOW = ("tensorflow", "keras", "keras_hub", "keras_nlp", "tensorflow_text", "algpt2_tf")
-MODULES = sorted(path.stem for path in (ROOT / "algpt2").glob("*.py") if path.stem != "__init__")
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT / "algpt2")], prefix="algpt2."))
 
 
 @pytest.mark.parametrize(
     ("module", "blocked"),
     [
-        *((f"algpt2.{module}", TORCH + TENSORFLOW) for module in MODULES),
+        *((module, TORCH + TENSORFLOW) for module in MODULES),
         ("algpt2", TORCH + TENSORFLOW),
         ("algpt2_pt", TENSORFLOW),
         ("algpt2_pt.train", TENSORFLOW),
@@ -67,7 +67,7 @@ def test_keras_backend(before, backend, message):
 
 def public_modules():
     for package in ("algpt2", "algpt2_pt", "algpt2_tf", "convert"):
-        for module in pkgutil.iter_modules([str(ROOT / package)], prefix=f"{package}."):
+        for module in pkgutil.walk_packages([str(ROOT / package)], prefix=f"{package}."):
             if not module.name.endswith("__main__"):
                 yield module.name
 
@@ -99,17 +99,13 @@ def readme_blocks(language):
 @pytest.fixture(scope="module")
 def checkpoint(text_tokenizer, tmp_path_factory):
     """A directory named as the README names it, with the weights of both frameworks."""
-    from models import random_weights, tiny_config
+    from models import save_checkpoint, tiny_config
 
-    from algpt2.checkpoint import write_safetensors
     from convert import pt2tf
 
     directory = tmp_path_factory.mktemp("readme")
     config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
-    (directory / "checkpoint").mkdir()
-    config.save_pretrained(directory / "checkpoint")
-    text_tokenizer.save_pretrained(directory / "checkpoint")
-    write_safetensors(directory / "checkpoint", random_weights(config, "float32"))
+    save_checkpoint(directory / "checkpoint", config, tokenizer=text_tokenizer)
     pt2tf(directory / "checkpoint")
     return directory
 

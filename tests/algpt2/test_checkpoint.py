@@ -1,22 +1,23 @@
-"""Reading and writing checkpoint directories."""
+"""Opening checkpoint directories, and writing files all at once or not at all."""
 
 import json
+import os
+import stat
 
-import ml_dtypes
+import h5py
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from models import random_weights, tiny_config
-from transformers import GPT2Config, GPT2LMHeadModel
+from models import random_weights, save_checkpoint, tiny_config
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from algpt2.checkpoint import (
     files_replaced_in,
     find_checkpoint,
+    open_checkpoint,
     read_checkpoint,
     read_config,
-    read_safetensors,
-    write_safetensors,
+    write_checkpoint_weights,
 )
 from algpt2.errors import InputError
 
@@ -24,11 +25,8 @@ from algpt2.errors import InputError
 @pytest.fixture
 def checkpoint(tmp_path):
     """A directory with a configuration and weights, and the weights."""
-    config = tiny_config()
-    weights = random_weights(config, "float32")
-    config.save_pretrained(tmp_path)
-    write_safetensors(tmp_path, weights)
-    return tmp_path, weights
+    weights = random_weights(tiny_config(), "float32")
+    return save_checkpoint(tmp_path / "checkpoint", weights=weights), weights
 
 
 def assert_same(weights, expected):
@@ -38,17 +36,6 @@ def assert_same(weights, expected):
         np.testing.assert_array_equal(weights[name], array)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_what_is_written_is_what_torch_reads(dtype, tmp_path):
-    weights = random_weights(tiny_config(), dtype)
-    write_safetensors(tmp_path, weights)
-    loaded = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    assert loaded.keys() == weights.keys()
-    for name, tensor in loaded.items():
-        assert tensor.dtype == getattr(torch, dtype)
-        np.testing.assert_array_equal(tensor.double().numpy(), weights[name].astype("float64"))
-
-
 def test_reading_back(checkpoint):
     directory, weights = checkpoint
     config, loaded = read_checkpoint(directory)
@@ -56,123 +43,101 @@ def test_reading_back(checkpoint):
     assert_same(loaded, weights)
 
 
-def test_shards_with_an_index(checkpoint):
+@pytest.mark.parametrize("framework", ["pytorch", "tensorflow"])
+def test_shards_with_an_index(framework, checkpoint):
     directory, weights = checkpoint
     (directory / "model.safetensors").unlink()
-    write_safetensors(directory, weights, max_shard_size=4000)
-    assert len(list(directory.glob("model-*-of-*.safetensors"))) > 3
+    write_checkpoint_weights(directory, tiny_config(), weights, framework, max_shard_size=4000)
+    assert len([path for path in directory.iterdir() if path.name.startswith("model")]) > 4
     assert_same(read_checkpoint(directory)[1], weights)
 
 
-def test_reads_the_shards_that_transformers_writes(tmp_path):
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=2, vocab_size=50, n_positions=9, eos_token_id=0))
-    model.save_pretrained(tmp_path, max_shard_size="2KB")
-    assert not (tmp_path / "model.safetensors").exists()
-    _, weights = read_checkpoint(tmp_path)
-    expected = model.transformer.h[1].mlp.c_fc.weight.detach().numpy().T
-    np.testing.assert_array_equal(weights["transformer.h.1.mlp.c_fc.weight"], expected)
+def test_transformers_reads_the_shards(checkpoint):
+    directory, weights = checkpoint
+    (directory / "model.safetensors").unlink()
+    write_checkpoint_weights(directory, tiny_config(), weights, "pytorch", max_shard_size="4KB")
+    state = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(state[name].numpy(), array)
+
+
+@pytest.mark.parametrize("framework", ["pytorch", "tensorflow"])
+def test_what_was_opened_stays_when_its_files_are_replaced(framework, checkpoint):
+    directory, weights = checkpoint
+    (directory / "model.safetensors").unlink()
+    write_checkpoint_weights(directory, tiny_config(), weights, framework)
+    opened = open_checkpoint(directory)
+    with files_replaced_in(directory) as temporary:
+        write_checkpoint_weights(temporary, tiny_config(), random_weights(tiny_config(), "float64", seed=1), framework)
+    assert_same({name: np.asarray(tensor) for name, tensor in opened.weights.items()}, weights)
 
 
 def test_a_tied_head_stored_twice_is_read_once(checkpoint):
     directory, weights = checkpoint
     twice = {**weights, "lm_head.weight": weights["transformer.wte.weight"]}
-    write_safetensors(directory, twice)
+    save_checkpoint(directory, weights=twice)
     assert_same(read_checkpoint(directory)[1], weights)
-    write_safetensors(directory, {**twice, "lm_head.weight": twice["lm_head.weight"] + 1})
-    with pytest.raises(InputError, match=r"lm_head\.weight differs from transformer\.wte\.weight"):
+    save_checkpoint(directory, weights={**twice, "lm_head.weight": twice["lm_head.weight"] + 1})
+    with pytest.raises(InputError, match=r"model\.safetensors: the head differs from the embedding"):
         read_checkpoint(directory)
-
-
-def damage_truncate(directory):
-    path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def damage_header(directory):
-    (directory / "model.safetensors").write_bytes(b"\xff" * 64)
-
-
-def damage_remove(directory):
-    (directory / "model.safetensors").unlink()
-
-
-def damage_config(directory):
-    (directory / "config.json").write_text('{"model_type": "algpt2",')
-
-
-def damage_config_list(directory):
-    (directory / "config.json").write_text("[]")
-
-
-def damage_config_type(directory):
-    (directory / "config.json").write_text('{"model_type": "bert"}')
-
-
-def damage_config_dtype(directory):
-    stored = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**stored, "dtype": "nonsense"}))
-
-
-def damage_config_type_list(directory):
-    (directory / "config.json").write_text('{"model_type": ["algpt2"]}')
-
-
-def damage_twice(directory):
-    weights = read_safetensors(directory)
-    write_safetensors(directory, {**weights, "wte.weight": weights["transformer.wte.weight"]})
-
-
-def damage_config_value(directory):
-    stored = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**stored, "n_head": 5}))
-
-
-def damage_config_block(directory):
-    stored = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**stored, "layer_schedule": [0, 1, 2]}))
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("content", "message"),
     [
-        (damage_truncate, "model.safetensors: not readable as safetensors"),
-        (damage_header, "model.safetensors: not readable as safetensors"),
-        (damage_remove, "neither model.safetensors nor model.safetensors.index.json"),
-        (damage_config, "config.json: not readable as JSON"),
-        (damage_config_list, "config.json: expected a JSON object, found list"),
-        (damage_config_type, "config.json: model_type is 'bert'; expected one of algpt2, gpt2"),
-        (damage_config_value, "config.json: n_embd must be divisible by n_head"),
-        (damage_config_dtype, r"config\.json: dtype is 'nonsense'; expected one of float64"),
-        (damage_config_type_list, "model_type is \\['algpt2'\\]"),
-        (damage_twice, "some tensors are there twice"),
-        (damage_config_block, "missing: transformer.h.2.attn.c_attn.weight"),
+        ('{"model_type": "algpt2",', "not readable as JSON"),
+        ("[]", "expected a JSON object, found list"),
+        ('{"model_type": "bert"}', "model_type is 'bert'; expected algpt2 or gpt2"),
+        ('{"model_type": ["algpt2"]}', r"model_type is \['algpt2'\]"),
+        ('{"model_type": "algpt2", "dtype": "nonsense"}', "dtype is 'nonsense'; expected one of float64"),
+        ('{"model_type": "algpt2", "n_head": 5}', "n_embd must be divisible by n_head"),
+        ('{"model_type": "algpt2", "n_layer": 3, "layer_schedule": [0, 2, 2]}', "without gaps"),
+        ('{"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": true}', "scale_attn_by_inverse_layer_idx is True"),
+        ('{"model_type": "gpt2", "add_cross_attention": true}', "add_cross_attention is True; ALGPT2 computes False"),
+        ('{"class_name": "BertBackbone", "config": {}}', "class_name is 'BertBackbone'; expected GPT2Backbone"),
+        ('{"class_name": "GPT2Backbone", "config": {}}', "the configuration of GPT2Backbone has no 'num_layers'"),
     ],
 )
-def test_damaged_checkpoints(checkpoint, damage, message):
+def test_configurations_that_cannot_be_read(content, message, checkpoint):
     directory, _ = checkpoint
-    damage(directory)
-    with pytest.raises(InputError, match=message):
-        read_checkpoint(directory)
+    (directory / "config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"config\.json: .*{message}"):
+        read_config(directory)
 
 
+def test_the_index_of_transformers_is_read(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=2, vocab_size=50, n_positions=9, eos_token_id=0))
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    weights = read_checkpoint(tmp_path)[1]
+    expected = model.transformer.h[1].mlp.c_fc.weight.detach().numpy().T
+    np.testing.assert_array_equal(weights["transformer.h.1.mlp.c_fc.weight"], expected)
+
+
+def first_file(index):
+    return next(iter(index["weight_map"].values()))
+
+
+@pytest.mark.parametrize("framework", ["pytorch", "tensorflow"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: index.pop("weight_map"), "weight_map must map"),
-        (
-            lambda index: index["weight_map"].update(extra=next(iter(index["weight_map"].values()))),
-            "disagree on tensor",
-        ),
-        (lambda index: index["weight_map"].update(extra="gone.safetensors"), "gone.safetensors: no such file"),
-        (lambda index: index["weight_map"].update(extra="../secret.safetensors"), "must be a file name in the same"),
-        (lambda index: index["weight_map"].pop("transformer.wte.weight"), "disagree on tensor|missing"),
+        (lambda index: index.clear(), "weight_map must map tensor names to file names"),
+        (lambda index: index.update(weight_map=["a"]), "weight_map must map tensor names to file names"),
+        (lambda index: index["weight_map"].update(a=3), "weight_map must map tensor names to file names"),
+        (lambda index: index["weight_map"].popitem(), r"index disagree on tensor|missing: transformer\.wte"),
+        (lambda index: index["weight_map"].update(more=first_file(index)), "and the index disagree on tensor more"),
+        (lambda index: index["weight_map"].update(more="model-9.safetensors"), r"model-9\.safetensors: no such file"),
+        (lambda index: index["weight_map"].update(more="../secret"), "'../secret' must be a file name in the same"),
+        (lambda index: index["weight_map"].update(more="/etc/passwd"), "'/etc/passwd' must be a file name in the same"),
+        (lambda index: index["weight_map"].update(more=".."), r"'\.\.' must be a file name in the same"),
     ],
 )
-def test_wrong_index_files(checkpoint, change, message):
+def test_indexes_that_cannot_be_trusted(framework, change, message, checkpoint):
     directory, weights = checkpoint
     (directory / "model.safetensors").unlink()
-    write_safetensors(directory, weights, max_shard_size=4000)
-    path = directory / "model.safetensors.index.json"
+    write_checkpoint_weights(directory, tiny_config(), weights, framework, max_shard_size=4000)
+    (path,) = [path for path in directory.glob("model*.json")]
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))
@@ -180,11 +145,18 @@ def test_wrong_index_files(checkpoint, change, message):
         read_checkpoint(directory)
 
 
-@pytest.mark.parametrize("field", ["scale_attn_by_inverse_layer_idx", "add_cross_attention"])
-def test_gpt2_variants_that_compute_otherwise_are_refused(field, tmp_path):
-    GPT2Config(**{field: True}).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=field):
-        read_config(tmp_path)
+def test_a_directory_without_weights(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"holds no weights; expected one of model\.safetensors, pytorch_model\.bin"):
+        open_checkpoint(tmp_path)
+
+
+def test_tensors_of_no_known_system(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones(3)
+    with pytest.raises(InputError, match=r"model\.weights\.h5: its tensors \(layers/dense/vars/0, \.\.\.\) are of no"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_name_that_is_nowhere(tmp_path):
@@ -192,28 +164,53 @@ def test_a_name_that_is_nowhere(tmp_path):
         find_checkpoint(tmp_path / "nothing")
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "a").write_text("old")
-    with pytest.raises(RuntimeError), files_replaced_in(target) as temporary:
-        (temporary / "a").write_text("new")
-        raise RuntimeError
-    assert (target / "a").read_text() == "old"
-    with files_replaced_in(target) as temporary:
-        (temporary / "a").write_text("new")
-    assert (target / "a").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+class TestFilesReplacedIn:
+    def test_all_or_nothing(self, tmp_path):
+        target = tmp_path / "out"
+        target.mkdir()
+        (target / "a").write_text("old")
+        with pytest.raises(RuntimeError), files_replaced_in(target) as temporary:
+            (temporary / "a").write_text("new")
+            raise RuntimeError
+        assert (target / "a").read_text() == "old"
+        with files_replaced_in(target) as temporary:
+            (temporary / "a").write_text("new")
+        assert (target / "a").read_text() == "new"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_a_new_directory_appears_whole(self, tmp_path):
+        with files_replaced_in(tmp_path / "deep" / "out") as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / "a").write_text("new")
+            assert not (tmp_path / "deep" / "out").exists()
+        assert (tmp_path / "deep" / "out" / "below" / "a").read_text() == "new"
+        mask = os.umask(0)
+        os.umask(mask)
+        assert stat.S_IMODE((tmp_path / "deep" / "out").stat().st_mode) == 0o777 & ~mask
+        assert stat.S_IMODE((tmp_path / "deep" / "out" / "below" / "a").stat().st_mode) == 0o666 & ~mask
 
-def test_a_full_disk_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="No space left"), files_replaced_in(tmp_path / "out") as temporary:
-        (temporary / "a").write_text("new")
-        raise OSError(28, "No space left on device")
-    assert not list(tmp_path.iterdir())
+    def test_directories_are_replaced_too(self, tmp_path):
+        (tmp_path / "out" / "below").mkdir(parents=True)
+        (tmp_path / "out" / "below" / "old").write_text("old")
+        with files_replaced_in(tmp_path / "out") as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / "new").write_text("new")
+        assert [path.name for path in (tmp_path / "out" / "below").iterdir()] == ["new"]
+
+    def test_a_full_disk_is_an_input_error(self, tmp_path):
+        with pytest.raises(InputError, match="No space left"), files_replaced_in(tmp_path / "out") as temporary:
+            (temporary / "a").write_text("new")
+            raise OSError(28, "No space left on device")
+        assert not list(tmp_path.iterdir())
 
 
 def test_bfloat16_values_survive(tmp_path):
-    array = np.array([1.5, -3.140625], ml_dtypes.bfloat16)
-    write_safetensors(tmp_path, {"a": array})
-    np.testing.assert_array_equal(read_safetensors(tmp_path)["a"], array)
+    config = tiny_config()
+    weights = random_weights(config, "bfloat16")
+    for framework in ("pytorch", "tensorflow"):
+        directory = tmp_path / framework
+        config.save_pretrained(directory)
+        write_checkpoint_weights(directory, config, weights, framework)
+        assert_same(read_checkpoint(directory)[1], weights)
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "pytorch").state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}

@@ -12,11 +12,12 @@ from models import (
     random_batch,
     random_config,
     relative_difference,
+    save_checkpoint,
     tiny_config,
 )
 from transformers import AutoModelForPreTraining
 
-from algpt2.checkpoint import read_checkpoint, write_safetensors
+from algpt2.checkpoint import read_checkpoint, read_config
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.weights import canonical_variables
@@ -64,17 +65,15 @@ def test_logits_losses_and_gradients(seed, dtype):
 
 
 def checkpoint(directory, dtype="float32"):
-    config = tiny_config(layer_schedule=[0, 1, 0], architectures=["ALGPT2ForPreTraining"], dtype=dtype)
-    config.save_pretrained(directory)
-    write_safetensors(directory, pretraining_weights(config, dtype))
-    return directory
+    config = tiny_config(layer_schedule=[0, 1, 0], architectures=["ALGPT2ForPreTraining"])
+    return save_checkpoint(directory, config, pretraining_weights(config, dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_a_round_trip_keeps_the_head_bit_for_bit(dtype, tmp_path):
     source = checkpoint(tmp_path / "source", dtype)
-    there = pt2tf(source, output=tmp_path / "tf")
-    back = tf2pt(there, output=tmp_path / "pt")
+    there = pt2tf(source, output=tmp_path / "tf").directory
+    back = tf2pt(there, output=tmp_path / "pt").directory
     for directory in (there, back):
         assert json.loads((directory / "config.json").read_text())["architectures"] == ["ALGPT2ForPreTraining"]
     expected, found = read_checkpoint(source)[1], read_checkpoint(back)[1]
@@ -107,7 +106,7 @@ def test_heads_that_differ_fail_the_comparison(tmp_path):
     pt2tf(directory)
     weights = read_checkpoint(directory)[1]
     weights["sop_classifier.bias"] = weights["sop_classifier.bias"] + np.float32(0.1)
-    write_safetensors(directory, weights)
+    save_checkpoint(directory, read_config(directory), weights)
     assert {c.name for c in compare_directory(directory) if not c.passed} == {
         "largest sentence-order logit difference, unpadded",
         "largest sentence-order logit difference, padded",
@@ -116,10 +115,8 @@ def test_heads_that_differ_fail_the_comparison(tmp_path):
 
 def test_verify_compares_the_language_model_on_text(text_tokenizer, tmp_path, capsys):
     config = tiny_config(vocab_size=len(text_tokenizer), architectures=["ALGPT2ForPreTraining"])
-    config.save_pretrained(tmp_path)
-    write_safetensors(tmp_path, pretraining_weights(config, "float32"))
-    text_tokenizer.save_pretrained(tmp_path)
+    save_checkpoint(tmp_path, config, pretraining_weights(config, "float32"), text_tokenizer)
     pt2tf(tmp_path)
-    main(["verify", str(tmp_path), "--length", "64", "--prompt", "The value"])
+    main(["verify", str(tmp_path), "--dataset", "python-docs", "--length", "64", "--prompt", "The value"])
     printed = capsys.readouterr().out
     assert "sentence-order logit" in printed and "greedy continuation" in printed and "FAILED" not in printed

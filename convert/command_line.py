@@ -1,0 +1,126 @@
+"""The command line of conversion: `python -m convert --help`."""
+
+import argparse
+import json
+import sys
+
+from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.errors import exit_on_error
+from algpt2.formats.tensors import DTYPES
+
+CONVERSIONS = {
+    "pt2tf": ("PyTorch's weights to Keras's", "Write model.weights.h5 from PyTorch's weights"),
+    "tf2pt": ("Keras's weights to PyTorch's", "Write model.safetensors from Keras's weights"),
+    "to-tf": ("a checkpoint of any system to Keras's", "Write an ALGPT2 with Keras's weights from any checkpoint"),
+    "to-pt": ("a checkpoint of any system to PyTorch's", "Write an ALGPT2 with safetensors from any checkpoint"),
+    "to-gpt2": ("any ALGPT2 to a plain GPT-2", "Write a plain GPT-2 that gives the same logits"),
+}
+
+
+def build_parser():
+    """The command line.
+
+    Returns:
+        `argparse.ArgumentParser`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m convert", description="Move checkpoints between PyTorch, TensorFlow and other systems."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="what a checkpoint is, and what is wrong with it")
+    inspect.add_argument("directory", help="a checkpoint of any system")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    for name, (summary, description) in CONVERSIONS.items():
+        command = commands.add_parser(name, help=summary, description=f"{description}, then compare logits.")
+        _add_conversion(command, name)
+    _add_verification(
+        commands.add_parser(
+            "verify",
+            help="compare two checkpoints, or both frameworks",
+            description="Compare loss, logits, hidden states and a greedy continuation.",
+            formatter_class=HelpFormatter,
+        )
+    )
+    return parser
+
+
+def _add_conversion(command, name):
+    command.add_argument("directory", help="a checkpoint directory")
+    in_place = name in ("pt2tf", "tf2pt")
+    default = " (default: add to the given one)" if in_place else ""
+    command.add_argument("--output", metavar="DIR", required=not in_place, help=f"write a new directory{default}")
+    command.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as stored)")
+    command.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="larger weights become shards (default: 5GB)"
+    )
+    command.add_argument("--force", action="store_true", help="replace what is there already")
+    command.add_argument("--no-verify", action="store_true", help="do not run the models")
+    if name == "to-gpt2":
+        command.add_argument("--keras-hub", action="store_true", help="a preset of KerasHub's GPT2CausalLM")
+        command.add_argument("--lossy", action="store_true", help="the nearest GPT-2 where none is exact")
+
+
+def _add_verification(command):
+    command.add_argument("directory", help="a checkpoint of any system")
+    command.add_argument("other", nargs="?", metavar="DIR", help="a second one (default: the first in both frameworks)")
+    command.add_argument(
+        "--dataset", metavar="NAME", help="python-docs or text files, for the loss (default: fixed ids)"
+    )
+    command.add_argument("--prompt", metavar="TEXT", help="the text to continue (default: fixed ids)")
+    command.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(argv=None):
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    with exit_on_error(parser.prog):
+        run = {"inspect": _inspect, "verify": _verify}.get(arguments.command, _convert)
+        problem = run(arguments)
+    if problem:
+        print(f"{parser.prog}: {problem}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _inspect(arguments):
+    from convert.inspection import inspect_checkpoint, summary
+
+    report = inspect_checkpoint(arguments.directory)
+    print(json.dumps(report) if arguments.json else summary(report))
+    return f"{len(report['problems'])} problems" if report["problems"] else None
+
+
+def _verify(arguments):
+    # The frameworks take seconds to start; a wrong command line need not wait for them.
+    from convert.verification import as_json, table, verify
+
+    names, comparisons = verify(
+        arguments.directory, arguments.other, arguments.dataset, arguments.prompt, arguments.length
+    )
+    print(json.dumps(as_json(names, comparisons)) if arguments.json else table(names, comparisons))
+    return _failure(comparisons)
+
+
+def _convert(arguments):
+    from convert import conversion, gpt2
+
+    name = arguments.command.replace("-", "_")
+    convert = gpt2.to_gpt2 if name == "to_gpt2" else getattr(conversion, name)
+    extra = {option: getattr(arguments, option) for option in ("keras_hub", "lossy") if option in arguments}
+    result = convert(
+        arguments.directory, arguments.output, arguments.dtype, arguments.force, arguments.max_shard_size, **extra
+    )
+    print(f"wrote {result.directory}, {result.dtype}", flush=True)
+    if result.rounded_tensor:
+        print(f"largest rounding error: {result.rounding_error:.2e} of the largest value of {result.rounded_tensor}")
+    if arguments.no_verify:
+        return None
+    from convert.verification import compare_conversion, table
+
+    names, comparisons = compare_conversion(arguments.directory, result, name)
+    print(table(names, comparisons))
+    return _failure(comparisons)
+
+
+def _failure(comparisons):
+    return None if all(comparison.passed for comparison in comparisons) else "the models differ beyond tolerance"

@@ -1,0 +1,143 @@
+"""Any ALGPT2 as a plain GPT-2 that computes the same, so that every runtime of GPT-2 runs it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from algpt2.checkpoint import files_replaced_in, open_checkpoint, write_dialect
+from algpt2.configuration import ALGPT2Config
+from algpt2.dialects.gpt2 import KERAS_HUB, KERAS_HUB_FIXED, PYTORCH, as_gpt2_config
+from algpt2.errors import InputError
+from algpt2.formats import FORMATS, KERAS, SAFETENSORS
+from algpt2.weights import Casting, common_dtype
+from convert.conversion import (
+    Conversion,
+    casting_with_progress,
+    new_target,
+    read_metadata,
+    remove_stale_weights,
+    write_metadata,
+)
+
+# The part of project_out's bias that may be missed: rounding error.
+EXACT = 1e-9
+# What the embeddings and the head are multiplied out of.
+FACTORS = ("transformer.w", "transformer.project_in.", "transformer.ln_f.", "project_out.", "lm_head.")
+
+
+def to_gpt2(directory, output, dtype=None, force=False, max_shard_size="5GB", lossy=False, keras_hub=False):
+    """Write a plain GPT-2 with the logits of an ALGPT2.
+
+    The blocks are copied for every depth, the embeddings multiplied out through project_in and the head through
+    project_out; project_in's bias goes into the position embeddings, project_out's into the bias of ln_f.
+
+    Args:
+        directory: path. A checkpoint in any of `algpt2.dialects.DIALECTS`.
+        output: path of a new directory.
+        dtype, force, max_shard_size: as in `convert.conversion.pt2tf`; products of half-precision matrices are kept in
+            float32 by default.
+        lossy: bool. Whether to write also what cannot be exact.
+        keras_hub: bool. Whether to write a preset of KerasHub's `GPT2CausalLM` instead of transformers' files.
+
+    Returns:
+        `convert.conversion.Conversion`.
+
+    Raises:
+        algpt2.errors.InputError: if the checkpoint cannot be read, there is no GPT-2 that computes the same, or the
+            target is there already or cannot be written.
+
+    Example:
+        >>> to_gpt2("runs/demo", "runs/demo-gpt2")  # doctest: +SKIP
+    """
+    checkpoint = open_checkpoint(directory)
+    target = new_target(checkpoint, output, force)
+    metadata = read_metadata(checkpoint)
+    if keras_hub:
+        _require_keras_hub(checkpoint.config)
+    config, weights = as_gpt2(metadata.config, checkpoint.weights, lossy)
+    dtype = dtype or common_dtype(weights)
+    casting = Casting(dtype, checkpoint.path)
+    with files_replaced_in(target) as temporary, casting_with_progress(weights, casting) as cast:
+        if keras_hub:
+            from algpt2_tf.gpt2 import save_preset
+
+            write_dialect(temporary, KERAS, KERAS_HUB, config, weights, dtype, "1TB", cast)
+            save_preset(temporary, config, metadata.tokenizer, dtype)
+        else:
+            write_dialect(temporary, SAFETENSORS, PYTORCH, config, weights, dtype, max_shard_size, cast)
+            write_metadata(temporary, replace(metadata, config=as_gpt2_config(config)), dtype)
+        written = {path.name for path in temporary.iterdir()}
+    remove_stale_weights(target, written, FORMATS)
+    return Conversion(target, dtype, casting.error, casting.tensor)
+
+
+def as_gpt2(config, weights, lossy=False):
+    """The configuration and the weights of a GPT-2 with the logits of an ALGPT2.
+
+    With the embeddings W (V, E), the positions P, project_in x -> A x + a and project_out y -> B y + b, the sum of
+    embeddings that enters the first block is (W A^T) + (P A^T + a), and the logits of a final state y are W (B y + b) =
+    (W B) (y + s) for every s with B s = b, which the pseudo-inverse of B gives if its rows are independent.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`, canonical. A sentence-order head is
+            left out.
+        lossy: bool. Whether to give the nearest GPT-2 where there is no exact one.
+
+    Returns:
+        tuple of an `ALGPT2Config` without sharing and factorization, and its canonical weights.
+
+    Raises:
+        algpt2.errors.InputError: if there is no exact one and it is not `lossy`.
+    """
+    changes = {"layer_schedule": list(range(config.n_layer)), "embedding_size": None, "tie_projections": False}
+    result = dict(_blocks(config, weights))
+    result |= {name: weights[name] for name in weights if name.startswith(("transformer.w", "transformer.ln_f."))}
+    if not config.tie_word_embeddings:
+        result["lm_head.weight"] = weights["lm_head.weight"]
+    if config.is_factorized:
+        # Products in float64, so that nothing is rounded but the result.
+        exact = {name: np.asarray(weights[name], "float64") for name in weights if name.startswith(FACTORS)}
+        project_in = exact["transformer.project_in.weight"]
+        project_out = project_in.T if config.tie_projections else exact["project_out.weight"]
+        embedding = exact["transformer.wte.weight"]
+        head = embedding if config.tie_word_embeddings else exact["lm_head.weight"]
+        shift = _shift(project_out, exact["project_out.bias"], lossy)
+        computed = {
+            "transformer.wte.weight": embedding @ project_in.T,
+            "transformer.wpe.weight": exact["transformer.wpe.weight"] @ project_in.T
+            + exact["transformer.project_in.bias"],
+            "transformer.ln_f.bias": exact["transformer.ln_f.bias"] + shift,
+        }
+        changes["tie_word_embeddings"] = config.tie_word_embeddings and config.tie_projections
+        if not changes["tie_word_embeddings"]:
+            computed["lm_head.weight"] = head @ project_out
+        dtype = "float64" if common_dtype(weights) == "float64" else "float32"
+        result |= {name: array.astype(dtype) for name, array in computed.items()}
+    return ALGPT2Config.from_dict(config.to_dict(), **changes), result
+
+
+def _blocks(config, weights):
+    for depth, block in enumerate(config.layer_schedule):
+        prefix = f"transformer.h.{block}."
+        for name in weights:
+            if name.startswith(prefix):
+                yield f"transformer.h.{depth}.{name.removeprefix(prefix)}", weights[name]
+
+
+def _shift(project_out, bias, lossy):
+    """The s with project_out s = bias, for matrix (E, H) and vector (E,)."""
+    shift, _, rank, _ = np.linalg.lstsq(project_out, bias)
+    missed = np.abs(project_out @ shift - bias).max() / (np.abs(bias).max() or 1.0)
+    if missed > EXACT and not lossy:
+        raise InputError(
+            f"no GPT-2 computes exactly the same: project_out.weight {project_out.shape} has rank {rank}, and "
+            f"{missed:.2g} of project_out.bias is outside its range; give --lossy for the nearest one"
+        )
+    return shift
+
+
+def _require_keras_hub(config):
+    for name, expected in KERAS_HUB_FIXED.items():
+        if getattr(config, name) != expected:
+            raise InputError(f"{name} is {getattr(config, name)!r}; KerasHub's GPT-2 computes {expected!r} only")

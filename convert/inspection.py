@@ -1,0 +1,143 @@
+"""What a checkpoint is, told from the headers of its files: no framework is imported and no tensor is read."""
+
+import json
+from collections import Counter
+
+from algpt2.checkpoint import CONFIG_FILE, find_checkpoint, open_checkpoint
+from algpt2.configuration import schedule_pattern
+from algpt2.errors import InputError
+from algpt2.formats import find_weights, read_json, weight_files
+from algpt2.tokenization import check_vocabulary, has_tokenizer, load_tokenizer
+from algpt2.weights import parameter_count
+
+
+def inspect_checkpoint(directory):
+    """Describe a checkpoint in any dialect.
+
+    Args:
+        directory: path, or the id of a hub repository.
+
+    Returns:
+        dict of str to what is found, as JSON takes it: `weights`, a list with the dialect, the files, their size in
+        bytes and the dtypes of each copy of the weights; the shape of the model; the tokenizer; and `problems`, a list
+        of str.
+
+    Raises:
+        algpt2.errors.InputError: if there is no configuration that can be read.
+
+    Example:
+        >>> inspect_checkpoint("runs/demo")["problems"]  # doctest: +SKIP
+        []
+    """
+    directory = find_checkpoint(directory)
+    stored, problems, found = read_json(directory / CONFIG_FILE), [], []
+    config = None
+    for kind, path in find_weights(directory):
+        try:
+            checkpoint = open_checkpoint(directory, weights=(kind, path))
+            config = checkpoint.config
+            found.append(_describe_weights(checkpoint))
+        except InputError as error:
+            problems.append(str(error))
+    if config is None and not problems:
+        problems.append(f"{directory}: holds no weights")
+    report = {"checkpoint": str(directory), "weights": found}
+    if config is not None:
+        report |= _describe_model(config)
+    report["tokenizer"] = _describe_tokenizer(directory, config, stored, problems)
+    return {**report, "problems": problems}
+
+
+def _describe_weights(checkpoint):
+    files = weight_files(checkpoint.format, checkpoint.path)
+    counts = Counter(tensor.dtype.name for tensor in checkpoint.weights.values())
+    return {
+        "dialect": checkpoint.dialect.name,
+        "files": [file.name for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+        "dtypes": dict(counts),
+        "tensors": len(checkpoint.weights),
+        "parameters": sum(tensor.size for tensor in checkpoint.weights.values()),
+        "heads": ["language model", *(["sentence order"] if "sop_classifier.weight" in checkpoint.weights else [])],
+    }
+
+
+def _describe_model(config):
+    return {
+        "parameters": parameter_count(config),
+        "n_layer": config.n_layer,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_inner": config.inner_width,
+        "n_positions": config.n_positions,
+        "vocab_size": config.vocab_size,
+        "activation_function": config.activation_function,
+        "layer_schedule": config.layer_schedule,
+        "pattern": schedule_pattern(config.layer_schedule),
+        "blocks": config.n_block,
+        "embedding_size": config.embedding_width,
+        "factorized": config.is_factorized,
+        "tie_projections": config.tie_projections,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+
+
+def _describe_tokenizer(directory, config, stored, problems):
+    if not has_tokenizer(directory):
+        return None
+    try:
+        tokenizer = load_tokenizer(directory)
+        if config is not None:
+            check_vocabulary(tokenizer, config, directory)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+    if stored.get("eos_token_id") not in (None, tokenizer.eos_token_id):
+        problems.append(
+            f"{directory / CONFIG_FILE}: eos_token_id is {stored['eos_token_id']}, but the tokenizer's is "
+            f"{tokenizer.eos_token_id}, which conversions take"
+        )
+    return {"tokens": len(tokenizer), "eos_token": tokenizer.eos_token, "eos_token_id": tokenizer.eos_token_id}
+
+
+def summary(report):
+    """The report of `inspect_checkpoint` as lines of text.
+
+    Args:
+        report: dict.
+
+    Returns:
+        str.
+    """
+    rows = [("checkpoint", report["checkpoint"])]
+    for weights in report["weights"]:
+        dtypes = ", ".join(weights["dtypes"])
+        files = weights["files"][0] + (f" and {len(weights['files']) - 1} shards" if len(weights["files"]) > 1 else "")
+        rows.append(("weights", f"{weights['dialect']}: {files}, {weights['bytes'] / 1e6:,.1f} MB, {dtypes}"))
+        rows.append(("", f"{weights['tensors']} tensors; heads: {', '.join(weights['heads'])}"))
+    if "parameters" in report:
+        rows += _model_rows(report)
+    tokenizer = report["tokenizer"]
+    described = "none"
+    if tokenizer:
+        described = (
+            f"{tokenizer['tokens']:,} tokens; {tokenizer['eos_token']} ({tokenizer['eos_token_id']}) ends a text"
+        )
+    rows.append(("tokenizer", described))
+    rows += [("problem", problem) for problem in report["problems"]] or [("problems", "none")]
+    return "\n".join(f"{name:<12} {value}" for name, value in rows)
+
+
+def _model_rows(report):
+    blocks = f"{report['blocks']} block" + ("s" if report["blocks"] > 1 else "")
+    embedding = f"{report['vocab_size']:,} tokens of {report['embedding_size']}"
+    embedding += ", factorized" if report["factorized"] else ", not factorized"
+    embedding += ", projections tied" if report["tie_projections"] else ""
+    embedding += ", head tied" if report["tie_word_embeddings"] else ", head of its own"
+    shape = f"{report['n_layer']} layers of {report['n_embd']}, {report['n_head']} heads, inner {report['n_inner']}"
+    return [
+        ("parameters", f"{report['parameters']:,}"),
+        ("shape", f"{shape}, {report['n_positions']:,} positions, {report['activation_function']}"),
+        ("schedule", f"{report['pattern'] or 'no named pattern'}, {blocks}: {json.dumps(report['layer_schedule'])}"),
+        ("embedding", embedding),
+    ]
