@@ -37,7 +37,7 @@ class LazyTensor:
         self.shape, self.dtype, self.load = tuple(shape), np.dtype(dtype), load
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.load(), dtype=dtype)
+        return np.array(self.load(), dtype=dtype, copy=copy)
 
     @property
     def size(self):
