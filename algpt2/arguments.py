@@ -1,6 +1,7 @@
 """What the command lines share: their help, their number types, and the arguments that name a text."""
 
 import argparse
+import re
 import sys
 
 from algpt2.corpus import DETOKENIZERS, PYTHON_DOCS, TextOptions
@@ -53,6 +54,14 @@ def _number(convert, low, name, high=sys.float_info.max):
     return parse
 
 
+def byte_size(text):
+    """A size from a command line, such as `5GB`, as `huggingface_hub` and transformers take it."""
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", text.upper()):
+        raise ValueError
+    return text.upper()
+
+
+byte_size.__name__ = "size such as 500MB or 5GB"
 positive_int = _number(int, 1, "positive integer")
 natural_int = _number(int, 0, "non-negative integer")
 positive_float = _number(float, sys.float_info.min, "positive number")

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.arguments import HelpFormatter, byte_size, positive_int
 from algpt2.errors import exit_on_error
 from algpt2.formats.tensors import DTYPES
 
@@ -51,7 +51,11 @@ def _add_conversion(command, name):
     command.add_argument("--output", metavar="DIR", required=not in_place, help=f"write a new directory{default}")
     command.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as stored)")
     command.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="larger weights become shards (default: 5GB)"
+        "--max-shard-size",
+        type=byte_size,
+        default="5GB",
+        metavar="SIZE",
+        help="larger weights become shards (default: 5GB)",
     )
     command.add_argument("--force", action="store_true", help="replace what is there already")
     command.add_argument("--no-verify", action="store_true", help="do not run the models")

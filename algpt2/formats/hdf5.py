@@ -1,5 +1,6 @@
 """Weights as HDF5, the format of Keras 3, and of the Keras 2 models that transformers had."""
 
+import itertools
 import os
 
 import h5py
@@ -26,16 +27,23 @@ def read_hdf5(path):
     Raises:
         InputError: if the file is missing or damaged.
     """
-    tensors = {}
+    tensors, extents = {}, []
 
     def visit(name, item):
+        if not isinstance(name, str):
+            raise ValueError(f"the name {name} is not text")
         if isinstance(item, h5py.Dataset):
             tensors[name] = _lazy_tensor(path, opened, name, item)
+            extents.append((item.id.get_offset() or 0, item.nbytes, name))
 
     try:
         opened = OpenFile(path)
         with h5py.File(path) as file:
             file.visititems(visit)
+        extents = sorted(extent for extent in extents if extent[0])
+        for (start, size, first), (following, _, second) in itertools.pairwise(extents):
+            if start + size > following:
+                raise ValueError(f"{first} and {second} overlap")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except Exception as error:  # h5py turns the errors of HDF5 into many kinds
@@ -78,7 +86,8 @@ def write_hdf5(path, weights, dtype, convert):
     stored = OPAQUE if dtype == "bfloat16" else DTYPES[dtype]
     size = sum(tensor.size for tensor in weights.values()) * stored.itemsize
     _reserve(path, size)
-    with h5py.File(path, "w") as file:
+    # Since version 1.8 the headers of HDF5 have checksums; by default it writes older ones.
+    with h5py.File(path, "w", libver=("v108", "v108")) as file:
         for name, tensor in weights.items():
             dataset = file.create_dataset(name, tensor.shape, stored)
             if dtype == "bfloat16":
