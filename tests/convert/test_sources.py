@@ -255,8 +255,9 @@ class TestGPT2:
         merges = [" ".join(pair) for pair in state["merges"]]
         tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=state["vocab"], merges=merges)
         backbone = keras_hub.models.GPT2Backbone(len(text_tokenizer), LAYERS, 3, H, 4 * H, max_sequence_length=P)
+        draw = np.random.default_rng(0)
         for variable in backbone.trainable_variables:
-            variable.assign(np.random.default_rng(0).normal(scale=0.3, size=variable.shape))
+            variable.assign(draw.normal(scale=0.3, size=variable.shape))
         preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=P)
         model = keras_hub.models.GPT2CausalLM(backbone, preprocessor)
         directory = tmp_path / "checkpoint"

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import zipfile
 
 import h5py
@@ -81,6 +82,27 @@ class TestHdf5:
         with h5py.File(tmp_path / "file", "w") as file:
             file.create_dataset("a", (4,), "float64", external=[(str(tmp_path / "secret"), 0, 32)])
         with pytest.raises(InputError, match="values of a are in another file"):
+            read_hdf5(tmp_path / "file")
+
+    def test_a_tensor_with_the_place_of_another_is_found(self, tmp_path):
+        with h5py.File(tmp_path / "file", "w") as file:
+            places = [file.create_dataset(name, data=np.ones(5)).id.get_offset() for name in ("a", "b")]
+        content = (tmp_path / "file").read_bytes()
+        first, second = (struct.pack("<Q", place) for place in places)
+        assert content.count(second) == 1
+        (tmp_path / "file").write_bytes(content.replace(second, first))
+        with pytest.raises(InputError, match="a and b overlap"):
+            read_hdf5(tmp_path / "file")
+
+    def test_headers_that_are_written_have_checksums(self, tmp_path):
+        write_hdf5(tmp_path / "file", {"a": lazy(np.ones(500))}, "float64", unchanged)
+        with h5py.File(tmp_path / "file") as file:
+            place = struct.pack("<Q", file["a"].id.get_offset())
+        content = (tmp_path / "file").read_bytes()
+        assert content.count(place) == 1
+        # A place where other bytes are, which nothing else would tell.
+        (tmp_path / "file").write_bytes(content.replace(place, struct.pack("<Q", 8)))
+        with pytest.raises(InputError, match="not readable as HDF5"):
             read_hdf5(tmp_path / "file")
 
     def test_a_wrong_checksum_is_found(self, tmp_path):
@@ -180,7 +202,7 @@ class TestLazyTensor:
             assert found.shape == expected.shape and found.nbytes == expected.nbytes
             np.testing.assert_array_equal(np.asarray(found), expected)
 
-    @pytest.mark.parametrize("shape", [(1,), (3, 5), (700, 3000), (2, 3, 4)])
+    @pytest.mark.parametrize("shape", [(1,), (3, 5), (257, 129), (700, 3000), (2, 3, 4)])
     @pytest.mark.parametrize("transposed", [False, True])
     def test_pieces_are_the_whole(self, shape, transposed):
         array = np.random.default_rng(0).normal(size=shape).astype(ml_dtypes.bfloat16)
