@@ -7,6 +7,8 @@ from setuptools import setup
 PT = ["torch>=2.6", "transformers>=5.23", "accelerate>=1.1"]
 # jinja2 makes the model card of push_to_hub.
 TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.32", "jinja2"]
+# onnxscript is what torch.onnx writes ONNX with.
+EXPORT = ["onnx", "onnxscript>=0.7", "onnxruntime", "ai-edge-litert>=2"]
 # KerasHub's own checks of a model, which the tests run, need grain.
 DEV = ["pytest", "pytest-xdist", "ruff", "grain"]
 
@@ -36,7 +38,8 @@ setup(
     extras_require={
         "pt": PT,
         "tf": TF,
-        "all": [*PT, *TF, "wandb", "tensorboard"],
-        "dev": [*PT, *TF, *DEV],
+        "export": EXPORT,
+        "all": [*PT, *TF, *EXPORT, "wandb", "tensorboard"],
+        "dev": [*PT, *TF, *EXPORT, *DEV],
     },
 )

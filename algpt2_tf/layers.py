@@ -136,7 +136,7 @@ class TFALGPT2Block(keras.layers.Layer):
         positions = ops.arange(length) + cache_update_index
         mask = ops.arange(ops.shape(key)[1])[None, :] <= positions[:, None]
         if padding_mask is not None:
-            mask = ops.logical_and(mask[None, None], ops.cast(padding_mask, "bool")[:, None, None, :])
+            mask = ops.logical_and(mask, ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2)))
 
         scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * self.head_width**-0.5
         # Half-precision sums of many small weights lose digits, so the softmax has at least float32.

@@ -41,6 +41,13 @@ def build_parser():
             formatter_class=HelpFormatter,
         )
     )
+    _add_export(
+        commands.add_parser(
+            "export",
+            help="a format for deployment",
+            description="Write a checkpoint in a format for deployment, run it by its runtime and compare the logits.",
+        )
+    )
     return parser
 
 
@@ -75,11 +82,23 @@ def _add_verification(command):
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_export(command):
+    command.add_argument("directory", help="a checkpoint of any system")
+    command.add_argument("--to", choices=("savedmodel", "litert", "onnx"), required=True, help="the format")
+    command.add_argument("--output", metavar="PATH", required=True, help="a directory, a .tflite or an .onnx file")
+    command.add_argument("--quantize", choices=("int8",), help="round the weights of litert")
+    command.add_argument(
+        "--length", type=positive_int, metavar="N", help="fix the length of litert, and the batch to 1 (default: any)"
+    )
+    command.add_argument("--force", action="store_true", help="replace an export that is there already")
+    command.add_argument("--no-verify", action="store_true", help="do not run what was written")
+
+
 def main(argv=None):
     parser = build_parser()
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        run = {"inspect": _inspect, "verify": _verify}.get(arguments.command, _convert)
+        run = {"inspect": _inspect, "verify": _verify, "export": _export}.get(arguments.command, _convert)
         problem = run(arguments)
     if problem:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
@@ -96,7 +115,8 @@ def _inspect(arguments):
 
 def _verify(arguments):
     # The frameworks take seconds to start; a wrong command line need not wait for them.
-    from convert.verification import as_json, table, verify
+    from convert.comparison import as_json, table
+    from convert.verification import verify
 
     names, comparisons = verify(
         arguments.directory, arguments.other, arguments.dataset, arguments.prompt, arguments.length
@@ -119,9 +139,24 @@ def _convert(arguments):
         print(f"largest rounding error: {result.rounding_error:.2e} of the largest value of {result.rounded_tensor}")
     if arguments.no_verify:
         return None
-    from convert.verification import compare_conversion, table
+    from convert.comparison import table
+    from convert.verification import compare_conversion
 
     names, comparisons = compare_conversion(arguments.directory, result, name)
+    print(table(names, comparisons))
+    return _failure(comparisons)
+
+
+def _export(arguments):
+    from convert.comparison import table
+    from convert.export import compare_export, describe_size, export
+
+    options = {"quantize": arguments.quantize, "length": arguments.length}
+    target = export(arguments.directory, arguments.to, arguments.output, force=arguments.force, **options)
+    print(f"wrote {describe_size(arguments.directory, target)}", flush=True)
+    if arguments.no_verify:
+        return None
+    names, comparisons = compare_export(arguments.directory, arguments.to, target, **options)
     print(table(names, comparisons))
     return _failure(comparisons)
 

@@ -1,9 +1,5 @@
 """Compare what two checkpoints compute, or what both frameworks compute with one."""
 
-import dataclasses
-from dataclasses import dataclass
-
-import numpy as np
 from tqdm.auto import tqdm
 
 from algpt2.checkpoint import find_checkpoint, open_checkpoint
@@ -11,84 +7,13 @@ from algpt2.commands import prepare_prompts, validation_text
 from algpt2.errors import InputError
 from algpt2.evaluation import evaluate, perplexity
 from algpt2.generation import continue_tokens
-from algpt2.reporting import markdown_table
+from convert.comparison import TOLERANCES, Comparison, compare_logits, compare_numbers, fixed_batches
 from convert.sides import both_frameworks, open_side
 
-# The largest difference, relative to the largest value, by the dtype of the computation.
-TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 # Of a GPT-2 whose matrices were multiplied out; and where they were rounded after that, by the dtype.
 GPT2_TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 ROUNDED_TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 NEW_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One quantity on both sides.
-
-    Args:
-        name: str.
-        values: tuple of the two values, as shown; empty for a quantity that is a difference itself.
-        difference: float, of numbers.
-        tolerance: float, that the difference may have; both `None` for what is equal or not.
-        passed: bool. Whether the sides agree.
-    """
-
-    name: str
-    values: tuple
-    difference: float | None
-    tolerance: float | None
-    passed: bool
-
-
-def compare_numbers(name, values, tolerance):
-    """The comparison of two numbers, or of two arrays of one shape.
-
-    Args:
-        name: str.
-        values: tuple of two floats or numpy arrays. Of arrays the largest difference is given.
-        tolerance: float, relative to the largest value of the first.
-
-    Returns:
-        `Comparison`.
-    """
-    first, second = (np.asarray(value) for value in values)
-    difference, allowed = float(np.abs(first - second).max()), float(tolerance * np.abs(first).max())
-    # A NaN is beyond every tolerance.
-    passed = bool(difference <= allowed)
-    return Comparison(name, values if first.ndim == 0 else (), difference, allowed, passed)
-
-
-def compare_logits(sides, config, tolerance):
-    """Compare the logits of every head on fixed token ids, unpadded and padded.
-
-    Args:
-        sides: list of two `convert.sides.PyTorchSide` or `TensorFlowSide`.
-        config: `ALGPT2Config`.
-        tolerance: float, relative to the largest logit.
-
-    Returns:
-        list of `Comparison`.
-    """
-    ids = fixed_ids(config)
-    length = ids.shape[1]
-    padding = np.arange(length) < np.array([length, length // 2, length // 3 + 1, 1])[:, None]
-    comparisons = []
-    for name, mask in (("unpadded", np.ones_like(ids)), ("padded", padding.astype(ids.dtype))):
-        outputs = [side.outputs(ids, mask) for side in sides]
-        for output, label in (("logits", "logit"), ("sop_logits", "sentence-order logit")):
-            if all(output in found for found in outputs):
-                # What is computed at padding does not matter.
-                counted = mask == 1 if output == "logits" else slice(None)
-                arrays = tuple(found[output][counted] for found in outputs)
-                comparisons.append(compare_numbers(f"largest {label} difference, {name}", arrays, tolerance))
-    return comparisons
-
-
-def fixed_ids(config):
-    """int64 (4, length): the token ids that models are compared on."""
-    length = min(config.n_positions, 64)
-    return np.random.default_rng(0).integers(config.vocab_size, size=(4, length))
 
 
 def compare_conversion(source, conversion, to="to_tf"):
@@ -113,7 +38,7 @@ def compare_conversion(source, conversion, to="to_tf"):
     elif conversion.dtype != source.dtype:
         rounded_to = conversion.dtype
     sides = [open_side(source, compute, rounded_to=rounded_to), open_side(target, compute)]
-    return [side.name for side in sides], compare_logits(sides, source.config, tolerance)
+    return [side.name for side in sides], compare_logits([side.outputs for side in sides], source.config, tolerance)
 
 
 def compare_directory(directory):
@@ -131,9 +56,8 @@ def compare_directory(directory):
     """
     first, second = both_frameworks(find_checkpoint(directory))
     dtype = _compute_dtype(first["checkpoint"], second["checkpoint"])
-    return compare_logits(
-        [open_side(dtype=dtype, **side) for side in (first, second)], first["checkpoint"].config, TOLERANCES[dtype]
-    )
+    sides = [open_side(dtype=dtype, **side) for side in (first, second)]
+    return compare_logits([side.outputs for side in sides], first["checkpoint"].config, TOLERANCES[dtype])
 
 
 def _compute_dtype(first, second):
@@ -177,7 +101,7 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
 
     steps = (
         lambda: _compare_losses(sides, configs[0], text, batch_size, tolerance),
-        lambda: compare_logits(sides, configs[0], tolerance),
+        lambda: compare_logits([side.outputs for side in sides], configs[0], tolerance),
         lambda: _compare_hidden_states(sides, configs[0], tolerance),
         lambda: [_compare_continuations(sides, configs[0], context, stop_token_id, tokenizer)],
     )
@@ -191,14 +115,18 @@ def _context(directory, config, prompt):
     """The ids to continue, the id that ends a text, and the tokenizer, which fixed ids do without."""
     if prompt is None:
         # An id that no model can give ends nothing.
-        return fixed_ids(config)[0, :16].tolist(), config.vocab_size, None
+        return _fixed_ids(config)[0, :16].tolist(), config.vocab_size, None
     _, _, tokenizer = prepare_prompts(directory, [prompt])
     return tokenizer.encode(prompt), tokenizer.eos_token_id, tokenizer
 
 
+def _fixed_ids(config):
+    return fixed_batches(config)["unpadded"][0]
+
+
 def _compare_losses(sides, config, text, batch_size, tolerance):
     if text is None:
-        ids = fixed_ids(config)
+        ids = _fixed_ids(config)
         losses = [float(side.token_losses(ids).mean()) for side in sides]
         name = f"fixed ids, length {ids.shape[1]}"
     else:
@@ -212,7 +140,7 @@ def _compare_losses(sides, config, text, batch_size, tolerance):
 
 
 def _compare_hidden_states(sides, config, tolerance):
-    states = [side.hidden_states(fixed_ids(config)) for side in sides]
+    states = [side.hidden_states(_fixed_ids(config)) for side in sides]
     return [
         compare_numbers(f"hidden state that enters depth {depth}", pair, tolerance)
         for depth, pair in enumerate(zip(*states, strict=True))
@@ -226,27 +154,3 @@ def _compare_continuations(sides, config, context, stop_token_id, tokenizer):
         new = continue_tokens(generate, context, NEW_TOKENS, config.n_positions, stop_token_id, lambda token: None)
         found.append(tokenizer.decode(new) if tokenizer else new)
     return Comparison(f"greedy continuation, {NEW_TOKENS} tokens", tuple(found), None, None, found[0] == found[1])
-
-
-def table(names, comparisons):
-    """The comparisons as a Markdown table.
-
-    Args:
-        names: list of str. The two sides.
-        comparisons: list of `Comparison`.
-    """
-    rows = [("", *names, "difference", "tolerance", "")]
-    for comparison in comparisons:
-        values = [f"{value:.6f}" if isinstance(value, float) else repr(value) for value in comparison.values]
-        numbers = ["" if n is None else f"{n:.2e}" for n in (comparison.difference, comparison.tolerance)]
-        rows.append((comparison.name, *(values or ("", "")), *numbers, "ok" if comparison.passed else "FAILED"))
-    return markdown_table(rows)
-
-
-def as_json(names, comparisons):
-    """The comparisons as what `json.dumps` takes.
-
-    Args:
-        names, comparisons: as in `table`.
-    """
-    return {"sides": names, "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons]}

@@ -108,6 +108,18 @@ def random_batch(config, length=12, padded=True, seed=0):
     return ids, (np.arange(length) < lengths[:, None]).astype(ids.dtype)
 
 
+def batches_of_any_shape(config):
+    """Token ids (batch, length) and their masks: unpadded, of several shapes; and padded on either side and within."""
+    draw = np.random.default_rng(0)
+    for batch, length in ((1, 1), (1, 2), (2, 1), (3, 40)):
+        ids = draw.integers(config.vocab_size, size=(batch, length))
+        yield ids, np.ones_like(ids)
+    yield (
+        draw.integers(config.vocab_size, size=(4, 5)),
+        np.array([[1] * 5, [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 1, 0, 1]]),
+    )
+
+
 def relative_difference(expected, found):
     """The largest difference of two arrays, relative to the largest entry."""
     expected, found = (x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (expected, found))

@@ -6,29 +6,21 @@ import pkgutil
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from isolation import ROOT, TENSORFLOW, TORCH, run_without
 
-ROOT = Path(__file__).parent.parent
-# As if the distributions were not installed: nothing finds them.
-BLOCK = """
-import sys
-BLOCKED = BLOCKED_NAMES
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-import MODULE
-assert not [name for name in sys.modules if name.split(".")[0] in BLOCKED]
-"""
-TORCH = ("torch", "accelerate", "algpt2_pt")
-TENSORFLOW = ("tensorflow", "keras", "keras_hub", "keras_nlp", "tensorflow_text", "algpt2_tf")
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT / "algpt2")], prefix="algpt2."))
+WITHOUT_FRAMEWORKS = (
+    "convert.__main__",
+    "convert.comparison",
+    "convert.conversion",
+    "convert.export",
+    "convert.gpt2",
+    "convert.inspection",
+    "convert.runtimes",
+    "convert.verification",
+)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +32,11 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT / "al
         ("algpt2_pt.train", TENSORFLOW),
         ("algpt2_tf", TORCH),
         ("algpt2_tf.train", TORCH),
-        ("convert.__main__", TORCH + TENSORFLOW),
+        *((module, TORCH + TENSORFLOW) for module in WITHOUT_FRAMEWORKS),
     ],
 )
 def test_a_framework_is_imported_without_the_other(module, blocked):
-    code = BLOCK.replace("BLOCKED_NAMES", repr(blocked)).replace("MODULE", module)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    result = run_without(blocked, f"import {module}")
     assert result.returncode == 0, result.stderr
 
 

@@ -1,0 +1,216 @@
+"""Exports of a checkpoint on the command line, each where only the packages it takes are installed."""
+
+import errno
+import re
+import shutil
+
+import pytest
+import tensorflow as tf
+from command_lines import run
+from isolation import TENSORFLOW, TORCH, run_without
+from models import save_checkpoint, tiny_config
+
+import convert.__main__
+from algpt2.checkpoint import read_checkpoint
+from algpt2.errors import InputError
+from algpt2.weights import parameter_count
+from convert.export import SUFFIXES, compare_export, export
+
+# What is exported where a framework is missing: the format, the name of the output and the options.
+EXPORTS = {
+    "savedmodel": (TORCH, "savedmodel", "served/1", ()),
+    "litert": (TORCH, "litert", "model.tflite", ()),
+    "int8": (TORCH, "litert", "int8.tflite", ("--quantize", "int8", "--length", "12")),
+    "onnx": (TENSORFLOW, "onnx", "model.onnx", ()),
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config(n_embd=48, n_head=2, layer_schedule=[0, 0])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    return save_checkpoint(directory, config)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """The directory of the exports, and what their commands print, by the name of the export."""
+    directory, printed = tmp_path_factory.mktemp("exports"), {}
+    for blocked in (TORCH, TENSORFLOW):
+        names = [name for name in EXPORTS if EXPORTS[name][0] == blocked]
+        code = "import convert.__main__\n"
+        for name in names:
+            _, to, output, options = EXPORTS[name]
+            arguments = ["export", str(checkpoint), "--to", to, "--output", str(directory / output), *options]
+            code += f"print('export of', {name!r}); convert.__main__.main({arguments!r})\n"
+        result = run_without(blocked, code)
+        assert result.returncode == 0, result.stderr
+        _, *parts = re.split(r"^export of (.*)$", result.stdout, flags=re.MULTILINE)
+        printed |= dict(zip(parts[::2], parts[1::2], strict=True))
+    return directory, printed
+
+
+@pytest.fixture
+def other_checkpoint(checkpoint, tmp_path):
+    """The checkpoint with another final normalization."""
+    shutil.copytree(checkpoint, tmp_path / "other")
+    config, weights = read_checkpoint(checkpoint)
+    weights["transformer.ln_f.weight"] = -weights["transformer.ln_f.weight"]
+    return save_checkpoint(tmp_path / "other", config, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("savedmodel", ["greedy continuation"]),
+        ("litert", []),
+        ("int8", ["Kullback-Leibler divergence, nats a token", "share of positions with another likeliest token"]),
+        ("onnx", []),
+    ],
+)
+def test_an_export_is_compared_and_its_size_printed(name, rows, config, exported):
+    directory, printed = exported
+    output = directory / EXPORTS[name][2]
+    files = [output] if output.is_file() else [file for file in output.rglob("*") if file.is_file()]
+    size, count = sum(file.stat().st_size for file in files), parameter_count(config)
+    line = f"wrote {output}: {size:,} bytes; {count:,} parameters take {4 * count:,} in float32"
+    assert line in printed[name].splitlines()
+    cells = [line.split("|") for line in printed[name].splitlines() if line.startswith("| ")]
+    logits = ["largest logit difference, unpadded", "largest logit difference, padded"]
+    assert [row[1].strip() for row in cells[1:]] == [*logits, *rows]
+    assert {row[-2].strip() for row in cells[1:]} == {"ok"}
+
+
+@pytest.mark.parametrize("name", list(EXPORTS))
+def test_an_export_of_another_checkpoint_fails(name, exported, checkpoint, other_checkpoint):
+    _, to, output, _ = EXPORTS[name]
+    quantize, length = ("int8", 12) if name == "int8" else (None, None)
+    artefact = exported[0] / output
+    assert all(comparison.passed for comparison in compare_export(checkpoint, to, artefact, quantize, length)[1])
+    _, comparisons = compare_export(other_checkpoint, to, artefact, quantize, length)
+    failed = [comparison.name for comparison in comparisons if not comparison.passed]
+    assert {"largest logit difference, unpadded", "largest logit difference, padded"} <= set(failed)
+    assert ("greedy continuation" in failed) == (name == "savedmodel")
+    assert ("Kullback-Leibler divergence, nats a token" in failed) == (name == "int8")
+
+
+def test_a_difference_beyond_tolerance_is_the_exit_code(exported, other_checkpoint, capsys, monkeypatch):
+    artefact = exported[0] / "model.tflite"
+    monkeypatch.setattr("convert.export.export", lambda *arguments, **options: artefact)
+    arguments = ("export", other_checkpoint, "--to", "litert", "--output", artefact)
+    code, out, err = run(capsys, convert.__main__, *arguments)
+    assert code == 1
+    assert out.count("FAILED") == 2 and "the models differ beyond tolerance" in err
+    code, out, _ = run(capsys, convert.__main__, *arguments, "--no-verify")
+    assert code == 0 and "FAILED" not in out
+
+
+@pytest.mark.parametrize(
+    ("to", "output", "options", "message"),
+    [
+        ("litert", "model.bin", (), r"model\.bin: a file for litert is named with \.tflite at the end"),
+        ("onnx", "there.onnx", (), r"there\.onnx: is there already; give --force"),
+        ("savedmodel", "thesis", ("--force",), r"thesis: is a directory without saved_model\.pb"),
+        ("savedmodel", "there.onnx", ("--force",), r"there\.onnx: is not a directory"),
+        ("onnx", "folder.onnx", ("--force",), r"folder\.onnx: is a directory"),
+        ("onnx", "model.onnx", ("--quantize", "int8"), "--quantize and --length are for --to litert"),
+        ("savedmodel", "1", ("--length", "9"), "--quantize and --length are for --to litert"),
+        ("litert", "model.tflite", ("--length", "81"), "--length 81 is more than n_positions 80"),
+    ],
+)
+def test_wrong_input_changes_nothing(to, output, options, message, checkpoint, capsys, tmp_path):
+    (tmp_path / "there.onnx").write_text("precious")
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = run(
+        capsys, convert.__main__, "export", checkpoint, "--to", to, "--output", tmp_path / output, *options
+    )
+    assert code == 2 and re.search(message, err) and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "there.onnx").read_text() == "precious"
+
+
+@pytest.mark.parametrize("to", ["savedmodel", "litert", "onnx"])
+def test_a_checkpoint_that_cannot_be_read(to, checkpoint, capsys, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    output = tmp_path / "out" / f"model{SUFFIXES.get(to, '')}"
+    for directory, message in (
+        ("damaged", "model.safetensors: not readable"),
+        ("nothing", "nothing: no such directory"),
+    ):
+        code, _, err = run(capsys, convert.__main__, "export", tmp_path / directory, "--to", to, "--output", output)
+        assert code == 2 and message in err and "Traceback" not in err
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("blocked", "to", "message"),
+    [
+        (("onnxruntime", "onnxscript"), "onnx", r"needs onnxscript, onnxruntime; run pip install 'algpt2\[export\]'"),
+        (("ai_edge_litert",), "litert", r"needs ai_edge_litert; run pip install 'algpt2\[export\]'"),
+        (("torch", "onnx"), "onnx", r"needs torch, onnx; run pip install 'algpt2\[pt,export\]'"),
+        (("tensorflow",), "savedmodel", r"needs tensorflow; run pip install 'algpt2\[tf\]'"),
+    ],
+)
+def test_missing_packages_are_named(blocked, to, message, checkpoint, monkeypatch, tmp_path):
+    find_spec = convert.export.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in blocked else find_spec(name))
+    with pytest.raises(InputError, match=message):
+        export(checkpoint, to, tmp_path / "output")
+
+
+def test_what_no_file_can_hold_is_refused(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr("convert.export.FILE_LIMIT", 1000)
+    for output, to in (("model.onnx", "onnx"), ("model.tflite", "litert")):
+        with pytest.raises(InputError, match="more weights than the 2 GB that a file can hold"):
+            export(checkpoint, to, tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "No space left on device"),
+    ],
+)
+def test_nothing_is_half_written(error, checkpoint, monkeypatch, tmp_path):
+    def write_half(model, path, *arguments):
+        path.mkdir()
+        (path / "saved_model.pb").write_text("half")
+        raise error
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_text("whole")
+    monkeypatch.setattr("algpt2_tf.export.export_saved_model", write_half)
+    for output, force in ((tmp_path / "1", True), (tmp_path / "2", False)):
+        with pytest.raises(InputError, match="No space left on device"):
+            export(checkpoint, "savedmodel", output, force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert (tmp_path / "1" / "saved_model.pb").read_text() == "whole"
+
+
+def test_a_saved_model_replaces_an_earlier_one_as_a_whole(checkpoint, monkeypatch, text_tokenizer, tmp_path):
+    def write(model, path, stop_token_ids):
+        path.mkdir()
+        (path / "saved_model.pb").write_text(f"stops at {stop_token_ids}")
+
+    monkeypatch.setattr("algpt2_tf.export.export_saved_model", write)
+    config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=[5, 6])
+    save_checkpoint(tmp_path / "checkpoint", config)
+    output = tmp_path / "served" / "1"
+    assert export(tmp_path / "checkpoint", "savedmodel", output) == output
+    assert (output / "saved_model.pb").read_text() == "stops at (5, 6)"
+    (output / "assets").mkdir()
+    # A tokenizer knows better than a configuration which token ends a text.
+    text_tokenizer.save_pretrained(tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", "savedmodel", output, force=True)
+    assert [path.name for path in output.iterdir()] == ["saved_model.pb"]
+    assert (output / "saved_model.pb").read_text() == f"stops at ({text_tokenizer.eos_token_id},)"
