@@ -19,6 +19,7 @@ WITHOUT_FRAMEWORKS = (
     "convert.gpt2",
     "convert.inspection",
     "convert.runtimes",
+    "convert.sides",
     "convert.verification",
 )
 
@@ -33,6 +34,8 @@ WITHOUT_FRAMEWORKS = (
         ("algpt2_tf", TORCH),
         ("algpt2_tf.train", TORCH),
         *((module, TORCH + TENSORFLOW) for module in WITHOUT_FRAMEWORKS),
+        ("convert.pytorch_side", TENSORFLOW),
+        ("convert.tensorflow_side", TORCH),
     ],
 )
 def test_a_framework_is_imported_without_the_other(module, blocked):
