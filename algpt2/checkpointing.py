@@ -95,9 +95,8 @@ class Checkpoints:
                 self._remove_old()
             wait()
         except (OSError, RuntimeError, SafetensorError, InputError) as error:
-            # Writers of single files have turned their errors into messages already.
-            cause = error.__cause__ if isinstance(error, InputError) else error
-            if not _is_storage_error(cause):
+            cause = storage_error(error)
+            if cause is None:
                 raise
             kept = f"checkpoint-{self.latest()} is whole" if self.latest() else "there is no earlier one"
             raise InputError(
@@ -145,10 +144,18 @@ def _flush_directory(directory):
         os.close(descriptor)
 
 
-def _is_storage_error(error):
+def storage_error(error):
+    """What kept a file from being written, if an error means that; else `None`.
+
+    Args:
+        error: `Exception`.
+    """
+    # Writers of single files have turned their errors into messages already.
+    cause = error.__cause__ if isinstance(error, InputError) else error
     # PyTorch reports a full disk by RuntimeErrors, in the words of C++.
     torch_says = ("iostream error", "failed writing file", "unexpected pos")
-    return isinstance(error, (OSError, SafetensorError)) or any(words in str(error) for words in torch_says)
+    is_one = isinstance(cause, (OSError, SafetensorError)) or any(words in str(cause) for words in torch_says)
+    return cause if is_one else None
 
 
 class StopRequest:

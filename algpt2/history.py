@@ -28,9 +28,7 @@ class History:
         records = read_history(self.path) if run.step and self.path.exists() else []
         self.records = [record for record in records if record["step"] <= run.step]
         if run.is_first:
-            temporary = self.path.with_suffix(".new")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-            os.replace(temporary, self.path)
+            write_history(self.path, self.records)
         self.restart_clock(run.step)
 
     def log_train(self, step, loss, learning_rate, **values):
@@ -147,6 +145,18 @@ def read_history(path):
     if not records:
         raise InputError(f"{path}: no records yet; wait for the run's first loss")
     return records
+
+
+def write_history(path, records):
+    """Write records in place of those that are there.
+
+    Args:
+        path: path of history.jsonl.
+        records: list of dict.
+    """
+    temporary = Path(path).with_suffix(".new")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.replace(temporary, path)
 
 
 def training_flops(config, length):

@@ -17,7 +17,7 @@ LIBRARIES = {"pytorch": "transformers", "tensorflow": "keras-hub"}
 # Arguments that say nothing of the model, or whose meaning another section gives.
 LEFT_OUT = {
     "framework", "output_dir", "overwrite", "resume", "report_to", "push_to_hub", "logging_steps", "eval_steps",
-    "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device", "text",
+    "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device", "text", "steps",
 }  # fmt: skip
 
 PYTORCH_USE = """```python

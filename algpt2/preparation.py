@@ -1,5 +1,6 @@
 """What is settled before a run starts: its data, its configuration and its directory."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -8,9 +9,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from algpt2.arguments import text_options
 from algpt2.checkpoint import find_checkpoint, read_checkpoint
-from algpt2.checkpointing import PARTIAL
+from algpt2.checkpointing import PARTIAL, storage_error
 from algpt2.configuration import ALGPT2Config
 from algpt2.corpus import read_corpus
 from algpt2.errors import InputError
@@ -41,7 +44,8 @@ def prepare_run(arguments, is_first=True, data=None):
     directory = Path(arguments.output_dir)
     resumes = arguments.resume and (directory / ARGUMENTS_FILE).is_file()
     if is_first and not resumes:
-        _require_free(directory, arguments)
+        hint = "give another --output-dir, --resume to go on, or --overwrite to replace it"
+        require_free(directory, "--output-dir", run_sources(arguments), arguments.overwrite, hint)
     _require_reporter(arguments.report_to)
     config = configuration(arguments)
     if arguments.push_to_hub:
@@ -67,12 +71,13 @@ def prepare_run(arguments, is_first=True, data=None):
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
     decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
 
-    # The length that the run has, for whoever reads its record.
-    arguments.length = training_blocks.length
+    # What the run has, for whoever reads its record.
+    arguments.length, arguments.steps, arguments.warmup_steps = training_blocks.length, steps, warmup_steps
     if is_first:
         _remove_leftovers(directory)
     if is_first and not resumes:
-        _make_directory(directory, arguments, config, tokenizer)
+        with new_run_directory(directory, arguments, config, tokenizer):
+            pass
     order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
     return Run(
         *(arguments, directory, config, tokenizer, training_blocks, order, validation),
@@ -175,20 +180,40 @@ def _require_reporter(name):
         os.environ.setdefault("WANDB_PROJECT", "algpt2")
 
 
-def _require_free(directory, arguments):
+def run_sources(arguments):
+    """What a run reads, as `require_free` takes it.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.train_arguments.train_parser`.
+
+    Returns:
+        dict of str to str or `None`.
+    """
+    names = ("init_from", "tokenizer", "dataset", "validation", "config")
+    return {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
+
+
+def require_free(directory, flag, sources, overwrite, hint):
+    """Raise an InputError unless a new run directory may take a place.
+
+    Args:
+        directory: `Path`.
+        flag: str. The argument that names the directory.
+        sources: dict of str to path or `None`. What must not be replaced, by what reads it.
+        overwrite: bool. Whether a run directory that is there may be replaced.
+        hint: str. What to do about one that may not.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise InputError(f"{directory}: is the current directory or holds it; give another --output-dir")
+        raise InputError(f"{directory}: is the current directory or holds it; give another {flag}")
     if not (directory / ARGUMENTS_FILE).is_file():
-        raise InputError(f"{directory}: is there already and is not a run directory; give another --output-dir")
-    for flag in ("init_from", "tokenizer", "dataset", "validation", "config"):
-        if directory.resolve() in (source := Path(getattr(arguments, flag) or "").resolve(), *source.parents):
-            raise InputError(f"{directory}: holds what --{flag.replace('_', '-')} reads; give another --output-dir")
-    if not arguments.overwrite:
-        raise InputError(
-            f"{directory}: is there already; give another --output-dir, --resume to go on, or --overwrite to replace it"
-        )
+        raise InputError(f"{directory}: is there already and is not a run directory; give another {flag}")
+    for reader, name in sources.items():
+        if directory.resolve() in (source := Path(name or "").resolve(), *source.parents):
+            raise InputError(f"{directory}: holds what {reader} reads; give another {flag}")
+    if not overwrite:
+        raise InputError(f"{directory}: is there already; {hint}")
 
 
 def _remove_leftovers(directory):
@@ -200,7 +225,22 @@ def _remove_leftovers(directory):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _make_directory(directory, arguments, config, tokenizer):
+@contextlib.contextmanager
+def new_run_directory(directory, arguments, config, tokenizer):
+    """A run directory to write more into, which takes its name, and the place of another, only if the block succeeds.
+
+    Args:
+        directory: `Path`.
+        arguments: `argparse.Namespace` of `algpt2.train_arguments.train_parser`.
+        config: `ALGPT2Config`.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+
+    Yields:
+        `Path`: the directory, elsewhere; it holds the arguments, the configuration and the tokenizer.
+
+    Raises:
+        InputError: if it cannot be written; what was there stays.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         # All at once, so that a run that is cut off here can still be resumed or started anew.
@@ -210,8 +250,12 @@ def _make_directory(directory, arguments, config, tokenizer):
             (new / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
             config.save_pretrained(new)
             tokenizer.save_pretrained(new)
+            yield new
             if directory.is_dir():
                 shutil.rmtree(directory)
             os.replace(new, directory)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+    except (OSError, RuntimeError, SafetensorError, InputError) as error:
+        cause = storage_error(error)
+        if cause is None:
+            raise
+        raise InputError(f"{directory}: cannot be written ({cause})") from cause

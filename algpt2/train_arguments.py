@@ -41,8 +41,8 @@ def train_parser(program, description, framework):
         `argparse.ArgumentParser`; a framework may add its own arguments.
     """
     parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
-    # The text is recorded with the arguments, so that a resumed run knows it again.
-    parser.set_defaults(framework=framework, text=None)
+    # The text is recorded with the arguments, so that a resumed run knows it again; the steps for whoever reads them.
+    parser.set_defaults(framework=framework, text=None, steps=None)
     _add_model_arguments(parser.add_argument_group("model"))
     _add_data_arguments(parser.add_argument_group("data"))
     _add_training_arguments(parser.add_argument_group("training"))
@@ -161,23 +161,13 @@ def parse_train_arguments(parser, argv=None):
         InputError: if the arguments given differ from those of the run to resume.
     """
     arguments = parser.parse_args(argv)
-    record = Path(arguments.output_dir) / ARGUMENTS_FILE
+    directory = Path(arguments.output_dir)
     if not arguments.resume:
         return arguments
-    if not record.is_file():
-        if record.parent.is_dir() and any(record.parent.iterdir()):
-            raise InputError(f"{record}: no such file; {record.parent} is not the directory of a run")
-        print(f"{record.parent}: no run to resume; starting one", flush=True)
+    if not directory.is_dir() or not any(directory.iterdir()):
+        print(f"{directory}: no run to resume; starting one", flush=True)
         return arguments
-    try:
-        recorded = json.loads(record.read_text(encoding="utf-8"))
-        if recorded["framework"] != arguments.framework:
-            raise InputError(f"{record}: the run was made in {recorded['framework']}; resume it there")
-        recorded = {key: recorded[key] for key in vars(arguments)}
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{record}: not readable as the arguments of a run ({error!r})") from error
+    recorded = vars(read_arguments(directory, parser))
     # argparse leaves alone what a namespace already has, so that what stays None was not given.
     unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
     given = {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
@@ -188,6 +178,36 @@ def parse_train_arguments(parser, argv=None):
                 "leave it out, or start a new run"
             )
     return argparse.Namespace(**{**recorded, **given})
+
+
+def read_arguments(directory, parser):
+    """The recorded arguments of a run.
+
+    Args:
+        directory: path of the run.
+        parser: `argparse.ArgumentParser` of `train_parser`, of the framework that the run was made in.
+
+    Returns:
+        `argparse.Namespace`.
+
+    Raises:
+        InputError: if there is no record, it cannot be read, or the run was made in the other framework.
+    """
+    record = Path(directory) / ARGUMENTS_FILE
+    if not record.is_file():
+        raise InputError(f"{record}: no such file; {directory} is not the directory of a run")
+    expected = parser.parse_args([])
+    try:
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        if recorded["framework"] == expected.framework:
+            return argparse.Namespace(**{key: recorded[key] for key in vars(expected)})
+        command = {"pytorch": "pt2tf", "tensorflow": "tf2pt"}[recorded["framework"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{record}: not readable as the arguments of a run ({error!r})") from error
+    raise InputError(
+        f"{record}: the run was made in {recorded['framework']}; resume it there, or carry it over: "
+        f"python -m convert {command} --training-state"
+    )
 
 
 def configuration(arguments):

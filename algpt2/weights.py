@@ -98,14 +98,29 @@ def check_weights(config, weights, source="checkpoint"):
     shapes = weight_shapes(config)
     if not weights.keys().isdisjoint(sop_shapes(config)):
         shapes |= sop_shapes(config)
-    faults = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in weights]
-    faults += [f"unexpected: {name} {tensor.shape}" for name, tensor in weights.items() if name not in shapes]
-    found = {name: tensor_fault(name, weights[name], shapes[name]) for name in shapes.keys() & weights.keys()}
+    check_tensors(shapes, weights, source)
+
+
+def check_tensors(shapes, tensors, source, reference="configuration"):
+    """Raise unless `tensors` are exactly those expected: each once, in shape, of a finite float type.
+
+    Args:
+        shapes: dict of str to tuple of int, what is expected.
+        tensors: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`.
+        source: str or path. Names the tensors in the error.
+        reference: str. What they must fit.
+
+    Raises:
+        InputError: lists everything missing, unexpected, misshapen or not finite.
+    """
+    faults = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in tensors]
+    faults += [f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in shapes]
+    found = {name: tensor_fault(name, tensors[name], shapes[name]) for name in shapes.keys() & tensors.keys()}
     faults += filter(None, found.values())
-    for name in (name for name in weights if name in found and not found[name]):
-        if not all(is_finite(piece) for piece in pieces(weights[name])):
+    for name in (name for name in tensors if name in found and not found[name]):
+        if not all(is_finite(piece) for piece in pieces(tensors[name])):
             faults.append(not_finite(name))
-    raise_for_faults(faults, source)
+    raise_for_faults(faults, source, reference)
 
 
 def tensor_fault(name, tensor, shape):
@@ -131,18 +146,19 @@ def not_finite(name):
     return f"not finite: {name} holds NaN or infinity"
 
 
-def raise_for_faults(faults, source):
+def raise_for_faults(faults, source, reference="configuration"):
     """Raise an InputError that lists the faults of tensors, if there are any.
 
     Args:
         faults: list of str.
         source: str or path. Names the tensors.
+        reference: str. What they must fit.
     """
     if not faults:
         return
     listing = "; ".join(faults[:LISTED]) + (f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else "")
     noun, verb = ("tensor", "does") if len(faults) == 1 else ("tensors", "do")
-    raise InputError(f"{source}: {len(faults)} {noun} {verb} not fit the configuration: {listing}")
+    raise InputError(f"{source}: {len(faults)} {noun} {verb} not fit the {reference}: {listing}")
 
 
 def common_dtype(weights):

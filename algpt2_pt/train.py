@@ -1,7 +1,6 @@
 """Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`, or by `torchrun` or `accelerate launch`."""
 
 import datetime
-import json
 import os
 import sys
 
@@ -23,6 +22,7 @@ from algpt2.weights import check_weights
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel, to_torch
 from algpt2_pt.pretraining import ALGPT2ForPreTraining
 from algpt2_pt.trainer import QuietProgress, RunCallback, RunTrainer, Samples, without_tied
+from algpt2_pt.training_state import check_checkpoint
 
 
 def parser():
@@ -98,26 +98,6 @@ def initial_model(run):
         # A head that only one of the two has starts new or is left out.
         model.load_state_dict({name: to_torch(array).float() for name, array in weights.items()}, strict=False)
     return model
-
-
-def check_checkpoint(directory):
-    """Raise an InputError unless a checkpoint of Trainer is whole.
-
-    Args:
-        directory: path.
-    """
-    try:
-        read_checkpoint(directory)
-        for pattern in ("trainer_state.json", "optimizer.*", "scheduler.pt", "rng_state*.pth"):
-            if not list(directory.glob(pattern)):
-                raise InputError(f"{directory / pattern}: no such file")
-        json.loads((directory / "trainer_state.json").read_text())["global_step"]
-        for path in [*directory.glob("optimizer.*"), directory / "scheduler.pt"]:
-            torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises errors of many kinds
-        raise InputError(
-            f"{directory}: damaged ({error}); remove it, and --resume goes on from the checkpoint before"
-        ) from error
 
 
 def training_arguments(run):

@@ -7,7 +7,6 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from safetensors.numpy import load_file, save_file
 
 from algpt2.checkpointing import StopRequest
 from algpt2.devices import peak_flops
@@ -25,9 +24,9 @@ from algpt2_tf.pretraining import TFALGPT2ForPreTraining
 from algpt2_tf.strategies import STRATEGIES, is_first, select_strategy, wait_for_everyone
 from algpt2_tf.tfrecords import TFRecordBlocks, is_tfrecords
 from algpt2_tf.training import TrainingModel, batches
+from algpt2_tf.training_state import load_training_state, save_training_state
 from algpt2_tf.weights import assign_weights, canonical_weights
 
-TRAINING_STATE_FILE = "training_state.safetensors"
 DTYPE_POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
@@ -111,39 +110,6 @@ def initial_model(run):
     return model
 
 
-def save_training_state(model, optimizer, directory):
-    """Write what a model and its optimizer know besides the weights: moments, steps, random states.
-
-    Args:
-        model: `TFALGPT2LMHeadModel`.
-        optimizer: `keras.optimizers.Optimizer`, built.
-        directory: path.
-    """
-    variables = [*optimizer.variables, *model.non_trainable_variables]
-    save_file({f"{index}": np.asarray(v) for index, v in enumerate(variables)}, directory / TRAINING_STATE_FILE)
-
-
-def load_training_state(model, optimizer, directory):
-    """Set what `save_training_state` wrote.
-
-    Args:
-        model, optimizer, directory: as in `save_training_state`.
-
-    Raises:
-        InputError: if the file is missing, damaged or of another optimizer.
-    """
-    path, variables = directory / TRAINING_STATE_FILE, [*optimizer.variables, *model.non_trainable_variables]
-    try:
-        state = load_file(path)
-        for index, variable in enumerate(variables):
-            variable.assign(state[f"{index}"])
-    except Exception as error:  # safetensors and TensorFlow raise errors of many kinds
-        raise InputError(
-            f"{path}: not readable as the state of this run ({error}); remove {directory}, and --resume goes on "
-            "from the checkpoint before"
-        ) from error
-
-
 class _Reporter(keras.callbacks.Callback):
     """Writes the history, evaluates and saves at the intervals of the run, and when a stop is requested."""
 
@@ -200,7 +166,7 @@ class _Reporter(keras.callbacks.Callback):
             with run.checkpoints.writing(step, self.history.evaluation_losses()) as directory:
                 self.trained.save_pretrained(directory)
                 run.tokenizer.save_pretrained(directory)
-                save_training_state(self.trained, self.model.optimizer, directory)
+                save_training_state(self.trained, self.model.optimizer, step, directory)
         wait_for_everyone(self.strategy)
 
 

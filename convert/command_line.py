@@ -5,7 +5,7 @@ import json
 import sys
 
 from algpt2.arguments import HelpFormatter, byte_size, positive_int
-from algpt2.errors import exit_on_error
+from algpt2.errors import InputError, exit_on_error
 from algpt2.formats.tensors import DTYPES
 
 CONVERSIONS = {
@@ -66,6 +66,12 @@ def _add_conversion(command, name):
     )
     command.add_argument("--force", action="store_true", help="replace what is there already")
     command.add_argument("--no-verify", action="store_true", help="do not run the models")
+    if in_place:
+        command.add_argument(
+            "--training-state",
+            action="store_true",
+            help="of a run, or one of its checkpoints: make a run of the other framework that --resume goes on with",
+        )
     if name == "to-gpt2":
         command.add_argument("--keras-hub", action="store_true", help="a preset of KerasHub's GPT2CausalLM")
         command.add_argument("--lossy", action="store_true", help="the nearest GPT-2 where none is exact")
@@ -126,6 +132,8 @@ def _verify(arguments):
 
 
 def _convert(arguments):
+    if "training_state" in arguments and arguments.training_state:
+        return _carry(arguments)
     from convert import conversion, gpt2
 
     name = arguments.command.replace("-", "_")
@@ -137,12 +145,29 @@ def _convert(arguments):
     print(f"wrote {result.directory}, {result.dtype}", flush=True)
     if result.rounded_tensor:
         print(f"largest rounding error: {result.rounding_error:.2e} of the largest value of {result.rounded_tensor}")
+    return _compare(arguments, arguments.directory, result.directory, result.dtype)
+
+
+def _carry(arguments):
+    if arguments.dtype or not arguments.output:
+        raise InputError("--training-state makes a new run: give it an --output, and leave out --dtype")
+    from convert import training_state
+
+    carried = getattr(training_state, f"{arguments.command}_run")(
+        arguments.directory, arguments.output, arguments.force
+    )
+    print(training_state.summary(carried))
+    print(f"wrote {carried.checkpoint}", flush=True)
+    return _compare(arguments, carried.source, carried.checkpoint)
+
+
+def _compare(arguments, source, target, dtype=None):
     if arguments.no_verify:
         return None
     from convert.comparison import table
     from convert.verification import compare_conversion
 
-    names, comparisons = compare_conversion(arguments.directory, result, name)
+    names, comparisons = compare_conversion(source, target, arguments.command.replace("-", "_"), dtype)
     print(table(names, comparisons))
     return _failure(comparisons)
 

@@ -16,27 +16,27 @@ ROUNDED_TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 NEW_TOKENS = 24
 
 
-def compare_conversion(source, conversion, to="to_tf"):
+def compare_conversion(source, target, to, dtype=None):
     """Compare the logits of a converted checkpoint with those of its source.
 
     Args:
-        source: path.
-        conversion: `convert.conversion.Conversion`.
-        to: str. The function that made it: `"pt2tf"`, `"tf2pt"`, `"to_tf"`, `"to_pt"` or `"to_gpt2"`.
+        source, target: path.
+        to: str. The function that converted it: `"pt2tf"`, `"tf2pt"`, `"to_tf"`, `"to_pt"` or `"to_gpt2"`.
+        dtype: str. What the weights were rounded to; `None` if they were not.
 
     Returns:
         tuple of the names of the sides and the list of `Comparison`.
     """
     target_framework = {"pt2tf": "tensorflow", "to_tf": "tensorflow"}.get(to, "pytorch")
     source = open_checkpoint(source, "tensorflow" if to == "tf2pt" else "pytorch")
-    target = open_checkpoint(conversion.directory, target_framework)
+    target = open_checkpoint(target, target_framework)
     compute = _compute_dtype(source, target)
     tolerance, rounded_to = TOLERANCES[compute], None
     if to == "to_gpt2":
         # Products are rounded after they are computed, so that rounding the source would not give the same.
-        tolerance = ROUNDED_TOLERANCES.get(conversion.dtype, GPT2_TOLERANCES[compute])
-    elif conversion.dtype != source.dtype:
-        rounded_to = conversion.dtype
+        tolerance = ROUNDED_TOLERANCES.get(dtype, GPT2_TOLERANCES[compute])
+    elif dtype != source.dtype:
+        rounded_to = dtype
     sides = [open_side(source, compute, rounded_to=rounded_to), open_side(target, compute)]
     return [side.name for side in sides], compare_logits([side.outputs for side in sides], source.config, tolerance)
 

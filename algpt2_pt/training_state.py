@@ -1,0 +1,158 @@
+"""The training state of a PyTorch run in and out of a checkpoint, in the files that transformers' Trainer writes."""
+
+import json
+import random
+
+import numpy as np
+import torch
+from transformers import TrainerControl, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from algpt2.checkpoint import read_checkpoint
+from algpt2.errors import InputError
+from algpt2.training_state import TrainingState, moment_shapes
+from algpt2.weights import check_tensors
+from algpt2_pt.optimization import create_optimizer, create_scheduler
+
+RANDOM_STATE_FILE = "rng_state.pth"
+
+
+def check_checkpoint(directory):
+    """Raise an InputError unless a checkpoint of Trainer is whole.
+
+    Args:
+        directory: path.
+    """
+    try:
+        read_checkpoint(directory)
+        for pattern in (TRAINER_STATE_NAME, "optimizer.*", SCHEDULER_NAME, "rng_state*.pth"):
+            if not list(directory.glob(pattern)):
+                raise InputError(f"{directory / pattern}: no such file")
+        json.loads((directory / TRAINER_STATE_NAME).read_text())["global_step"]
+        for path in [*directory.glob("optimizer.*"), directory / SCHEDULER_NAME]:
+            _load(path)
+    except Exception as error:  # torch raises errors of many kinds
+        raise _damaged(directory, error) from error
+
+
+def read_training_state(directory, model, arguments):
+    """The training state that a checkpoint of Trainer holds.
+
+    Args:
+        directory: path of the checkpoint.
+        model: `ALGPT2LMHeadModel`, whose parameters the moments belong to.
+        arguments: `argparse.Namespace`, those of the run.
+
+    Returns:
+        `algpt2.training_state.TrainingState`.
+
+    Raises:
+        InputError: if a file is missing, damaged or of another optimizer.
+    """
+    try:
+        step = TrainerState.load_from_json(directory / TRAINER_STATE_NAME).global_step
+        iterations = _load(directory / SCHEDULER_NAME)["last_epoch"]
+        moments = {
+            f"{name}.{moment}": tensor.numpy()
+            for name, moments_of_weight in _optimizer_state(directory, model, arguments).items()
+            for moment, tensor in moments_of_weight.items()
+            if moment != "step"
+        }
+        loss_scale = None
+        if arguments.precision == "fp16":
+            scaler = _load(directory / SCALER_NAME)
+            loss_scale = (scaler["scale"], scaler["_growth_tracker"])
+    except Exception as error:  # torch raises errors of many kinds
+        raise _damaged(directory, error) from error
+    weights = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    reference = f"optimizer, {arguments.optimizer}"
+    check_tensors(moment_shapes(arguments.optimizer, weights), moments, source=directory, reference=reference)
+    return TrainingState(step, iterations, moments, loss_scale)
+
+
+def _optimizer_state(directory, model, arguments):
+    """The state of the optimizer by the names of the parameters."""
+    if (directory / OPTIMIZER_NAME_BIN).is_file():
+        # FSDP names them, where an optimizer by itself counts them.
+        return _load(directory / OPTIMIZER_NAME_BIN)["state"]
+    optimizer = _optimizer(model, arguments)
+    optimizer.load_state_dict(_load(directory / OPTIMIZER_NAME))
+    return {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+
+
+def write_training_state(state, directory, model, arguments):
+    """Write a training state as Trainer does, with random states that start anew from the seed.
+
+    Args:
+        state: `algpt2.training_state.TrainingState`.
+        directory: path of the checkpoint.
+        model: `ALGPT2LMHeadModel`, whose parameters the moments belong to.
+        arguments: `argparse.Namespace`, those of the run.
+    """
+    optimizer = _optimizer(model, arguments)
+    scheduler = create_scheduler(
+        optimizer, arguments.lr_schedule, arguments.warmup_steps, arguments.steps, arguments.decay_steps
+    )
+    _set_moments(optimizer, model, state)
+    scheduler.load_state_dict(
+        {**scheduler.state_dict(), "last_epoch": state.iterations - 1, "_step_count": state.iterations}
+    )
+    # The last step also tells the optimizer its learning rate.
+    scheduler.step()
+    torch.save(optimizer.state_dict(), directory / OPTIMIZER_NAME)
+    torch.save(scheduler.state_dict(), directory / SCHEDULER_NAME)
+    if state.loss_scale:
+        scale, steps = state.loss_scale
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        torch.save({**scaler.state_dict(), "_growth_tracker": steps}, directory / SCALER_NAME)
+    torch.save(_random_states(arguments.seed), directory / RANDOM_STATE_FILE)
+    TrainerState(
+        epoch=state.step / arguments.steps,
+        global_step=state.step,
+        max_steps=arguments.steps,
+        num_train_epochs=1,
+        logging_steps=arguments.logging_steps,
+        eval_steps=arguments.eval_steps,
+        save_steps=arguments.save_steps,
+        train_batch_size=arguments.batch_size // arguments.gradient_accumulation,
+        # Trainer saves its own in their place, and fails if there are none.
+        stateful_callbacks=[TrainerControl()],
+    ).save_to_json(directory / TRAINER_STATE_NAME)
+
+
+def _optimizer(model, arguments):
+    return create_optimizer(model, arguments.optimizer, arguments.learning_rate, arguments.weight_decay)
+
+
+@torch.no_grad()
+def _set_moments(optimizer, model, state):
+    # An optimizer makes its state in its first step, which moves nothing at a learning rate of 0.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        for moment, tensor in optimizer.state[parameter].items():
+            value = state.iterations if moment == "step" else state.moments[f"{name}.{moment}"]
+            tensor.copy_(torch.as_tensor(value))
+
+
+def _random_states(seed):
+    """Those that Trainer saves, as after `transformers.set_seed`."""
+    states = {
+        "python": random.Random(seed).getstate(),
+        "numpy": np.random.RandomState(seed).get_state(),
+        "cpu": torch.Generator().manual_seed(seed).get_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.Generator("cuda").manual_seed(seed).get_state()
+    return states
+
+
+def _load(path):
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _damaged(directory, error):
+    return InputError(f"{directory}: damaged ({error}); remove it, and --resume goes on from the checkpoint before")
