@@ -65,8 +65,7 @@ def read_training_state(directory, model, arguments):
     except Exception as error:  # torch raises errors of many kinds
         raise _damaged(directory, error) from error
     weights = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    reference = f"optimizer, {arguments.optimizer}"
-    check_tensors(moment_shapes(arguments.optimizer, weights), moments, source=directory, reference=reference)
+    check_tensors(moment_shapes(arguments.optimizer, weights), moments, source=directory, reference="optimizer")
     return TrainingState(step, iterations, moments, loss_scale)
 
 
