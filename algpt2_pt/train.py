@@ -153,7 +153,7 @@ def process_count(arguments):
 def machine_flops(arguments):
     """float: the floating-point operations a second that the devices of a run reach in a matrix product."""
     gpu = uses_gpu(arguments)
-    size, dtype = (8192 if gpu else 1536), {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    size, dtype = (8192 if gpu else 512), {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     matrix = torch.ones(size, size, dtype=dtype[arguments.precision], device="cuda" if gpu else "cpu")
 
     def multiply():

@@ -210,7 +210,7 @@ def order_function(model):
 def machine_flops(arguments, strategy):
     """float: the floating-point operations a second that the devices of a run reach in a matrix product."""
     accelerated = bool(tf.config.get_visible_devices("GPU")) or arguments.strategy == "tpu"
-    size = 8192 if accelerated else 1536
+    size = 8192 if accelerated else 512
     dtype = keras.DTypePolicy(DTYPE_POLICIES[arguments.precision]).compute_dtype
     matrix = tf.ones((size, size), dtype)
 

@@ -1,10 +1,13 @@
 """What every test process sets before a framework starts."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ALGPT2_CACHE"] = tempfile.mkdtemp(prefix="algpt2-cache-")
+atexit.register(shutil.rmtree, os.environ["ALGPT2_CACHE"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras

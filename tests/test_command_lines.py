@@ -184,7 +184,7 @@ def test_a_diverged_run_fails_and_saves_no_weights(files, framework, tmp_path, c
     ("stored", "message"),
     [
         ("[]", "expected a JSON object, found list"),
-        ('{"model_type": "bert"}', "model_type is 'bert'; expected one of algpt2, gpt2"),
+        ('{"model_type": "bert"}', "model_type is 'bert'; expected algpt2 or gpt2, or a preset of KerasHub"),
         ('{"model_type": "algpt2", "n_head": 7}', "n_embd must be divisible by n_head"),
         ('{"model_type": "algpt2", "n_embd": "wide"}', "n_embd"),
     ],

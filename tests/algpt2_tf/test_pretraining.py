@@ -145,12 +145,12 @@ def test_damaged_files_are_input_errors(model, tmp_path):
     model.save_pretrained(tmp_path)
     path = tmp_path / "model.weights.h5"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"model\.weights\.h5: damaged"):
+    with pytest.raises(InputError, match=r"model\.weights\.h5: not readable as HDF5"):
         TFALGPT2ForPreTraining.from_pretrained(tmp_path)
 
 
 def test_half_a_head_is_refused():
     weights = pretraining_weights(CONFIG, "float32")
     del weights["sop_classifier.bias"]
-    with pytest.raises(InputError, match=r"1 tensors do not fit.*\n.*missing: sop_classifier\.bias \(2,\)"):
+    with pytest.raises(InputError, match=r"1 tensor does not fit.* missing: sop_classifier\.bias \(2,\)"):
         assign_weights(pretraining_model(), weights)
