@@ -1,6 +1,7 @@
 """Checkpoint directories: finding and opening those of any dialect, and writing files all at once or not at all."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -27,6 +28,14 @@ from algpt2.weights import Casting, check_weights, common_dtype
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+MODEL_CARD = "README.md"
+# What a checkpoint in any dialect has besides its weights.
+METADATA_FILES = (
+    *(CONFIG_FILE, GENERATION_FILE, MODEL_CARD),
+    *(TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt"),
+    *("metadata.json", "task.json", "preprocessor.json"),
+)
 METADATA_PATTERNS = ("*.json", "*.txt", "*.md", "assets/tokenizer/*")
 
 
@@ -198,11 +207,12 @@ def write_dialect(directory, kind, dialect, config, weights, dtype=None, max_sha
 
 
 @contextlib.contextmanager
-def files_replaced_in(directory):
+def files_replaced_in(directory, stale=()):
     """A temporary directory whose files move into `directory` only if the block succeeds.
 
     Args:
         directory: path; made if it is not there. Its other files stay as they are.
+        stale: iterable of str, names of files with wildcards. What of `directory` to remove if it is not replaced.
 
     Raises:
         InputError: if the directory cannot be written.
@@ -227,15 +237,28 @@ def files_replaced_in(directory):
             # It appears with all its files at once.
             os.replace(temporary, directory)
             return
-        for file in sorted(temporary.iterdir()):
-            target = directory / file.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(file, target)
+        files = [path.relative_to(temporary) for path in temporary.rglob("*") if not path.is_dir()]
+        for file in files:
+            _require_place(directory, file)
+        for file in files:
+            (directory / file.parent).mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / file, directory / file)
+        for path in itertools.chain.from_iterable(map(directory.glob, stale)):
+            if path.relative_to(directory) not in files and not path.is_dir():
+                path.unlink()
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_place(directory, file):
+    target = directory / file
+    if target.is_dir():
+        raise InputError(f"{target}: is a directory, where a file is to be written")
+    for parent in target.parents[: len(file.parents) - 1]:
+        if parent.exists() and not parent.is_dir():
+            raise InputError(f"{parent}: is a file, where a directory is to be written")
 
 
 def share_files(directory):

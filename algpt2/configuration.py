@@ -207,7 +207,8 @@ class ALGPT2Config(PreTrainedConfig):
                 f"layer_schedule has {len(self.layer_schedule)} entries, but n_layer is {self.n_layer}; "
                 "give one block index for each depth"
             )
-        if set(self.layer_schedule) != set(range(self.n_block)):
+        blocks = set(self.layer_schedule)
+        if min(blocks) != 0 or len(blocks) != self.n_block:
             raise ValueError(
                 f"layer_schedule must use every block from 0 to {max(self.layer_schedule)} "
                 f"without gaps, but is {self.layer_schedule}"

@@ -21,7 +21,7 @@ from algpt2.hub import require_access
 from algpt2.optimization import final_decay_steps
 from algpt2.packing import Blocks, TrainingOrder, tokenize
 from algpt2.run import Run
-from algpt2.tokenization import load_tokenizer, special_token_ids, train_tokenizer
+from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, load_tokenizer, special_token_ids, train_tokenizer
 from algpt2.train_arguments import ARGUMENTS_FILE, configuration
 from algpt2.weights import check_weights
 
@@ -59,7 +59,7 @@ def prepare_run(arguments, is_first=True, data=None):
     )
     tokens = special_token_ids(tokenizer)
     if not arguments.init_from:
-        tokens["vocab_size"] = len(tokenizer)
+        tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": len(tokenizer)}
     config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
     if arguments.init_from and not resumes:
         _require_weights(arguments, config)

@@ -19,6 +19,7 @@ from algpt2.errors import InputError, exit_on_error
 END_OF_TEXT = "<|endoftext|>"
 # Documents end with END_OF_TEXT whatever other special tokens there are.
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+SPECIAL_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # GPT-2's files: the vocabulary, and the merges that belong to it; in a KerasHub preset last.
 VOCABULARIES = {
     "vocab.json": "merges.txt",
@@ -170,7 +171,11 @@ def load_tokenizer(directory):
         raise InputError(f"{directory / TOKENIZER_FILE}: no such file; give a directory with a {TOKENIZER_FILE}")
     try:
         if path.name == TOKENIZER_FILE:
-            return PreTrainedTokenizerFast.from_pretrained(directory)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+            if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
+                # That of GPT-2 on the hub leaves it to the class.
+                tokenizer.add_special_tokens({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT})
+            return tokenizer
         merges = directory / VOCABULARIES[str(path.relative_to(directory))]
         tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -182,15 +187,37 @@ def load_tokenizer(directory):
 
 
 def special_token_ids(tokenizer):
-    """The special tokens that a configuration knows.
+    """The special tokens that a tokenizer names and a configuration knows.
 
     Args:
         tokenizer: `transformers.PreTrainedTokenizerFast`.
 
     Returns:
-        dict of str, a field of `algpt2.ALGPT2Config`, to int or `None`.
+        dict of str, of `SPECIAL_TOKEN_FIELDS`, to int.
     """
-    return {f"{role}_id": getattr(tokenizer, f"{role}_id") for role in ("bos_token", "eos_token", "pad_token")}
+    ids = {field: getattr(tokenizer, field) for field in SPECIAL_TOKEN_FIELDS}
+    return {field: token for field, token in ids.items() if token is not None}
+
+
+def stored_special_token_ids(directory):
+    """As `special_token_ids`, of the tokenizer of a directory; empty if it has none."""
+    return special_token_ids(load_tokenizer(directory)) if has_tokenizer(directory) else {}
+
+
+def is_gpt2_tokenizer(tokenizer):
+    """Whether a tokenizer splits texts as GPT-2's, whatever its vocabulary: what KerasHub's can do.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    splitter, model = state["pre_tokenizer"] or {}, state["model"]
+    return (
+        (state["normalizer"], splitter.get("type"), model["type"]) == (None, "ByteLevel", "BPE")
+        and (splitter["add_prefix_space"], splitter.get("use_regex", True)) == (False, True)
+        and [token["content"] for token in state["added_tokens"]] == [END_OF_TEXT]
+        and END_OF_TEXT in model["vocab"]
+    )
 
 
 def check_vocabulary(tokenizer, config, source):

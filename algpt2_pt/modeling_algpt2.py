@@ -22,7 +22,7 @@ from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, open_checkpoint,
 from algpt2.dialects import find_dialect
 from algpt2.dialects.algpt2 import PYTORCH
 from algpt2.formats import find_weights, read_weights
-from algpt2.tokenization import has_tokenizer, load_tokenizer, special_token_ids
+from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, stored_special_token_ids
 from algpt2.weights import check_weights
 
 
@@ -188,15 +188,15 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in vars(ALGPT2Config()) and key != "dtype"}
         checkpoint = open_checkpoint(directory)
         check_weights(checkpoint.config, checkpoint.weights, source=checkpoint.path)
-        if has_tokenizer(directory):
-            overrides = {**special_token_ids(load_tokenizer(directory)), **overrides}
-        config = read_config(directory, **overrides)
+        config = read_config(directory, **{**stored_special_token_ids(directory), **overrides})
         state_dict = {name: to_torch(np.asarray(tensor)) for name, tensor in checkpoint.weights.items()}
-        model = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
+        loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
         if (directory / GENERATION_FILE).is_file():
-            tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            # With `output_loading_info` the model comes first.
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            tokens = {name: getattr(config, name) for name in SPECIAL_TOKEN_FIELDS}
             model.generation_config = GenerationConfig.from_pretrained(directory, **tokens)
-        return model
+        return loaded
 
 
 def is_own_checkpoint(directory, stored):

@@ -16,7 +16,8 @@ from algpt2.checkpoint import (
     read_config,
     write_checkpoint_weights,
 )
-from algpt2.tokenization import has_tokenizer
+from algpt2.formats import KERAS
+from algpt2.tokenization import has_tokenizer, stored_special_token_ids
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.layers import projection_initializer
 from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
@@ -121,7 +122,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected keyword arguments {sorted(unknown)}")
         directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
-        config = read_config(directory, **kwargs)
+        config = read_config(directory, **{**stored_special_token_ids(directory), **kwargs})
         if preprocessor == "auto":
             preprocessor = None
             if has_tokenizer(directory):
@@ -148,7 +149,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         """
         if any(layer.quantization_mode for layer in self._flatten_layers()):
             raise ValueError("the model is quantized: save it with save() or save_to_preset(), or before quantize()")
-        with files_replaced_in(save_directory) as temporary:
+        with files_replaced_in(save_directory, stale=KERAS.patterns) as temporary:
             config = type(self.config).from_dict(self.config.to_dict())
             config.architectures = [self.architecture]
             config.dtype = self.backbone.variable_dtype

@@ -6,7 +6,7 @@ import keras
 from keras_hub.models import GPT2Backbone, GPT2CausalLM, GPT2CausalLMPreprocessor, GPT2Tokenizer
 
 from algpt2.formats import KERAS
-from algpt2.tokenization import END_OF_TEXT
+from algpt2.tokenization import is_gpt2_tokenizer
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -59,8 +59,8 @@ def save_preset(directory, config, tokenizer, dtype):
     Args:
         directory: `Path`.
         config: `algpt2.ALGPT2Config` without sharing and factorization.
-        tokenizer: `transformers.PreTrainedTokenizerFast`; the preset has a preprocessor if it is a byte-level BPE with
-            the end token of GPT-2. Or `None`.
+        tokenizer: `transformers.PreTrainedTokenizerFast`, or `None`. The preset has a preprocessor if it tokenizes as
+            GPT-2's does.
         dtype: str. That of the weights.
     """
     task = GPT2CausalLM if config.tie_word_embeddings else UntiedGPT2CausalLM
@@ -76,8 +76,8 @@ def save_preset(directory, config, tokenizer, dtype):
     )
     backbone.load_weights(directory / KERAS.file)
     preprocessor = None
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer else {}
-    if model.get("type") == "BPE" and END_OF_TEXT in model["vocab"]:
+    if tokenizer and is_gpt2_tokenizer(tokenizer):
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         preprocessor = task.preprocessor_cls(
             task.preprocessor_cls.tokenizer_cls(vocabulary=model["vocab"], merges=merges),

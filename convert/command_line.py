@@ -60,7 +60,6 @@ def _add_conversion(command, name):
     command.add_argument(
         "--max-shard-size",
         type=byte_size,
-        default="5GB",
         metavar="SIZE",
         help="larger weights become shards (default: 5GB)",
     )
@@ -116,10 +115,13 @@ def _inspect(arguments):
 
     report = inspect_checkpoint(arguments.directory)
     print(json.dumps(report) if arguments.json else summary(report))
-    return f"{len(report['problems'])} problems" if report["problems"] else None
+    count = len(report["problems"])
+    return f"{count} problem{'s' if count > 1 else ''}" if count else None
 
 
 def _verify(arguments):
+    if arguments.length and not arguments.dataset:
+        raise InputError("--length is of the blocks of --dataset; give one, or leave it out")
     # The frameworks take seconds to start; a wrong command line need not wait for them.
     from convert.comparison import as_json, table
     from convert.verification import verify
@@ -138,10 +140,9 @@ def _convert(arguments):
 
     name = arguments.command.replace("-", "_")
     convert = gpt2.to_gpt2 if name == "to_gpt2" else getattr(conversion, name)
-    extra = {option: getattr(arguments, option) for option in ("keras_hub", "lossy") if option in arguments}
-    result = convert(
-        arguments.directory, arguments.output, arguments.dtype, arguments.force, arguments.max_shard_size, **extra
-    )
+    options = ("max_shard_size", "keras_hub", "lossy")
+    given = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None)}
+    result = convert(arguments.directory, arguments.output, arguments.dtype, arguments.force, **given)
     print(f"wrote {result.directory}, {result.dtype}", flush=True)
     if result.rounded_tensor:
         print(f"largest rounding error: {result.rounding_error:.2e} of the largest value of {result.rounded_tensor}")
@@ -149,8 +150,10 @@ def _convert(arguments):
 
 
 def _carry(arguments):
-    if arguments.dtype or not arguments.output:
-        raise InputError("--training-state makes a new run: give it an --output, and leave out --dtype")
+    if arguments.dtype or arguments.max_shard_size or not arguments.output:
+        raise InputError(
+            "--training-state makes a new run: give it an --output, and leave out --dtype and --max-shard-size"
+        )
     from convert import training_state
 
     carried = getattr(training_state, f"{arguments.command}_run")(

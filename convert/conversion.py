@@ -10,22 +10,30 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from algpt2.checkpoint import (
     GENERATION_FILE,
+    METADATA_FILES,
+    MODEL_CARD,
     files_replaced_in,
+    find_checkpoint,
     open_checkpoint,
+    read_config,
     write_checkpoint_weights,
 )
 from algpt2.configuration import ALGPT2Config
-from algpt2.dialects.algpt2 import KERAS as ALGPT2_KERAS
-from algpt2.dialects.algpt2 import KERAS_TIED as ALGPT2_KERAS_TIED
-from algpt2.dialects.algpt2 import PYTORCH as ALGPT2_PYTORCH
+from algpt2.dialects import algpt2
 from algpt2.errors import InputError
-from algpt2.formats import FORMATS, KERAS, SAFETENSORS, is_weights_file
-from algpt2.tokenization import check_vocabulary, has_tokenizer, load_tokenizer, special_token_ids
+from algpt2.formats import FORMATS, KERAS, SAFETENSORS
+from algpt2.tokenization import (
+    SPECIAL_TOKEN_FIELDS,
+    check_vocabulary,
+    has_tokenizer,
+    load_tokenizer,
+    special_token_ids,
+)
 from algpt2.weights import Casting
 
-OWN_DIALECTS = (ALGPT2_PYTORCH, ALGPT2_KERAS, ALGPT2_KERAS_TIED)
+# What another checkpoint in the target leaves behind.
+CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
 TARGETS = {"pytorch": SAFETENSORS, "tensorflow": KERAS}
-MODEL_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def pt2tf(directory, output=None, dtype=None, force=False, max_shard_size="5GB")
     Example:
         >>> pt2tf("checkpoint/")  # doctest: +SKIP
     """
-    return convert_checkpoint(_opened(directory, "pytorch"), "tensorflow", output, dtype, force, max_shard_size)
+    return convert_checkpoint(_opened(directory, "pytorch", output), "tensorflow", output, dtype, force, max_shard_size)
 
 
 def tf2pt(directory, output=None, dtype=None, force=False, max_shard_size="5GB"):
@@ -73,7 +81,7 @@ def tf2pt(directory, output=None, dtype=None, force=False, max_shard_size="5GB")
     Example:
         >>> tf2pt("runs/demo")  # doctest: +SKIP
     """
-    return convert_checkpoint(_opened(directory, "tensorflow"), "pytorch", output, dtype, force, max_shard_size)
+    return convert_checkpoint(_opened(directory, "tensorflow", output), "pytorch", output, dtype, force, max_shard_size)
 
 
 def to_tf(directory, output, dtype=None, force=False, max_shard_size="5GB"):
@@ -82,7 +90,8 @@ def to_tf(directory, output, dtype=None, force=False, max_shard_size="5GB"):
     Example:
         >>> to_tf("gpt2/", "gpt2-tf/")  # doctest: +SKIP
     """
-    return convert_checkpoint(open_checkpoint(directory), "tensorflow", output, dtype, force, max_shard_size)
+    checkpoint = open_checkpoint(find_checkpoint(directory))
+    return convert_checkpoint(checkpoint, "tensorflow", output, dtype, force, max_shard_size)
 
 
 def to_pt(directory, output, dtype=None, force=False, max_shard_size="5GB"):
@@ -91,11 +100,13 @@ def to_pt(directory, output, dtype=None, force=False, max_shard_size="5GB"):
     Example:
         >>> to_pt("gpt2-preset/", "gpt2-pt/")  # doctest: +SKIP
     """
-    return convert_checkpoint(open_checkpoint(directory), "pytorch", output, dtype, force, max_shard_size)
+    checkpoint = open_checkpoint(find_checkpoint(directory))
+    return convert_checkpoint(checkpoint, "pytorch", output, dtype, force, max_shard_size)
 
 
-def _opened(directory, framework):
-    checkpoint = open_checkpoint(directory, framework)
+def _opened(directory, framework, output):
+    # What is downloaded is not to be added to.
+    checkpoint = open_checkpoint(find_checkpoint(directory) if output else directory, framework)
     if checkpoint.format.framework != framework:
         files = ", ".join(kind.file for kind in FORMATS if kind.framework == framework)
         raise InputError(f"{directory}: holds none of {files}; found {checkpoint.path.name} only")
@@ -120,30 +131,38 @@ def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=Fal
     """
     target = _target(checkpoint, output, dtype, TARGETS[framework], force)
     metadata = read_metadata(checkpoint)
+    weights = checkpoint.weights
     dtype = dtype or checkpoint.dtype
-    casting = Casting(dtype, checkpoint.path)
-    with files_replaced_in(target) as temporary, casting_with_progress(checkpoint.weights, casting) as cast:
-        write_checkpoint_weights(
-            temporary, checkpoint.config, checkpoint.weights, framework, dtype, max_shard_size, cast
-        )
+
+    def write(directory, cast):
+        write_checkpoint_weights(directory, checkpoint.config, weights, framework, dtype, max_shard_size, cast)
         if target != checkpoint.directory:
-            write_metadata(temporary, metadata, dtype)
-        written = {path.name for path in temporary.iterdir()}
-    remove_stale_weights(target, written, [TARGETS[framework]] if target == checkpoint.directory else FORMATS)
-    return Conversion(target, dtype, casting.error, casting.tensor)
+            write_metadata(directory, metadata, dtype)
+
+    stale = TARGETS[framework].patterns if target == checkpoint.directory else CHECKPOINT_FILES
+    return write_conversion(target, weights, Casting(dtype, checkpoint.path), write, stale)
+
+
+def write_conversion(target, weights, casting, write, stale):
+    """Write what was converted, all at once or not at all.
+
+    Args:
+        target: `Path` of a directory.
+        weights: dict of str to tensor, all that is going to be cast.
+        casting: `algpt2.weights.Casting`.
+        write: function of a directory and of a function as `casting`.
+        stale: iterable of str, as in `algpt2.checkpoint.files_replaced_in`.
+
+    Returns:
+        `Conversion`.
+    """
+    with files_replaced_in(target, stale) as temporary, _with_progress(weights, casting) as cast:
+        write(temporary, cast)
+    return Conversion(target, casting.dtype.name, casting.error, casting.tensor)
 
 
 @contextlib.contextmanager
-def casting_with_progress(weights, casting):
-    """A `algpt2.weights.Casting` that shows a progress bar, if it takes more than two seconds.
-
-    Args:
-        weights: dict of str to tensor, all that is going to be cast.
-        casting: `algpt2.weights.Casting`.
-
-    Yields:
-        function as `casting`.
-    """
+def _with_progress(weights, casting):
     total = sum(tensor.nbytes for tensor in weights.values())
     with tqdm(desc="converting", total=total, unit="B", unit_scale=True, leave=False, delay=2, disable=None) as bar:
 
@@ -155,7 +174,7 @@ def casting_with_progress(weights, casting):
 
 
 def new_target(checkpoint, output, force):
-    """The directory to write, which is another than the source and holds nothing that is not to be replaced.
+    """The directory to write, which is apart from the source and empty, or a checkpoint that is to be replaced.
 
     Args:
         checkpoint: `algpt2.checkpoint.Checkpoint`, the source.
@@ -171,11 +190,19 @@ def new_target(checkpoint, output, force):
     target = Path(output)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is not a directory")
-    if target.exists() and target.samefile(checkpoint.directory):
+    resolved, source = target.resolve(), checkpoint.directory.resolve()
+    if resolved == source:
         raise InputError(f"{target}: is the source as well as the target; give another --output")
+    if resolved in source.parents or source in resolved.parents:
+        raise InputError(f"{target}: the source {source} and the target lie in one another; give another --output")
     present = sorted(path.name for path in target.iterdir()) if target.exists() else []
     if present and not force:
         raise InputError(f"{target}: holds {present[0]} already; give --force to replace it, or another --output")
+    if present:
+        try:
+            read_config(target)
+        except InputError as error:
+            raise InputError(f"{target}: holds no checkpoint to replace ({error}); give another --output") from error
     return target
 
 
@@ -185,7 +212,7 @@ def _target(checkpoint, output, dtype, kind, force):
         return new_target(checkpoint, output, force)
     if dtype:
         raise InputError("--dtype makes another model; give it an --output of its own")
-    if checkpoint.dialect not in OWN_DIALECTS:
+    if checkpoint.dialect not in algpt2.DIALECTS:
         raise InputError(f"{source}: holds a checkpoint of {checkpoint.dialect.name}; give an --output of its own")
     if checkpoint.format.framework == kind.framework:
         raise InputError(f"{source}: is the source as well as the target; give another --output")
@@ -193,19 +220,6 @@ def _target(checkpoint, output, dtype, kind, force):
     if present and not force:
         raise InputError(f"{source}: holds {present[0]} already; give --force to replace it, or another --output")
     return source
-
-
-def remove_stale_weights(directory, written, formats):
-    """Remove weights that would be read instead of those just written, or together with them.
-
-    Args:
-        directory: `Path`.
-        written: set of str. The names of the files just written.
-        formats: iterable of `algpt2.formats.Format`. Whose files to remove.
-    """
-    for path in directory.iterdir():
-        if path.name not in written and any(is_weights_file(kind, path.name) for kind in formats):
-            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -247,7 +261,7 @@ def read_metadata(checkpoint):
     config.architectures = [f"ALGPT2{head}"]
     generation = GenerationConfig.from_model_config(config)
     if (directory / GENERATION_FILE).is_file():
-        kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        kept = {name: getattr(config, name) for name in SPECIAL_TOKEN_FIELDS}
         try:
             generation = GenerationConfig.from_pretrained(directory, **kept)
         except (ValueError, TypeError, AttributeError, OSError) as error:

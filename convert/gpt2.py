@@ -4,20 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from algpt2.checkpoint import files_replaced_in, open_checkpoint, write_dialect
+from algpt2.checkpoint import find_checkpoint, open_checkpoint, write_dialect
 from algpt2.configuration import ALGPT2Config
 from algpt2.dialects.gpt2 import KERAS_HUB, KERAS_HUB_FIXED, PYTORCH, as_gpt2_config
 from algpt2.errors import InputError
-from algpt2.formats import FORMATS, KERAS, SAFETENSORS
+from algpt2.formats import KERAS, SAFETENSORS
 from algpt2.weights import Casting, common_dtype
-from convert.conversion import (
-    Conversion,
-    casting_with_progress,
-    new_target,
-    read_metadata,
-    remove_stale_weights,
-    write_metadata,
-)
+from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
 
 # The part of project_out's bias that may be missed: rounding error.
 EXACT = 1e-9
@@ -25,7 +18,7 @@ EXACT = 1e-9
 FACTORS = ("transformer.w", "transformer.project_in.", "transformer.ln_f.", "project_out.", "lm_head.")
 
 
-def to_gpt2(directory, output, dtype=None, force=False, max_shard_size="5GB", lossy=False, keras_hub=False):
+def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, lossy=False, keras_hub=False):
     """Write a plain GPT-2 with the logits of an ALGPT2.
 
     The blocks are copied for every depth, the embeddings multiplied out through project_in and the head through
@@ -49,26 +42,27 @@ def to_gpt2(directory, output, dtype=None, force=False, max_shard_size="5GB", lo
     Example:
         >>> to_gpt2("runs/demo", "runs/demo-gpt2")  # doctest: +SKIP
     """
-    checkpoint = open_checkpoint(directory)
+    if keras_hub and max_shard_size:
+        raise InputError("--max-shard-size is for the files of transformers; leave it out with --keras-hub")
+    checkpoint = open_checkpoint(find_checkpoint(directory))
     target = new_target(checkpoint, output, force)
     metadata = read_metadata(checkpoint)
     if keras_hub:
         _require_keras_hub(checkpoint.config)
     config, weights = as_gpt2(metadata.config, checkpoint.weights, lossy)
     dtype = dtype or common_dtype(weights)
-    casting = Casting(dtype, checkpoint.path)
-    with files_replaced_in(target) as temporary, casting_with_progress(weights, casting) as cast:
+
+    def write(directory, cast):
         if keras_hub:
             from algpt2_tf.gpt2 import save_preset
 
-            write_dialect(temporary, KERAS, KERAS_HUB, config, weights, dtype, "1TB", cast)
-            save_preset(temporary, config, metadata.tokenizer, dtype)
+            write_dialect(directory, KERAS, KERAS_HUB, config, weights, dtype, "1TB", cast)
+            save_preset(directory, config, metadata.tokenizer, dtype)
         else:
-            write_dialect(temporary, SAFETENSORS, PYTORCH, config, weights, dtype, max_shard_size, cast)
-            write_metadata(temporary, replace(metadata, config=as_gpt2_config(config)), dtype)
-        written = {path.name for path in temporary.iterdir()}
-    remove_stale_weights(target, written, FORMATS)
-    return Conversion(target, dtype, casting.error, casting.tensor)
+            write_dialect(directory, SAFETENSORS, PYTORCH, config, weights, dtype, max_shard_size or "5GB", cast)
+            write_metadata(directory, replace(metadata, config=as_gpt2_config(config)), dtype)
+
+    return write_conversion(target, weights, Casting(dtype, checkpoint.path), write, CHECKPOINT_FILES)
 
 
 def as_gpt2(config, weights, lossy=False):

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told from the headers of its files: no framework is imported and no tensor is read."""
+"""What a checkpoint is, told from the headers of its files: no framework is imported."""
 
 import json
 from collections import Counter

@@ -7,7 +7,6 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ALGPT2_CACHE"] = tempfile.mkdtemp(prefix="algpt2-cache-")
-atexit.register(shutil.rmtree, os.environ["ALGPT2_CACHE"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
@@ -19,6 +18,7 @@ import algpt2_tf  # noqa: F401  selects Keras's backend
 from algpt2.corpus import read_corpus
 from algpt2.tokenization import train_tokenizer
 
+atexit.register(shutil.rmtree, os.environ["ALGPT2_CACHE"], ignore_errors=True)
 # Two logical devices stand for two GPUs; TensorFlow takes them only before it starts.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

@@ -86,6 +86,8 @@ KERAS_TIED = replace(
         *KERAS.rules,
     ),
 )
+# All of ALGPT2 itself.
+DIALECTS = (PYTORCH, KERAS, KERAS_TIED)
 
 
 def keras_dialect(config):

@@ -39,6 +39,12 @@ class Format:
         """str: `"pytorch"` or `"tensorflow"`."""
         return "pytorch" if self.naming == "pytorch" else "tensorflow"
 
+    @property
+    def patterns(self):
+        """tuple of str: the names of all its files, with wildcards."""
+        shards = self.shard and re.sub(r"\{.*?\}", "*", self.shard)
+        return tuple(filter(None, (self.file, self.index, shards)))
+
     def index_key(self, tensor):
         """str: what an index file calls the place of a tensor; Keras names groups of them."""
         return f"/{tensor.rpartition('/')[0]}" if self.naming == "keras" else tensor
@@ -48,7 +54,10 @@ SAFETENSORS = Format(
     *("pytorch", "model.safetensors", "model.safetensors.index.json", read_safetensors, write_safetensors),
     shard="model-{number:05}-of-{count:05}.safetensors",
 )
-PYTORCH = Format("pytorch", "pytorch_model.bin", "pytorch_model.bin.index.json", read_pytorch)
+PYTORCH = Format(
+    *("pytorch", "pytorch_model.bin", "pytorch_model.bin.index.json", read_pytorch),
+    shard="pytorch_model-{number:05}-of-{count:05}.bin",
+)
 KERAS = Format(
     *("keras", "model.weights.h5", "model.weights.json", read_hdf5, write_hdf5), shard="model_{number:05}.weights.h5"
 )
@@ -148,12 +157,6 @@ def write_weights(kind, directory, weights, dtype, max_shard_size, convert):
         "weight_map": {key: files[0] if len(files) == 1 else files for key, files in weight_map.items()},
     }
     (directory / kind.index).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def is_weights_file(kind, name):
-    """Whether a file of this name belongs to the weights of a format: the file, the index or a shard."""
-    shard = re.sub(r"\\{\w+:05\\}", r"\\d+", re.escape(kind.shard)) if kind.shard else "(?!)"
-    return name in (kind.file, kind.index) or bool(re.fullmatch(shard, name))
 
 
 def read_json(path):

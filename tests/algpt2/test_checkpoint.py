@@ -189,13 +189,29 @@ class TestFilesReplacedIn:
         assert stat.S_IMODE((tmp_path / "deep" / "out").stat().st_mode) == 0o777 & ~mask
         assert stat.S_IMODE((tmp_path / "deep" / "out" / "below" / "a").stat().st_mode) == 0o666 & ~mask
 
-    def test_directories_are_replaced_too(self, tmp_path):
+    def test_what_no_new_file_replaces_stays_unless_it_is_stale(self, tmp_path):
         (tmp_path / "out" / "below").mkdir(parents=True)
-        (tmp_path / "out" / "below" / "old").write_text("old")
-        with files_replaced_in(tmp_path / "out") as temporary:
+        for name in ("kept", "part-1", "part-2", "below/kept", "below/part-3"):
+            (tmp_path / "out" / name).write_text("old")
+        with files_replaced_in(tmp_path / "out", stale=["part-*", "below/part-*"]) as temporary:
             (temporary / "below").mkdir()
-            (temporary / "below" / "new").write_text("new")
-        assert [path.name for path in (tmp_path / "out" / "below").iterdir()] == ["new"]
+            for name in ("part-2", "below/new"):
+                (temporary / name).write_text("new")
+        found = {path.name: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        assert found == {"kept": "old", "part-2": "new", "new": "new"}
+        assert (tmp_path / "out" / "below" / "kept").exists()
+
+    @pytest.mark.parametrize("name", ["z", "below/z"])
+    def test_nothing_moves_where_a_place_is_taken(self, name, tmp_path):
+        target = tmp_path / "out"
+        (target / "z" / "deep").mkdir(parents=True)
+        (target / "below").write_text("old") if name == "below/z" else None
+        (target / "a").write_text("old")
+        with pytest.raises(InputError, match=r"is a (directory|file), where"), files_replaced_in(target) as temporary:
+            (temporary / name).parent.mkdir(exist_ok=True)
+            for file in ("a", name):
+                (temporary / file).write_text("new")
+        assert (target / "a").read_text() == "old" and (target / "z" / "deep").is_dir()
 
     def test_a_full_disk_is_an_input_error(self, tmp_path):
         with pytest.raises(InputError, match="No space left"), files_replaced_in(tmp_path / "out") as temporary:

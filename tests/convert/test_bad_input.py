@@ -207,11 +207,32 @@ class TestOutput:
         for command in ("to-pt", "to-tf", "to-gpt2", "pt2tf"):
             code, _, err = run(capsys, main_module, command, directory, "--output", tmp_path / "out")
             assert code == 2 and "holds model.safetensors already; give --force" in err
+            code, _, err = run(capsys, main_module, command, directory, "--output", tmp_path / "out", "--force")
+            assert code == 2 and "holds no checkpoint to replace" in err
         assert (tmp_path / "out" / "model.safetensors").read_text() == "precious"
-        # Weights of another model would be read instead of those that are written.
-        command = ("to-tf", directory, "--output", tmp_path / "out", "--force", "--no-verify")
-        assert run(capsys, main_module, *command)[0] == 0
-        assert not (tmp_path / "out" / "model.safetensors").exists()
+
+    def test_leaves_nothing_of_a_checkpoint_that_it_replaces(self, text_tokenizer, capsys, tmp_path):
+        config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
+        old = save_checkpoint(tmp_path / "old", config, tokenizer=text_tokenizer)
+        target = tmp_path / "out"
+        assert run(capsys, main_module, "to-gpt2", old, "--output", target, "--keras-hub", "--no-verify")[0] == 0
+        for name in ("model.safetensors", "pytorch_model-00001-of-00002.bin", "README.md", "thesis.txt"):
+            (target / name).write_text("old")
+        (target / "assets" / "logo.svg").write_text("precious")
+        new = save_checkpoint(tmp_path / "new")
+        assert run(capsys, main_module, "to-tf", new, "--output", target, "--force", "--no-verify")[0] == 0
+        assert sorted(path.name for path in target.rglob("*") if path.is_file()) == [
+            *("config.json", "generation_config.json", "logo.svg", "model.weights.h5", "thesis.txt")
+        ]
+        assert run(capsys, main_module, "inspect", target)[0] == 0
+
+    def test_is_in_the_source_or_around_it(self, capsys, tmp_path):
+        directory = save_checkpoint(tmp_path / "deep" / "checkpoint")
+        before = contents(tmp_path)
+        for output in (directory / "out", tmp_path / "deep", tmp_path):
+            code, _, err = run(capsys, main_module, "to-tf", directory, "--output", output, "--force")
+            assert code == 2 and "the source" in err and "lie in one another" in err
+        assert contents(tmp_path) == before
 
     def test_is_the_source(self, capsys, tmp_path, monkeypatch):
         directory = save_checkpoint(tmp_path / "checkpoint")

@@ -16,7 +16,7 @@ from algpt2.formats.tensors import DTYPES
 from algpt2.weights import Casting
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
-from algpt2_tf.weights import canonical_weights
+from algpt2_tf.weights import assign_weights, canonical_weights
 from convert import compare_directory, pt2tf, tf2pt
 
 
@@ -178,6 +178,17 @@ def test_a_new_layout_of_the_weights_replaces_the_old(tmp_path):
     tf2pt(directory, force=True)
     assert not list(directory.glob("model-*.safetensors")) and not list(directory.glob("*.index.json"))
     assert all(comparison.passed for comparison in compare_directory(directory))
+
+
+def test_a_model_saved_twice_is_the_second(tmp_path):
+    config = tiny_config()
+    for seed, size in ((0, "5GB"), (1, 4000), (2, "5GB")):
+        expected = random_weights(config, "float32", seed)
+        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
+        assign_weights(model, expected)
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        found = read_checkpoint(tmp_path, "tensorflow")[1]
+        np.testing.assert_array_equal(found["project_out.bias"], expected["project_out.bias"])
 
 
 @pytest.mark.parametrize("size", [4000, "5GB"])

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import convert.__main__ as main_module
 from algpt2.errors import InputError
+from algpt2.tokenization import train_tokenizer
 from convert import to_gpt2
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
@@ -159,6 +160,21 @@ def test_the_tokenizer_goes_along(text_tokenizer, tmp_path):
     inputs = {"token_ids": padded, "padding_mask": np.arange(24)[None] < ids["input_ids"].shape[1]}
     found = model.generate(inputs, stop_token_ids=None)["token_ids"][0]
     np.testing.assert_array_equal(found[: len(expected)], expected)
+
+
+def test_a_preset_has_no_tokenizer_that_splits_otherwise(tmp_path):
+    tokenizer = train_tokenizer(["the value of an object"] * 9, vocab_size=270, add_prefix_space=True)
+    config = tiny_config(vocab_size=len(tokenizer), eos_token_id=0)
+    directory = save_checkpoint(tmp_path / "checkpoint", config, tokenizer=tokenizer)
+    to_gpt2(directory, tmp_path / "preset", keras_hub=True)
+    assert not (tmp_path / "preset" / "assets").exists()
+    assert keras_hub.models.GPT2CausalLM.from_preset(str(tmp_path / "preset")).preprocessor is None
+
+
+def test_shards_are_not_of_presets(tmp_path):
+    directory = save_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(InputError, match="--max-shard-size is for the files of transformers"):
+        to_gpt2(directory, tmp_path / "preset", max_shard_size="1KB", keras_hub=True)
 
 
 def test_a_sentence_order_head_is_left_out(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models import random_batch, relative_difference
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from algpt2.checkpoint import open_checkpoint
 from algpt2_pt import ALGPT2LMHeadModel
@@ -238,6 +238,19 @@ class TestGPT2:
         masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, P, P).tril() for layer in range(LAYERS)}
         torch.save({**model.transformer.state_dict(), **masks}, directory / "pytorch_model.bin")
         assert_both_frameworks_give(directory, gpt2_logits(model))
+
+    def test_the_end_token_of_the_hub(self, text_tokenizer, tmp_path):
+        """Its tokenizer_config.json leaves the special tokens to the class of the tokenizer."""
+        directory = tmp_path / "checkpoint"
+        values = {**GPT2_VALUES, "vocab_size": len(text_tokenizer), "eos_token_id": 1}
+        GPT2LMHeadModel(GPT2Config(**values)).save_pretrained(directory)
+        text_tokenizer.save_pretrained(directory)
+        (directory / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+        assert AutoTokenizer.from_pretrained(directory).eos_token_id == 0
+        assert ALGPT2LMHeadModel.from_pretrained(directory).config.eos_token_id == 0
+        assert TFALGPT2LMHeadModel.from_pretrained(directory).config.eos_token_id == 0
+        assert to_pt(directory, tmp_path / "out").directory == tmp_path / "out"
+        assert ALGPT2LMHeadModel.from_pretrained(tmp_path / "out").generation_config.eos_token_id == 0
 
     @pytest.mark.parametrize("name", ["wte/weight:0", "wte/embeddings:0"], ids=["first", "last"])
     def test_of_transformers_in_tensorflow(self, name, tmp_path):
