@@ -1,18 +1,13 @@
 """PyTorch ALGPT2: GPT-2 whose blocks follow a layer schedule, with factorized embeddings."""
 
-import math
-
 import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -24,114 +19,10 @@ from algpt2.dialects.algpt2 import PYTORCH
 from algpt2.formats import find_weights, read_weights
 from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, stored_special_token_ids
 from algpt2.weights import check_weights
+from algpt2_pt.layers import ALGPT2Attention, ALGPT2Block, ALGPT2TiedProjection, embedding_projection
 
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention in plain matrix products, as transformers' attention interface calls it."""
-    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-def residual_projection(config, inputs):
-    """The last layer of a residual branch; GPT-2 starts it smaller by the square root of the number of additions."""
-    layer = nn.Linear(inputs, config.n_embd)
-    # The additions count depths, not blocks.
-    layer.initial_std = config.initializer_range / math.sqrt(2 * config.n_layer)
-    return layer
-
-
-def embedding_projection(inputs, outputs):
-    """A projection of a factorized embedding, started with the variance 1 / inputs.
-
-    With GPT-2's 0.02 it shrinks what it projects, and the loss takes several times as many steps.
-    """
-    layer = nn.Linear(inputs, outputs)
-    layer.initial_std = inputs**-0.5
-    return layer
-
-
-class ALGPT2Attention(nn.Module):
-    """Causal self-attention with a fused projection to queries, keys and values."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.n_embd // config.n_head
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = True
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = residual_projection(config, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
-        batch, length, width = hidden_states.shape
-        query, key, value = (
-            states.view(batch, length, -1, self.head_dim).transpose(1, 2)
-            for states in self.c_attn(hidden_states).split(width, dim=-1)
-        )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, depth)
-        if "cache" in kwargs:
-            # The paged cache of `generate_batch` asks the module which of its entries to use.
-            self.layer_idx = depth
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.config.attn_pdrop if self.training else 0.0,
-            **kwargs,
-        )
-        output = self.c_proj(output.reshape(batch, length, width))
-        return self.resid_dropout(output), weights
-
-
-class ALGPT2MLP(nn.Module):
-    """The feed-forward layer of a block."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.inner_width)
-        self.c_proj = residual_projection(config, config.inner_width)
-        self.act = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(self, hidden_states):
-        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
-
-
-class ALGPT2Block(GradientCheckpointingLayer):
-    """A pre-normalization GPT-2 block; `depth` tells its cache entry apart from those of its other applications."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = ALGPT2Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = ALGPT2MLP(config)
-
-    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
-        attention, _ = self.attn(self.ln_1(hidden_states), depth, past_key_values, attention_mask, **kwargs)
-        hidden_states = hidden_states + attention
-        return hidden_states + self.mlp(self.ln_2(hidden_states))
-
-
-class ALGPT2TiedProjection(nn.Module):
-    """A projection with a bias of its own and the transposed matrix of another layer."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, hidden_states, weight):
-        return nn.functional.linear(hidden_states, weight.t(), self.bias)
+# Of the loss in chunks: large enough for efficient matrix products, 64 MB in float32.
+LOGITS_IN_CHUNK = 1 << 24
 
 
 class ALGPT2PreTrainedModel(PreTrainedModel):
@@ -359,6 +250,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Next-token logits of a batch of token sequences, and their loss.
@@ -369,10 +261,12 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
             labels: int64 (batch, length), -100 where ignored. They are shifted inside: give `labels=input_ids`.
             logits_to_keep: int or 1-d tensor. The number of last positions, or the positions, to compute logits for;
                 0 means all.
+            skip_logits: bool. Whether to compute the loss of `labels` in chunks, which takes much less memory than the
+                logits (batch, length, V), and to return no logits.
             **kwargs: `num_items_in_batch` for the loss, and those of `ALGPT2Model.forward`.
 
         Returns:
-            `CausalLMOutputWithPast`; `logits` are (batch, length, V).
+            `CausalLMOutputWithPast`; `logits` are (batch, length, V), or `None` with `skip_logits`.
         """
         outputs = self.transformer(
             input_ids,
@@ -384,10 +278,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.compute_logits(outputs.last_hidden_state, logits_to_keep)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        loss, logits = self.compute_loss(outputs.last_hidden_state, labels, logits_to_keep, skip_logits, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -396,15 +287,31 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def compute_logits(self, hidden_states, logits_to_keep=0):
-        """The next-token logits of the final hidden states, float (batch, length, H), at the positions to keep."""
+    def compute_loss(self, hidden_states, labels=None, logits_to_keep=0, skip_logits=False, **kwargs):
+        """The loss and the logits of the final hidden states, float (batch, length, H); `None` where not asked for."""
+        if labels is not None and skip_logits:
+            return self._chunked_loss(hidden_states, labels, **kwargs), None
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states = hidden_states[:, kept, :]
+        logits = self.lm_head(self._project_out(hidden_states[:, kept, :]))
+        if labels is None:
+            return None, logits
+        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs), logits
+
+    def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs):
+        states = self._project_out(hidden_states[:, :-1]).flatten(0, 1)
+        loss = nn.functional.linear_cross_entropy(
+            states,
+            self.lm_head.weight.to(states.dtype),
+            labels[:, 1:].flatten().to(states.device),
+            reduction="mean" if num_items_in_batch is None else "sum",
+            options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, LOGITS_IN_CHUNK // self.config.vocab_size)),
+        )
+        return loss.float() if num_items_in_batch is None else loss.float() / num_items_in_batch
+
+    def _project_out(self, hidden_states):
         if self.config.tie_projections:
-            hidden_states = self.project_out(hidden_states, self.transformer.project_in.weight)
-        elif self.project_out is not None:
-            hidden_states = self.project_out(hidden_states)
-        return self.lm_head(hidden_states)
+            return self.project_out(hidden_states, self.transformer.project_in.weight)
+        return hidden_states if self.project_out is None else self.project_out(hidden_states)
 
 
 def to_torch(array):

@@ -75,14 +75,15 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
         sentence_order_label: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         num_sequences_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> ALGPT2ForPreTrainingOutput:
         """Next-token logits and order logits of a batch of token sequences, and their losses.
 
         Args:
-            input_ids, past_key_values, token_type_ids, position_ids, inputs_embeds, use_cache, logits_to_keep: as in
-                `ALGPT2LMHeadModel.forward`.
+            input_ids, past_key_values, token_type_ids, position_ids, inputs_embeds, use_cache, logits_to_keep,
+                skip_logits: as in `ALGPT2LMHeadModel.forward`.
             attention_mask: as in `ALGPT2Model.forward`. Where it is 2-d, left or right padding is not the last token.
             labels: int64 (batch, length), -100 where ignored. They are shifted inside: give `labels=input_ids`.
             sentence_order_label: int64 (batch,), 0 for segments in order, 1 for swapped ones, -100 where ignored.
@@ -103,11 +104,9 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.compute_logits(outputs.last_hidden_state, logits_to_keep)
+        lm_loss, logits = self.compute_loss(outputs.last_hidden_state, labels, logits_to_keep, skip_logits, **kwargs)
         sop_logits = self.sop_classifier(last_token(outputs.last_hidden_state, attention_mask))
-        lm_loss = sop_loss = loss = None
-        if labels is not None:
-            loss = lm_loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        sop_loss, loss = None, lm_loss
         if sentence_order_label is not None:
             sop_loss = fixed_cross_entropy(sop_logits.float(), sentence_order_label.view(-1), num_sequences_in_batch)
             loss = sop_loss if loss is None else loss + sop_loss

@@ -62,7 +62,7 @@ class RunTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         # Training needs no keys and values of earlier tokens, but the trained model shall keep them.
-        inputs = {**inputs, "use_cache": False}
+        inputs = {**inputs, "use_cache": False, "skip_logits": True}
         if self.run.arguments.sop:
             inputs["num_sequences_in_batch"] = self.run.arguments.batch_size
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)

@@ -107,7 +107,8 @@ class TFALGPT2Backbone(Backbone):
 
         Args:
             token_ids: int32 (batch, length), the tokens from `cache_update_index` on.
-            cache: float (batch, n_layer, 2, max_length, n_head, head width); one entry a depth.
+            cache: tuple with an entry for every depth, each a tuple of the keys and the values, float (batch, n_head,
+                max_length, head width).
             cache_update_index: int. The position of the first of `token_ids`.
 
         Returns:
@@ -115,10 +116,10 @@ class TFALGPT2Backbone(Backbone):
         """
         x = self._embed(token_ids, cache_update_index)
         entries = []
-        for depth, block in enumerate(self.config.layer_schedule):
-            x, entry = self.transformer_layers[block](x, cache=cache[:, depth], cache_update_index=cache_update_index)
+        for block, entry in zip(self.config.layer_schedule, cache, strict=True):
+            x, entry = self.transformer_layers[block](x, cache=entry, cache_update_index=cache_update_index)
             entries.append(entry)
-        return self.layer_norm(x), keras.ops.stack(entries, axis=1)
+        return self.layer_norm(x), tuple(entries)
 
     def call(self, inputs, training=None, mask=None):
         length = inputs["token_ids"].shape[-1]

@@ -73,11 +73,13 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         return self._logits(hidden_states)
 
     def _logits(self, hidden_states):
+        return self.backbone.token_embedding(self.project_states(hidden_states), reverse=True)
+
+    def project_states(self, hidden_states):
+        """The final hidden states, float (batch, length, H), projected to the width of the embeddings."""
         if self.config.tie_projections:
-            hidden_states = self.backbone.project_in(hidden_states, reverse=True)
-        elif self.project_out is not None:
-            hidden_states = self.project_out(hidden_states)
-        return self.backbone.token_embedding(hidden_states, reverse=True)
+            return self.backbone.project_in(hidden_states, reverse=True)
+        return hidden_states if self.project_out is None else self.project_out(hidden_states)
 
     def get_config(self):
         config = super().get_config()
@@ -168,7 +170,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
         Args:
             token_ids: int32 (batch, length), the tokens from `cache_update_index` on.
-            cache: float (batch, n_layer, 2, max_length, n_head, head width).
+            cache: as in `TFALGPT2Backbone.call_with_cache`.
             cache_update_index: int. The position of the first of `token_ids`.
 
         Returns:
@@ -180,8 +182,8 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
     def _build_cache(self, token_ids):
         config = self.config
         batch, length = ops.shape(token_ids)
-        shape = (batch, config.n_layer, 2, length, config.n_head, config.n_embd // config.n_head)
-        return self.backbone.call_with_cache(token_ids, ops.zeros(shape, dtype=self.compute_dtype), 0)
+        empty = ops.zeros((batch, config.n_head, length, config.n_embd // config.n_head), dtype=self.compute_dtype)
+        return self.backbone.call_with_cache(token_ids, ((empty, empty),) * config.n_layer, 0)
 
     def compile(self, *args, repetition_penalty=1.0, streamer=None, **kwargs):
         """Choose how the model trains and generates, as in `keras_hub.models.CausalLM.compile`.

@@ -45,7 +45,7 @@ class TFALGPT2Block(keras.layers.Layer):
     Call arguments:
         hidden_states: float (batch, length, H).
         padding_mask: int or bool (batch, length), 0 for padding; optional.
-        cache: float (batch, 2, max_length, n_head, head width), the keys and values so far; optional.
+        cache: tuple of the keys and the values so far, float (batch, n_head, max_length, head width); optional.
         cache_update_index: int, the position of the first of `hidden_states`; goes with `cache`.
         training: bool. Whether to apply dropout.
 
@@ -126,25 +126,26 @@ class TFALGPT2Block(keras.layers.Layer):
     def _attend(self, hidden_states, padding_mask, cache, cache_update_index, training):
         batch, length = ops.shape(hidden_states)[:2]
         heads = (batch, length, self.config.n_head, self.head_width)
-        query, key, value = (ops.reshape(x, heads) for x in ops.split(self.c_attn(hidden_states), 3, axis=-1))
+        query, key, value = (
+            ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3))
+            for states in ops.split(self.c_attn(hidden_states), 3, axis=-1)
+        )
         if cache is not None:
-            start = (0, cache_update_index, 0, 0)
-            key = ops.slice_update(cache[:, 0], start, key)
-            value = ops.slice_update(cache[:, 1], start, value)
-            cache = ops.stack((key, value), axis=1)
+            start = (0, 0, cache_update_index, 0)
+            key, value = cache = tuple(map(ops.slice_update, cache, (start, start), (key, value)))
 
         positions = ops.arange(length) + cache_update_index
-        mask = ops.arange(ops.shape(key)[1])[None, :] <= positions[:, None]
+        mask = ops.arange(ops.shape(key)[2])[None, :] <= positions[:, None]
         if padding_mask is not None:
             mask = ops.logical_and(mask, ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2)))
 
-        scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * self.head_width**-0.5
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) * self.head_width**-0.5
         # Half-precision sums of many small weights lose digits, so the softmax has at least float32.
         softmax_dtype = keras.backend.result_type(self.compute_dtype, "float32")
         scores = ops.cast(scores, softmax_dtype)
         weights = ops.softmax(ops.where(mask, scores, float(np.finfo(softmax_dtype).min)), axis=-1)
         weights = self.attn_dropout(ops.cast(weights, self.compute_dtype), training=training)
-        output = ops.einsum("bhqk,bkhd->bqhd", weights, value)
+        output = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return self.attn_c_proj(ops.reshape(output, (batch, length, self.config.n_embd))), cache
 
     def compute_output_shape(self, input_shape):

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from algpt2.run import IGNORED
+from algpt2_tf.loss import next_token_loss
 
 
 class TrainingModel(keras.Model):
@@ -74,33 +75,17 @@ class TrainingModel(keras.Model):
         sequences, tokens = counts
         with tf.GradientTape() as tape:
             inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
-            outputs = self.model(inputs, training=True)
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-            losses = [token_losses(logits, data["labels"]) / tokens, tf.constant(0.0)]
+            hidden_states = self.model.backbone(inputs, training=True)
+            losses = [next_token_loss(self.model, hidden_states, data["labels"]) / tokens, tf.constant(0.0)]
             if "sentence_order_label" in data:
+                logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])
                 order = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    data["sentence_order_label"], tf.cast(outputs["sop_logits"], "float32")
+                    data["sentence_order_label"], tf.cast(logits, "float32")
                 )
                 losses[1] = tf.reduce_sum(order) / sequences
             loss = self.optimizer.scale_loss(losses[0] + losses[1])
         gradients = tape.gradient(loss, variables)
         return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]
-
-
-def token_losses(logits, labels):
-    """The sum of the negative log-likelihoods of the next tokens.
-
-    Args:
-        logits: float (batch, length, V).
-        labels: int32 (batch, length), -100 where ignored; the label of a position is what the one before predicts.
-
-    Returns:
-        float32 scalar, in nats.
-    """
-    logits = tf.cast(logits[:, :-1], "float32")
-    targets = labels[:, 1:]
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(targets, 0), logits)
-    return tf.reduce_sum(tf.where(targets == IGNORED, 0.0, losses))
 
 
 def _counted(labels):

@@ -1,0 +1,108 @@
+"""The loss of a language model in chunks of tokens, which never holds the logits of all of them."""
+
+import keras
+import tensorflow as tf
+
+from algpt2.run import IGNORED
+
+# Large enough for efficient matrix products, 64 MB in float32.
+LOGITS_IN_CHUNK = 1 << 24
+
+
+def next_token_loss(model, hidden_states, labels):
+    """The sum of the negative log-likelihoods of the next tokens.
+
+    Args:
+        model: `TFALGPT2LMHeadModel`.
+        hidden_states: float (batch, length, H), those of its backbone.
+        labels: int32 (batch, length), -100 where ignored; the label of a position is what the one before predicts.
+
+    Returns:
+        float32 scalar, in nats.
+    """
+    states = model.project_states(hidden_states[:, :-1])
+    embedding = model.backbone.token_embedding
+    if embedding.tie_weights:
+        weight = tf.convert_to_tensor(embedding.embeddings)
+    else:
+        weight = tf.transpose(tf.convert_to_tensor(embedding.reverse_embeddings))
+    width = weight.shape[1]
+    return linear_cross_entropy(tf.reshape(states, (-1, width)), weight, tf.reshape(labels[:, 1:], (-1,)))
+
+
+def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK):
+    """The sum of the cross-entropies of the labels and softmax(states weightᵀ), chunk by chunk.
+
+    The gradients are computed with the loss, so that no chunk is computed twice.
+
+    Args:
+        states: float (tokens, E).
+        weight: float (V, E). The products are computed in the dtype of `states`, the rest in float32 at least.
+        labels: int32 (tokens,), -100 where ignored.
+        logits_in_chunk: int. The most logits to hold at once, at least those of one token.
+
+    Returns:
+        scalar, float32 at least, in nats.
+
+    Example:
+        >>> loss = linear_cross_entropy(tf.zeros((3, 2)), tf.ones((4, 2)), tf.constant([0, 3, -100]))
+        >>> round(float(loss), 4)  # 2 log 4
+        2.7726
+    """
+    dtype = keras.backend.result_type(states.dtype, "float32")
+    vocabulary = weight.shape[0]
+    rows = max(1, logits_in_chunk // vocabulary)
+    count = tf.shape(labels)[0]
+    if labels.shape[0] is not None:
+        count = labels.shape[0]
+        rows = min(rows, count)
+    chunks = -(-count // rows)
+    padding = chunks * rows - count
+
+    @tf.custom_gradient
+    def compute(states, weight):
+        matrix = tf.cast(weight, states.dtype)
+        parts = tf.reshape(tf.pad(states, ((0, padding), (0, 0))), (chunks, rows, weight.shape[1]))
+        targets = tf.reshape(tf.pad(labels, ((0, padding),), constant_values=IGNORED), (chunks, rows))
+
+        def add_chunk(index, loss, weight_gradient, state_gradients):
+            part, target = parts[index], targets[index]
+            logits = tf.cast(tf.matmul(part, matrix, transpose_b=True), dtype)
+            counted = tf.cast(target != IGNORED, dtype)
+            losses, gradient = _softmax_cross_entropy(logits, tf.maximum(target, 0))
+            gradient = tf.cast(gradient * counted[:, None], states.dtype)
+            weight_gradient += tf.cast(tf.matmul(gradient, part, transpose_a=True), dtype)
+            state_gradients = state_gradients.write(index, tf.matmul(gradient, matrix))
+            return index + 1, loss + tf.reduce_sum(losses * counted), weight_gradient, state_gradients
+
+        start = (
+            tf.constant(0),
+            tf.zeros((), dtype),
+            tf.zeros(weight.shape, dtype),
+            tf.TensorArray(states.dtype, chunks, element_shape=(rows, weight.shape[1])),
+        )
+        _, loss, weight_gradient, state_gradients = tf.while_loop(
+            lambda index, *_: index < chunks, add_chunk, start, parallel_iterations=1
+        )
+        state_gradient = tf.reshape(state_gradients.stack(), (-1, weight.shape[1]))[:count]
+
+        def gradients(upstream):
+            return (
+                state_gradient * tf.cast(upstream, states.dtype),
+                tf.cast(weight_gradient * upstream, weight.dtype),
+            )
+
+        return loss, gradients
+
+    return compute(states, weight)
+
+
+def _softmax_cross_entropy(logits, labels):
+    """The cross-entropies (rows,), and the gradients (rows, V) of each with its logits."""
+    shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
+    exponentials = tf.exp(shifted)
+    sums = tf.reduce_sum(exponentials, axis=-1, keepdims=True)
+    # A comparison instead of a scatter, which compilers join with the division.
+    is_label = tf.range(tf.shape(logits)[1])[None] == labels[:, None]
+    losses = tf.math.log(sums[:, 0]) - tf.reduce_sum(shifted * tf.cast(is_label, shifted.dtype), axis=-1)
+    return losses, exponentials / sums - tf.cast(is_label, logits.dtype)
