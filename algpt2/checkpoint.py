@@ -22,7 +22,7 @@ from algpt2.dialects import Dialect, configuration, find_dialect
 from algpt2.dialects.algpt2 import PYTORCH, keras_dialect
 from algpt2.errors import InputError
 from algpt2.formats import FORMATS, KERAS, SAFETENSORS, Format, find_weights, read_json, read_weights, write_weights
-from algpt2.formats.tensors import DTYPES, pieces
+from algpt2.formats.tensors import DTYPES, equal
 from algpt2.weights import Casting, check_weights, common_dtype
 
 CONFIG_FILE = "config.json"
@@ -96,7 +96,8 @@ def read_config(path, **overrides):
         config = configuration(stored)
         return ALGPT2Config.from_dict(config.to_dict(), **overrides) if overrides else config
     except (StrictDataclassError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path}: {error}") from error
+        # Some of these messages have several lines.
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,15 @@ def open_checkpoint(directory, framework="pytorch", weights=None):
     if not found:
         raise InputError(f"{directory}: holds no weights; expected one of {', '.join(kind.file for kind in FORMATS)}")
     kind, path = found[0]
+    stored, tensors = read_json(directory / CONFIG_FILE), read_weights(kind, path)
     try:
-        dialect, tensors = find_dialect(kind.naming, read_json(directory / CONFIG_FILE), read_weights(kind, path))
+        dialect, tensors = find_dialect(kind.naming, stored, tensors)
     except InputError as error:
-        raise InputError(str(error) if str(path.parent) in str(error) else f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     weights = dialect.to_canonical(config, tensors, source=path)
     if config.tie_word_embeddings and "lm_head.weight" in weights:
         # Some writers store the tied matrix twice.
-        pairs = zip(pieces(weights.pop("lm_head.weight")), pieces(weights["transformer.wte.weight"]), strict=True)
-        if not all(np.array_equal(head, embedding) for head, embedding in pairs):
+        if not equal(weights.pop("lm_head.weight"), weights["transformer.wte.weight"]):
             raise InputError(f"{path}: the head differs from the embedding, but tie_word_embeddings is true")
     return Checkpoint(directory, config, dialect, kind, path, weights)
 

@@ -180,16 +180,11 @@ def common_dtype(weights):
 
 
 class Casting:
-    """Casts weights piece by piece, checks that they are finite, and keeps the largest rounding error.
+    """Casts weights piece by piece, checks that they are finite, and keeps the largest rounding error of each.
 
     Args:
         dtype: str, one of `DTYPES`.
         source: str or path. Names the weights in an error.
-
-    Attributes:
-        error: float. The largest difference of a value and what it was rounded to, relative to the largest value of
-            its piece.
-        tensor: str. The name of the tensor where that is; `None` if nothing was rounded.
 
     Example:
         >>> casting = Casting("bfloat16")
@@ -200,7 +195,25 @@ class Casting:
 
     def __init__(self, dtype, source="weights"):
         self.dtype, self.source = DTYPES[dtype], source
-        self.error, self.tensor = 0.0, None
+        # By the name of the tensor, over all its pieces so far.
+        self._largest_error, self._largest_value = {}, {}
+
+    @property
+    def error(self):
+        """float: the largest difference of a value and what it was rounded to, relative to the largest of its tensor.
+
+        0.0 if nothing was rounded.
+        """
+        return self._relative_error(self.tensor) if self.tensor else 0.0
+
+    @property
+    def tensor(self):
+        """str: the name of the tensor where that is; `None` if nothing was rounded."""
+        rounded = [name for name, error in self._largest_error.items() if error]
+        return max(rounded, key=self._relative_error, default=None)
+
+    def _relative_error(self, name):
+        return self._largest_error[name] / self._largest_value[name]
 
     def __call__(self, name, piece):
         """The piece of a tensor, a numpy array, in the dtype.
@@ -216,11 +229,10 @@ class Casting:
             cast = piece.astype(self.dtype)
         if not is_finite(cast):
             raise InputError(f"{self.source}: {name} holds values too large for {self.dtype}; choose another --dtype")
-        if self.dtype.itemsize < piece.dtype.itemsize:
+        if not np.can_cast(piece.dtype, self.dtype):
             exact = piece.astype("float64")
-            error = float(np.abs(exact - cast).max() / (np.abs(exact).max() or 1.0))
-            if error > self.error:
-                self.error, self.tensor = error, name
+            for largest, values in ((self._largest_error, exact - cast), (self._largest_value, exact)):
+                largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max()))
         return cast
 
 

@@ -36,7 +36,8 @@ def export_onnx(model, path):
     float (batch, length, V).
 
     Args:
-        model: `ALGPT2LMHeadModel` in evaluation mode; of an `ALGPT2ForPreTraining` the language model.
+        model: `ALGPT2LMHeadModel` in evaluation mode, of two positions or more; of an `ALGPT2ForPreTraining` the
+            language model.
         path: path. The file holds the weights too, so that it is limited to 2 GB.
 
     Example:
@@ -44,8 +45,10 @@ def export_onnx(model, path):
         >>> export_onnx(model, "model.onnx")
     """
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.n_positions)}
-    # Two tensors: of the same one twice the exporter makes one input.
-    ids, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long)
+    # Of one token attention is not causal, which the exporter would keep; and two tensors, as of the same one twice it
+    # makes one input.
+    shape = (2, min(3, model.config.n_positions))
+    ids, mask = torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
     with _without_warnings():
         program = torch.onnx.export(
             LanguageModelLogits(model).train(model.training),

@@ -64,6 +64,8 @@ def export(directory, to, output, quantize=None, length=None, force=False):
     config = checkpoint.config
     if length and length > config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {config.n_positions}")
+    if to == "onnx" and config.n_positions < 2:
+        raise InputError("n_positions is 1; an ONNX file is of a model with 2 or more, whose length is open")
     if to in SUFFIXES and 4 * parameter_count(config) >= FILE_LIMIT:
         raise InputError(f"{directory}: has more weights than the 2 GB that a file can hold; export it to savedmodel")
     _check_output(output, to, force)
@@ -182,11 +184,11 @@ def _log_softmax(logits):
 
 
 def _compare_generation(model, stop_token_ids, output):
-    """Continuations of the first half of the fixed token ids, up to their length."""
+    """Continuations of the first half of the fixed token ids, one at least, up to their length."""
     import tensorflow as tf
 
     ids, mask = fixed_batches(model.config)["unpadded"]
-    mask[:, ids.shape[1] // 2 :] = 0
+    mask[:, max(1, ids.shape[1] // 2) :] = 0
     model.compile(sampler="greedy")
     inputs = {"token_ids": ids.astype("int32"), "padding_mask": mask}
     expected = tf.function(model.generate_step)(inputs, stop_token_ids)

@@ -9,13 +9,14 @@ from algpt2.configuration import ALGPT2Config
 from algpt2.dialects.gpt2 import KERAS_HUB, KERAS_HUB_FIXED, PYTORCH, as_gpt2_config
 from algpt2.errors import InputError
 from algpt2.formats import KERAS, SAFETENSORS
+from algpt2.formats.tensors import RowwiseTensor, lazy
 from algpt2.weights import Casting, common_dtype
 from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
 
 # The part of project_out's bias that may be missed: rounding error.
 EXACT = 1e-9
-# What the embeddings and the head are multiplied out of.
-FACTORS = ("transformer.w", "transformer.project_in.", "transformer.ln_f.", "project_out.", "lm_head.")
+# What the embeddings and the head are multiplied with, and the bias that takes up another.
+SMALL_FACTORS = ("transformer.project_in.", "project_out.", "transformer.ln_f.bias")
 
 
 def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, lossy=False, keras_hub=False):
@@ -90,24 +91,21 @@ def as_gpt2(config, weights, lossy=False):
     if not config.tie_word_embeddings:
         result["lm_head.weight"] = weights["lm_head.weight"]
     if config.is_factorized:
-        # Products in float64, so that nothing is rounded but the result.
-        exact = {name: np.asarray(weights[name], "float64") for name in weights if name.startswith(FACTORS)}
+        dtype = "float64" if common_dtype(weights) == "float64" else "float32"
+        exact = {name: np.asarray(weights[name], "float64") for name in weights if name.startswith(SMALL_FACTORS)}
         project_in = exact["transformer.project_in.weight"]
         project_out = project_in.T if config.tie_projections else exact["project_out.weight"]
-        embedding = exact["transformer.wte.weight"]
-        head = embedding if config.tie_word_embeddings else exact["lm_head.weight"]
         shift = _shift(project_out, exact["project_out.bias"], lossy)
-        computed = {
-            "transformer.wte.weight": embedding @ project_in.T,
-            "transformer.wpe.weight": exact["transformer.wpe.weight"] @ project_in.T
-            + exact["transformer.project_in.bias"],
-            "transformer.ln_f.bias": exact["transformer.ln_f.bias"] + shift,
+        embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
+        head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+        result |= {
+            "transformer.wte.weight": _product(embedding, project_in.T, dtype),
+            "transformer.wpe.weight": _product(positions, project_in.T, dtype, exact["transformer.project_in.bias"]),
+            "transformer.ln_f.bias": (exact["transformer.ln_f.bias"] + shift).astype(dtype),
         }
         changes["tie_word_embeddings"] = config.tie_word_embeddings and config.tie_projections
         if not changes["tie_word_embeddings"]:
-            computed["lm_head.weight"] = head @ project_out
-        dtype = "float64" if common_dtype(weights) == "float64" else "float32"
-        result |= {name: array.astype(dtype) for name, array in computed.items()}
+            result["lm_head.weight"] = _product(head, project_out, dtype)
     return ALGPT2Config.from_dict(config.to_dict(), **changes), result
 
 
@@ -117,6 +115,11 @@ def _blocks(config, weights):
         for name in weights:
             if name.startswith(prefix):
                 yield f"transformer.h.{depth}.{name.removeprefix(prefix)}", weights[name]
+
+
+def _product(rows, matrix, dtype, bias=0.0):
+    """A tensor times a matrix plus a bias, in float64 so that nothing is rounded but the result."""
+    return RowwiseTensor(lazy(rows), matrix.shape[1], dtype, lambda some: some.astype("float64") @ matrix + bias)
 
 
 def _shift(project_out, bias, lossy):

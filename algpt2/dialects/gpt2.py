@@ -73,7 +73,11 @@ def keras_hub_config(stored):
     """
     if stored.get("class_name") not in ("GPT2Backbone", "UntiedGPT2Backbone"):
         raise InputError(f"class_name is {stored.get('class_name')!r}; expected GPT2Backbone")
-    theirs = stored["config"]
+    theirs = stored.get("config")
+    if not isinstance(theirs, dict):
+        raise InputError(
+            f"config is of type {type(theirs).__name__}; expected an object with the values of the backbone"
+        )
     try:
         n_layer, dropout = theirs["num_layers"], theirs["dropout"]
         return ALGPT2Config(

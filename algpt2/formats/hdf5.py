@@ -1,6 +1,7 @@
 """Weights as HDF5, the format of Keras 3, and of the Keras 2 models that transformers had."""
 
 import itertools
+import math
 import os
 
 import h5py
@@ -63,6 +64,9 @@ def _lazy_tensor(path, opened, name, dataset):
             raise ValueError(f"{name} is longer than the file")
         return mapped(opened, offset, dataset.shape, dtype)
 
+    if not _is_whole(dataset):
+        raise ValueError(f"the values of {name} were not all written")
+
     def load():
         # Compressed, or so small that it lies in its header.
         try:
@@ -72,6 +76,14 @@ def _lazy_tensor(path, opened, name, dataset):
             raise InputError(f"{path}: {name} is not readable ({error})") from error
 
     return LazyTensor(dataset.shape, dtype, load)
+
+
+def _is_whole(dataset):
+    """Whether all values are in the file; those that are not, HDF5 would read as zeros."""
+    if dataset.chunks is None:
+        return dataset.id.get_storage_size() >= dataset.nbytes
+    counts = (math.ceil(length / chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    return dataset.id.get_num_chunks() == math.prod(counts)
 
 
 def write_hdf5(path, weights, dtype, convert):

@@ -115,7 +115,7 @@ def _read_legacy(file):
     places, end = {}, file.tell()
     for key in keys:
         file.seek(end)
-        size = int.from_bytes(file.read(8), "little") * dtypes[key].itemsize
+        size = int.from_bytes(file.read(8), "little") * dtypes[_text(key)].itemsize
         places[key] = (end + 8, size, None)
         end += 8 + size
     if end != file.seek(0, io.SEEK_END):
@@ -151,18 +151,29 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metad
 def _storage(kind, dtype, key, location, size, view=None):
     if kind != "storage" or view is not None:
         raise ValueError("it holds something else than tensors")
-    return _Storage(key, dtype, size)
+    return _Storage(_text(key), dtype, size)
+
+
+def _dict(items=()):
+    return {_text(key): value for key, value in items}
+
+
+def _text(key):
+    """The key of a dict: the hash of a tuple in a tuple in a tuple could hang, or crash the process."""
+    if not isinstance(key, str):
+        raise ValueError("it has a key that is not text")
+    return key
 
 
 # What a pickle may name and call.
 GLOBALS = {
     **STORAGE_TYPES,
-    "collections OrderedDict": dict,
+    "collections OrderedDict": _dict,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils _rebuild_parameter": lambda data, requires_grad, hooks: data,
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-NUMBERS_AND_TEXTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+NUMBERS_AND_TEXTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 
 
 def _follow(file):
@@ -177,7 +188,7 @@ def _follow(file):
 
     for opcode, argument, _ in pickletools.genops(file):
         match opcode.name:
-            case "PROTO" | "FRAME":
+            case "PROTO":
                 pass
             case name if name in NUMBERS_AND_TEXTS:
                 stack.append(argument)
@@ -206,10 +217,10 @@ def _follow(file):
                 stack[-1].extend(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                stack[-1][key] = value
+                stack[-1][_text(key)] = value
             case "SETITEMS":
                 items = after_mark()
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                stack[-1].update(_dict(zip(items[::2], items[1::2], strict=True)))
             case "GLOBAL":
                 if argument not in GLOBALS:
                     raise ValueError(f"it asks for {argument!r}, which no tensor needs")

@@ -56,11 +56,45 @@ class LazyTensor:
 
     def reshape(self, shape):
         """`LazyTensor`: the same values in another shape, a tuple of int."""
+        if shape == self.shape:
+            return self
         return LazyTensor(shape, self.dtype, lambda: self.load().reshape(shape))
 
     def rows(self, start, stop):
         """`LazyTensor`: the part from one index of the first axis to another."""
         return LazyTensor((stop - start, *self.shape[1:]), self.dtype, lambda: self.load()[start:stop])
+
+
+class RowwiseTensor(LazyTensor):
+    """A matrix whose rows are computed from those of another, so that its pieces need not be there all at once.
+
+    Args:
+        source: `LazyTensor` of as many rows.
+        width: int. The number of columns.
+        dtype: numpy dtype.
+        compute: function from some rows of `source`, a numpy array, to the same rows of the matrix.
+
+    Example:
+        >>> tensor = RowwiseTensor(lazy(np.ones((4, 2))), 3, "float32", lambda rows: rows @ np.ones((2, 3)))
+        >>> tensor.shape, float(np.asarray(tensor).sum())
+        ((4, 3), 24.0)
+    """
+
+    def __init__(self, source, width, dtype, compute):
+        super().__init__((source.shape[0], width), dtype, self._load)
+        self.source, self.compute = source, compute
+
+    def pieces(self):
+        """The rows in their order; see `pieces`."""
+        source = np.asarray(self.source)
+        for part in row_slices(self):
+            yield self.compute(source[part]).astype(self.dtype)
+
+    def _load(self):
+        array = np.empty(self.shape, self.dtype)
+        for part, piece in zip(row_slices(self), self.pieces(), strict=True):
+            array[part] = piece
+        return array
 
 
 def lazy(array):
@@ -119,12 +153,42 @@ def pieces(tensor):
     Yields:
         numpy array.
     """
+    if isinstance(tensor, RowwiseTensor):
+        yield from tensor.pieces()
+        return
     array = np.asarray(tensor)
     # Copied as integers, which numpy does faster for the dtypes that are not its own.
     bits = array.view(f"u{array.dtype.itemsize}")
-    rows = max(1, PIECE * len(array) // array.nbytes)
-    for start in range(0, len(array), rows):
-        yield _contiguous(bits[start : start + rows]).view(array.dtype)
+    for part in row_slices(array):
+        yield _contiguous(bits[part]).view(array.dtype)
+
+
+def row_slices(tensor):
+    """The slices of the first axis of a tensor that are its pieces.
+
+    Args:
+        tensor: numpy array or `LazyTensor`, of one axis or more, not empty.
+
+    Returns:
+        list of slice.
+    """
+    count = tensor.shape[0]
+    rows = max(1, PIECE * count // tensor.nbytes)
+    return [slice(start, start + rows) for start in range(0, count, rows)]
+
+
+def equal(first, second):
+    """Whether two tensors of one shape, which may be of different dtypes, have equal values.
+
+    Args:
+        first, second: numpy array or `LazyTensor`, of one axis or more, not empty.
+
+    Example:
+        >>> equal(np.ones((2, 3), "float16"), np.ones((2, 3), "float32"))
+        True
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    return all(np.array_equal(first[part], second[part]) for part in row_slices(first))
 
 
 def _contiguous(array):

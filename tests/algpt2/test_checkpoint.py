@@ -82,6 +82,20 @@ def test_a_tied_head_stored_twice_is_read_once(checkpoint):
         read_checkpoint(directory)
 
 
+def test_a_tied_head_may_have_a_dtype_of_its_own(tmp_path):
+    # So large that the embedding takes several pieces, which then are not those of the head.
+    config = tiny_config(vocab_size=200_000)
+    weights = random_weights(config, "float32")
+    head = weights["transformer.wte.weight"].astype("float16")
+    weights["transformer.wte.weight"] = head.astype("float32")
+    save_checkpoint(tmp_path, config, {**weights, "lm_head.weight": head})
+    assert_same(read_checkpoint(tmp_path)[1], weights)
+    head[-1, -1] += 1
+    save_checkpoint(tmp_path, config, {**weights, "lm_head.weight": head})
+    with pytest.raises(InputError, match="the head differs from the embedding"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -96,13 +110,17 @@ def test_a_tied_head_stored_twice_is_read_once(checkpoint):
         ('{"model_type": "gpt2", "add_cross_attention": true}', "add_cross_attention is True; ALGPT2 computes False"),
         ('{"class_name": "BertBackbone", "config": {}}', "class_name is 'BertBackbone'; expected GPT2Backbone"),
         ('{"class_name": "GPT2Backbone", "config": {}}', "the configuration of GPT2Backbone has no 'num_layers'"),
+        ('{"class_name": "GPT2Backbone"}', "config is of type NoneType; expected an object"),
+        ('{"class_name": "GPT2Backbone", "config": [1]}', "config is of type list; expected an object"),
+        ('{"model_type": "algpt2", "n_head": "a"}', "n_head"),
     ],
 )
 def test_configurations_that_cannot_be_read(content, message, checkpoint):
     directory, _ = checkpoint
     (directory / "config.json").write_text(content)
-    with pytest.raises(InputError, match=rf"config\.json: .*{message}"):
+    with pytest.raises(InputError, match=rf"config\.json: .*{message}") as raised:
         read_config(directory)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_index_of_transformers_is_read(tmp_path):
@@ -151,12 +169,16 @@ def test_a_directory_without_weights(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_tensors_of_no_known_system(tmp_path):
+def test_tensors_of_no_known_system(tmp_path, monkeypatch):
     tiny_config().save_pretrained(tmp_path)
     with h5py.File(tmp_path / "model.weights.h5", "w") as file:
         file["layers/dense/vars/0"] = np.ones(3)
     with pytest.raises(InputError, match=r"model\.weights\.h5: its tensors \(layers/dense/vars/0, \.\.\.\) are of no"):
         open_checkpoint(tmp_path)
+    # The file is named, once, wherever it is looked at from.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^model\.weights\.h5: its tensors"):
+        open_checkpoint(".")
 
 
 def test_a_name_that_is_nowhere(tmp_path):

@@ -6,7 +6,8 @@ from models import both_models, random_config, random_weights, tiny_config
 
 from algpt2 import PRESETS, ALGPT2Config, parameter_count
 from algpt2.errors import InputError
-from algpt2.weights import cast_weights, check_weights
+from algpt2.formats.tensors import DTYPES, pieces
+from algpt2.weights import Casting, cast_weights, check_weights
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -62,3 +63,22 @@ def test_casting_refuses_to_overflow():
     with pytest.raises(InputError, match=r"a holds values too large for float16"):
         cast_weights({"a": np.array([1e6], "float32"), "b": np.array([1.0], "float32")}, "float16")
     assert cast_weights({"a": np.array([1e6], "float32")}, "bfloat16")["a"].dtype.name == "bfloat16"
+
+
+@pytest.mark.parametrize(("source", "target"), [(a, b) for a in DTYPES for b in DTYPES if a != b])
+def test_the_rounding_error_is_relative_to_the_largest_value_of_the_tensor(source, target):
+    draw = np.random.default_rng(0)
+    # The first is larger than a piece, with its largest value in the last.
+    weights = {"large": draw.normal(size=(3000, 1000)), "small": draw.normal(size=(2, 3))}
+    weights["large"][-1, -1] = 1000.0
+    weights = {name: array.astype(DTYPES[source]) for name, array in weights.items()}
+    casting, expected = Casting(target), {}
+    for name, array in weights.items():
+        parts = list(pieces(array))
+        assert name == "small" or len(parts) > 1
+        for part in parts:
+            casting(name, part)
+        exact = array.astype("float64")
+        expected[name] = np.abs(exact - exact.astype(DTYPES[target])).max() / np.abs(exact).max()
+    assert casting.error == max(expected.values())
+    assert casting.tensor == (max(expected, key=expected.get) if casting.error else None)

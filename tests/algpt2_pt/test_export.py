@@ -38,6 +38,17 @@ def test_logits_are_those_of_tensorflow_at_any_shape(both, config, tmp_path):
         assert relative_difference(expected[mask == 1], found[mask == 1]) < 1e-5
 
 
+def test_a_model_of_two_positions_takes_one_token_too(tmp_path):
+    tensorflow, pytorch = both_models(tiny_config(n_positions=2), "float32")
+    export_onnx(pytorch, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for batch, length in ((1, 1), (3, 1), (1, 2), (3, 2)):
+        ids = np.arange(batch * length).reshape(batch, length)
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        expected = tensorflow({"token_ids": ids, "padding_mask": np.ones_like(ids)})
+        assert relative_difference(np.asarray(expected), session.run(["logits"], inputs)[0]) < 1e-5
+
+
 def test_the_file_holds_every_weight_once_and_no_path_of_this_machine(tmp_path, recwarn):
     model = ALGPT2LMHeadModel(ALGPT2Config.from_preset("algpt2-tiny")).eval()
     export_onnx(model, tmp_path / "model.onnx")

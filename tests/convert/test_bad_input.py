@@ -19,6 +19,7 @@ from algpt2.checkpoint import write_checkpoint_weights
 from algpt2.tokenization import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
+INDEX = "model.safetensors.index.json"
 
 
 def contents(directory):
@@ -91,14 +92,22 @@ def as_pytorch(value):
 
 
 def as_shards(change):
+    """A damage of weights in several files."""
+
     def both(directory):
         (directory / "model.safetensors").unlink()
         weights = random_weights(tiny_config(), "float32")
         write_checkpoint_weights(directory, tiny_config(), weights, "pytorch", max_shard_size=4000)
-        path = directory / "model.safetensors.index.json"
-        index = json.loads(path.read_text())
+        change(directory)
+
+    return both
+
+
+def with_index(change):
+    def both(directory):
+        index = json.loads((directory / INDEX).read_text())
         change(index["weight_map"])
-        path.write_text(json.dumps(index))
+        (directory / INDEX).write_text(json.dumps(index))
 
     return both
 
@@ -119,9 +128,13 @@ DAMAGES = {
     "truncated h5": (as_keras(cut("model.weights.h5")), "model.weights.h5: not readable as HDF5"),
     "truncated bin": (as_pytorch("cut"), "pytorch_model.bin: not readable as tensors"),
     "truncated config": (cut("config.json"), "config.json: not readable as JSON"),
-    "truncated index": (as_shards(lambda index: index.popitem()), "tensor"),
+    "truncated index": (as_shards(cut(INDEX)), f"{INDEX}: not readable as JSON"),
+    "index without a tensor": (
+        as_shards(with_index(lambda index: index.pop("transformer.ln_f.bias"))),
+        "and the index disagree on tensor transformer.ln_f.bias",
+    ),
     "path traversal": (
-        as_shards(lambda index: index.update({"transformer.wte.weight": "../../secret.safetensors"})),
+        as_shards(with_index(lambda index: index.update({"transformer.wte.weight": "../../secret.safetensors"}))),
         "'../../secret.safetensors' must be a file name in the same directory",
     ),
     "malicious pickle": (as_pytorch("malicious"), "pytorch_model.bin: not readable as tensors that torch.save wrote"),

@@ -104,7 +104,9 @@ def test_damaged_files_fail_or_load_the_same(kind, time_limit, tmp_path):
         try:
             _, found = read_checkpoint(path.parent)
         except InputError as error:
-            assert ("\n" not in str(error) and path.name in str(error)) or "model.safetensors" in str(error), str(error)
+            # A configuration that is another one does not fit the weights, which are named then.
+            named = (path.name, "model.safetensors") if kind == "config" else (path.name,)
+            assert "\n" not in str(error) and any(name in str(error) for name in named), str(error)
             continue
         loaded += 1
         wrong = [name for name, array in weights.items() if not np.array_equal(found[name], array, equal_nan=False)]

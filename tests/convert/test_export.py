@@ -137,6 +137,18 @@ def test_wrong_input_changes_nothing(to, output, options, message, checkpoint, c
 
 
 @pytest.mark.parametrize("to", ["savedmodel", "litert", "onnx"])
+@pytest.mark.parametrize("n_positions", [1, 2])
+def test_the_shortest_models(n_positions, to, capsys, tmp_path):
+    directory = save_checkpoint(tmp_path / "checkpoint", tiny_config(n_positions=n_positions))
+    output = tmp_path / f"model{SUFFIXES.get(to, '')}"
+    code, out, err = run(capsys, convert.__main__, "export", directory, "--to", to, "--output", output)
+    if to == "onnx" and n_positions == 1:
+        assert code == 2 and "n_positions is 1" in err and "Traceback" not in err and not output.exists()
+    else:
+        assert code == 0 and "FAILED" not in out
+
+
+@pytest.mark.parametrize("to", ["savedmodel", "litert", "onnx"])
 def test_a_checkpoint_that_cannot_be_read(to, checkpoint, capsys, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"

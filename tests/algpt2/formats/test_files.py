@@ -18,7 +18,7 @@ from algpt2.errors import InputError
 from algpt2.formats.hdf5 import read_hdf5, write_hdf5
 from algpt2.formats.pytorch import read_pytorch
 from algpt2.formats.safetensors import read_safetensors, write_safetensors
-from algpt2.formats.tensors import DTYPES, LazyTensor, is_finite, join, lazy, pieces
+from algpt2.formats.tensors import DTYPES, LazyTensor, RowwiseTensor, is_finite, join, lazy, pieces
 
 
 def unchanged(name, piece):
@@ -76,6 +76,38 @@ class TestHdf5:
         with h5py.File(tmp_path / "file", "w") as file:
             file.create_dataset("group/a", data=array, **options)
         assert_same(read_hdf5(tmp_path / "file"), {"group/a": array})
+
+    @pytest.mark.parametrize("options", [{}, {"chunks": (2, 2)}, {"compression": "gzip"}])
+    def test_values_that_were_never_written_are_no_zeros(self, options, tmp_path):
+        # What a writer leaves that was interrupted.
+        with h5py.File(tmp_path / "file", "w") as file:
+            file.create_dataset("group/a", (5, 7), "float32", **options)
+        with pytest.raises(InputError, match="the values of group/a were not all written"):
+            read_hdf5(tmp_path / "file")
+        with h5py.File(tmp_path / "file", "a") as file:
+            file["group/a"][:3] = 1
+            file["group/a"][3:] = 2
+        assert np.asarray(read_hdf5(tmp_path / "file")["group/a"]).sum() == 49
+
+    def test_chunks_that_were_never_written_are_no_zeros(self, tmp_path):
+        with h5py.File(tmp_path / "file", "w") as file:
+            file.create_dataset("a", (5, 7), "float32", chunks=(2, 2))[:4] = 1
+        with pytest.raises(InputError, match="the values of a were not all written"):
+            read_hdf5(tmp_path / "file")
+
+    @pytest.mark.parametrize("options", [{}, {"chunks": (2, 2), "maxshape": (None, 7)}])
+    def test_a_tensor_without_values(self, options, tmp_path):
+        with h5py.File(tmp_path / "file", "w") as file:
+            file.create_dataset("a", (0, 7), "float32", **options)
+        assert np.asarray(read_hdf5(tmp_path / "file")["a"]).shape == (0, 7)
+
+    def test_values_in_a_header(self, tmp_path):
+        with h5py.File(tmp_path / "file", "w") as file:
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_layout(h5py.h5d.COMPACT)
+            space = h5py.h5s.create_simple((3,))
+            h5py.h5d.create(file.id, b"a", h5py.h5t.IEEE_F64LE, space, properties).write(space, space, np.ones(3))
+        assert_same(read_hdf5(tmp_path / "file"), {"a": np.ones(3)})
 
     def test_values_in_other_files_are_refused(self, tmp_path):
         (tmp_path / "secret").write_bytes(b"x" * 32)
@@ -169,6 +201,62 @@ def test_a_plain_pickle_is_not_read(tmp_path):
         read_pytorch(tmp_path / "file")
 
 
+NESTED = {
+    # Hashing it needs as much of the stack.
+    "deep": pickle.EMPTY_TUPLE + 300_000 * pickle.TUPLE1,
+    # Hashing it takes 2 ** 50 steps.
+    "wide": pickle.EMPTY_TUPLE + 50 * (pickle.BINPUT + b"\0" + pickle.BINGET + b"\0" + pickle.TUPLE2),
+}
+DICT = pickle.GLOBAL + b"collections\nOrderedDict\n"
+ONE = pickle.BININT1 + b"\1"
+
+
+def storage(key):
+    """The pickle of a storage with a key, as `torch.save` writes it."""
+    kind, place = (pickle.BINUNICODE + struct.pack("<I", len(text)) + text for text in (b"storage", b"cpu"))
+    return pickle.MARK + kind + pickle.GLOBAL + b"torch\nFloatStorage\n" + key + place + ONE + pickle.TUPLE + b"Q"
+
+
+def tensor_of(storage):
+    rebuild = pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n"
+    shape = pickle.EMPTY_TUPLE
+    arguments = storage + pickle.BININT1 + b"\0" + shape + shape + pickle.NEWFALSE + DICT + shape + pickle.REDUCE
+    return rebuild + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
+
+
+NAME = pickle.BINUNICODE + struct.pack("<I", 1) + b"a"
+# Where a pickle may have a key.
+PLACES = {
+    "item": lambda key: pickle.EMPTY_DICT + key + ONE + pickle.SETITEM,
+    "items": lambda key: pickle.EMPTY_DICT + pickle.MARK + key + ONE + pickle.SETITEMS,
+    "argument": lambda key: (
+        DICT + pickle.EMPTY_LIST + key + ONE + pickle.TUPLE2 + pickle.APPEND + pickle.TUPLE1 + pickle.REDUCE
+    ),
+    "storage": lambda key: pickle.EMPTY_DICT + NAME + tensor_of(storage(key)) + pickle.SETITEM,
+}
+
+
+@pytest.mark.parametrize("nested", NESTED)
+@pytest.mark.parametrize("place", PLACES)
+def test_keys_that_are_no_texts_do_not_hang_or_crash(nested, place, tmp_path):
+    with zipfile.ZipFile(tmp_path / "file", "w") as archive:
+        archive.writestr("file/data.pkl", pickle.PROTO + b"\2" + PLACES[place](NESTED[nested]) + pickle.STOP)
+    with pytest.raises(InputError, match="it has a key that is not text"):
+        read_pytorch(tmp_path / "file")
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_legacy_keys_that_are_no_texts_do_not_hang_or_crash(nested, tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "file", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "file").read_bytes()
+    # The last pickle is the list of the storages' keys, before their sizes and values.
+    start = content.rindex(pickle.PROTO + b"\2" + pickle.EMPTY_LIST)
+    keys = pickle.PROTO + b"\2" + pickle.EMPTY_LIST + NESTED[nested] + pickle.APPEND + pickle.STOP
+    (tmp_path / "file").write_bytes(content[:start] + keys + content[-16:])
+    with pytest.raises(InputError, match="it has a key that is not text"):
+        read_pytorch(tmp_path / "file")
+
+
 def test_the_checksums_of_a_pytorch_file_are_kept(tmp_path):
     torch.save({"a": torch.ones(100)}, tmp_path / "file")
     with zipfile.ZipFile(tmp_path / "file") as archive:
@@ -210,6 +298,24 @@ class TestLazyTensor:
         parts = list(pieces(lazy(array)))
         assert all(part.flags.c_contiguous and part.nbytes <= max(1 << 22, array[:1].nbytes) for part in parts)
         np.testing.assert_array_equal(np.concatenate(parts), array)
+
+    @pytest.mark.parametrize(
+        "view", [lambda t: t, lambda t: t.T, lambda t: t.rows(5, 900), lambda t: t.reshape((5, -1))]
+    )
+    def test_rows_are_computed_in_pieces(self, view):
+        source, matrix = np.arange(10_000.0).reshape(1000, 10), np.arange(20_000.0).reshape(10, 2000)
+        counts = []
+
+        def compute(rows):
+            counts.append(len(rows))
+            return rows @ matrix
+
+        tensor = view(RowwiseTensor(lazy(source), 2000, "float32", compute))
+        np.testing.assert_array_equal(
+            np.concatenate(list(pieces(tensor))),
+            view(LazyTensor((1000, 2000), "float32", lambda: (source @ matrix).astype("float32"))),
+        )
+        assert sum(counts) == 1000 and max(counts) == (1 << 22) // (4 * 2000)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_what_is_finite(self, dtype):
