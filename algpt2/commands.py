@@ -39,9 +39,7 @@ def evaluate_parser(package):
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = _checkpoint_parser(
-        f"python -m {package}.evaluate", f"Perplexity of a checkpoint, computed by {FRAMEWORKS[package]}."
-    )
+    parser = _checkpoint_parser(package, "evaluate", "Perplexity of a checkpoint")
     text = parser.add_argument_group("text")
     add_dataset_arguments(text, f"a file, folder, quoted glob or hub data set, or {PYTHON_DOCS} for its held-out part")
     protocol = parser.add_argument_group("protocol")
@@ -89,7 +87,8 @@ def run_evaluation(package, losses_at_depths, argv=None):
     Args:
         package: str. `"algpt2_pt"` or `"algpt2_tf"`, which computes.
         losses_at_depths: function from a checkpoint directory and a list of depths, `None` for the checkpoint's own,
-            to an iterator over the functions that `algpt2.evaluation.evaluate` takes, one for each depth.
+            to an iterator over the functions that `algpt2.evaluation.evaluate` takes, one for each depth. In PyTorch it
+            takes `quantize` as well, which is `"int8"` or `None`.
         argv: list of str; by default that of the process.
     """
     parser = evaluate_parser(package)
@@ -113,7 +112,9 @@ def run_evaluation(package, losses_at_depths, argv=None):
         )
         compared = evaluate_in_other(package, parser, arguments) if arguments.compare else [None] * len(depths)
         records = []
-        for depth, losses, other in zip(depths, losses_at_depths(directory, depths), compared, strict=True):
+        for depth, losses, other in zip(
+            depths, losses_at_depths(directory, depths, **_model_options(arguments)), compared, strict=True
+        ):
             result = evaluate(
                 losses, text, length, arguments.batch_size, arguments.protocol, arguments.stride, progress=True
             )
@@ -206,9 +207,7 @@ def generate_parser(package):
     Returns:
         `argparse.ArgumentParser`.
     """
-    parser = _checkpoint_parser(
-        f"python -m {package}.generate", f"Continue a text with a checkpoint, in {FRAMEWORKS[package]}."
-    )
+    parser = _checkpoint_parser(package, "generate", "Continue a text with a checkpoint")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("prompt", nargs="?", help="the text to continue")
     text.add_argument("--prompt-file", metavar="FILE", help="a text file with a prompt in each line")
@@ -238,7 +237,8 @@ def run_generation(package, open_generator, argv=None):
     Args:
         package: str. `"algpt2_pt"` or `"algpt2_tf"`, which computes.
         open_generator: function from a checkpoint directory, `algpt2.generation.Sampling`, the id of the token that
-            ends a text and whether to stream, to the function that `algpt2.generation.continue_tokens` takes.
+            ends a text and whether to stream, to the function that `algpt2.generation.continue_tokens` takes. In
+            PyTorch it takes `quantize` as well, which is `"int8"` or `None`.
         argv: list of str; by default that of the process.
     """
     parser = generate_parser(package)
@@ -255,7 +255,7 @@ def run_generation(package, open_generator, argv=None):
         stream = sys.stdout.isatty() if arguments.stream is None else arguments.stream
         if sampling.top_k and sampling.top_k > config.vocab_size:
             sampling = dataclasses.replace(sampling, top_k=config.vocab_size)
-        generate = open_generator(directory, sampling, tokenizer.eos_token_id, stream)
+        generate = open_generator(directory, sampling, tokenizer.eos_token_id, stream, **_model_options(arguments))
         for (number, prompt), sample in itertools.product(enumerate(prompts, 1), range(1, arguments.num_samples + 1)):
             if len(prompts) * arguments.num_samples > 1:
                 print(f"=== prompt {number}, sample {sample} ===")
@@ -325,7 +325,17 @@ def prepare_prompts(checkpoint, prompts):
     return directory, config, tokenizer
 
 
-def _checkpoint_parser(program, description):
-    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=HelpFormatter)
+def _checkpoint_parser(package, program, description):
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {package}.{program}",
+        description=f"{description}, in {FRAMEWORKS[package]}.",
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    if package == "algpt2_pt":
+        parser.add_argument("--quantize", choices=("int8",), help="on a CPU: round the weights, for speed")
     return parser
+
+
+def _model_options(arguments):
+    return {"quantize": arguments.quantize} if "quantize" in arguments else {}

@@ -29,7 +29,7 @@ def evaluate_in_other(package, parser, arguments):
     other = next(name for name in FRAMEWORKS if name != package)
     if importlib.util.find_spec(LIBRARIES[other]) is None:
         raise InputError(f"--compare: {FRAMEWORKS[other]} is not installed; pip install {LIBRARIES[other]}")
-    options = _options(parser, arguments, without=("compare", "figure", "json"))
+    options = _options(parser, arguments, without=("compare", "figure", "json", "quantize"))
     command = [sys.executable, "-m", f"{other}.evaluate", arguments.compare, "--json", *options]
     print(f"evaluating {arguments.compare} in {FRAMEWORKS[other]}", file=sys.stderr, flush=True)
     process = subprocess.run(command, capture_output=True, text=True)

@@ -10,6 +10,7 @@ from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, read_checkpoint,
 from algpt2.commands import run_evaluation
 from algpt2.errors import InputError
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
+from algpt2_pt.quantization import quantize_int8
 
 
 def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
@@ -41,6 +42,12 @@ def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
         raise InputError(f"{directory}: transformers cannot load it ({error})") from error
 
 
+def open_model(directory, quantize=None):
+    """The model of a checkpoint on the GPU if there is one; with `quantize="int8"` on the CPU, with int8 weights."""
+    model = load_for_inference(directory, **({"dtype": "float32"} if quantize else {}))
+    return quantize_int8(model) if quantize else model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def token_loss_function(model):
     """A function from ids, int32 (batch, length), to the losses of their successors, float (batch, length - 1).
 
@@ -62,17 +69,18 @@ def token_loss_function(model):
     return compute
 
 
-def losses_at_depths(directory, depths):
+def losses_at_depths(directory, depths, quantize=None):
     """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
 
     Args:
         directory: path.
         depths: list of int; `None` for the checkpoint's own.
+        quantize: as in `open_model`.
 
     Yields:
         function of `token_loss_function`, good until the next one.
     """
-    model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_model(directory, quantize)
     losses = token_loss_function(model)
     for depth in depths:
         config = read_config(directory, n_layer=depth) if depth else model.config

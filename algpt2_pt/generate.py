@@ -5,7 +5,7 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation import BaseStreamer
 
 from algpt2.commands import run_generation
-from algpt2_pt.evaluate import load_for_inference
+from algpt2_pt.evaluate import open_model
 
 
 class _Emitter(BaseStreamer):
@@ -52,10 +52,9 @@ def token_generator(model, sampling, stop_token_id):
     return generate
 
 
-def open_generator(directory, sampling, stop_token_id, stream):
-    """`token_generator` with the model of a checkpoint directory; it always streams."""
-    model = load_for_inference(directory).to("cuda" if torch.cuda.is_available() else "cpu")
-    return token_generator(model, sampling, stop_token_id)
+def open_generator(directory, sampling, stop_token_id, stream, quantize=None):
+    """`token_generator` with the model of `open_model`; it always streams."""
+    return token_generator(open_model(directory, quantize), sampling, stop_token_id)
 
 
 def main(argv=None):

@@ -306,7 +306,8 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
             reduction="mean" if num_items_in_batch is None else "sum",
             options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, LOGITS_IN_CHUNK // self.config.vocab_size)),
         )
-        return loss.float() if num_items_in_batch is None else loss.float() / num_items_in_batch
+        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        return loss if num_items_in_batch is None else loss / num_items_in_batch
 
     def _project_out(self, hidden_states):
         if self.config.tie_projections:

@@ -8,6 +8,7 @@ import torch
 from models import both_models, random_batch, random_config, relative_difference
 
 from algpt2.configuration import ACTIVATIONS
+from algpt2_tf.loss import next_token_loss
 from algpt2_tf.weights import canonical_variables
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
@@ -108,3 +109,17 @@ def test_the_random_configurations_cover_what_they_should():
     assert {c.tie_word_embeddings for c in configs} == {True, False}
     assert {c.n_inner is None for c in configs} == {True, False}
     assert len({tuple(c.layer_schedule) for c in configs}) >= 6
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_losses_in_chunks_agree(seed):
+    config = random_config(seed)
+    tensorflow, pytorch = both_models(config)
+    ids, mask = random_batch(config)
+    labels = np.where(mask == 1, ids, -100)
+    hidden_states = tensorflow.backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)})
+    found = next_token_loss(tensorflow, hidden_states, tf.constant(labels, "int32"))
+    with torch.no_grad():
+        targets = torch.from_numpy(labels)
+        expected = pytorch(torch.from_numpy(ids), labels=targets, num_items_in_batch=1, skip_logits=True).loss
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

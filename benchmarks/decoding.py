@@ -1,0 +1,101 @@
+"""Greedy decoding beside GPT-2's, in one framework: `python benchmarks/decoding.py --framework pytorch`.
+
+Every variant continues the same random prompt by the same number of tokens through its library's own `generate`. In
+PyTorch the peer is transformers' `GPT2LMHeadModel`; in TensorFlow KerasHub's `GPT2CausalLM`, both compiled by XLA, as
+`generate` of KerasHub does. `int8` and `bf16` have their weights in these types; `GPT-2's shape` is this project's code
+without sharing and factorization. The first call, which compiles, is reported apart.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from side_by_side import compare, read_bandwidth, report, threads, time_in_turns
+
+from algpt2 import ALGPT2Config
+from algpt2.arguments import HelpFormatter, positive_int
+
+PEERS = {"pytorch": "transformers", "tensorflow": "KerasHub"}
+SHAPES = {"algpt2": "algpt2", "algpt2, int8": "algpt2", "algpt2, bf16": "algpt2", "GPT-2's shape": "gpt2"}
+SHAPES["GPT-2's shape, int8"] = "gpt2"
+
+
+def pytorch_generators(prompt, count, names):
+    """A function for each variant that generates."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from algpt2_pt import ALGPT2LMHeadModel
+    from algpt2_pt.quantization import quantize_int8
+
+    ids = torch.from_numpy(prompt).long()
+    options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+    def generator(name):
+        if name == "transformers":
+            model = GPT2LMHeadModel(GPT2Config()).eval()
+        else:
+            model = ALGPT2LMHeadModel(ALGPT2Config.from_preset(SHAPES[name])).eval()
+        if name.endswith("int8"):
+            quantize_int8(model)
+        if name.endswith("bf16"):
+            model.bfloat16()
+        return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+    return {name: generator(name) for name in ("transformers", *SHAPES) if name in (names or [name])}
+
+
+def tensorflow_generators(prompt, count, names):
+    """As `pytorch_generators`, in Keras."""
+    import keras_hub
+
+    from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+
+    batch, length = prompt.shape
+    ids = np.pad(prompt, ((0, 0), (0, count)))
+    inputs = {"token_ids": ids, "padding_mask": np.arange(length + count)[None].repeat(batch, 0) < length}
+
+    def generator(name):
+        if name == "KerasHub":
+            backbone = keras_hub.models.GPT2Backbone(50257, 12, 12, 768, 3072, max_sequence_length=1024)
+            model = keras_hub.models.GPT2CausalLM(backbone)
+        else:
+            dtype = "bfloat16" if name.endswith("bf16") else None
+            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
+        model.compile(sampler="greedy")
+        return lambda: model.generate(dict(inputs), stop_token_ids=None)
+
+    shown = [name for name in ("KerasHub", *SHAPES) if not name.endswith("int8")]
+    return {name: generator(name) for name in shown if name in (names or [name])}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--framework", choices=tuple(PEERS), required=True)
+    parser.add_argument("--batch-size", type=positive_int, default=1)
+    parser.add_argument("--prompt-length", type=positive_int, default=8)
+    parser.add_argument("--new-tokens", type=positive_int, default=256)
+    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--output", type=Path, help="the JSON file (default: decoding-FRAMEWORK-BATCH.json)")
+    arguments = parser.parse_args()
+    shape = (arguments.batch_size, arguments.prompt_length)
+    prompt = np.random.default_rng(0).integers(1, 50257, size=shape, dtype=np.int32)
+    build = {"pytorch": pytorch_generators, "tensorflow": tensorflow_generators}[arguments.framework]
+    variants = build(prompt, arguments.new_tokens, arguments.variants)
+    bandwidth = read_bandwidth()
+    seconds, first = time_in_turns(variants, arguments.rounds)
+    extra = {name: {"first call, s": f"{first[name]:.1f}"} for name in seconds}
+    peer = PEERS[arguments.framework]
+    work = arguments.batch_size * arguments.new_tokens
+    rows = compare(seconds, work, "tokens", set(SHAPES), [peer] if peer in seconds else [], extra)
+    title = (
+        f"Decoding in {arguments.framework}, batch {arguments.batch_size}, {arguments.prompt_length} + "
+        f"{arguments.new_tokens} tokens, {threads()}; memory {bandwidth / 1e9:.0f} GB/s"
+    )
+    output = arguments.output or Path(f"decoding-{arguments.framework}-{arguments.batch_size}.json")
+    report(title, rows, {"seconds": seconds, "first": first, "memory_read": bandwidth}, output)
+
+
+if __name__ == "__main__":
+    main()

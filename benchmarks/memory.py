@@ -1,0 +1,71 @@
+"""Peak memory of a training step beside GPT-2's: `python benchmarks/memory.py --framework pytorch`.
+
+Every variant of `benchmarks/training.py` takes two steps in a process of its own; what is reported is the peak of the
+process as Linux tells it, less what it has before the model is built.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from side_by_side import report, threads
+from training import PEERS, pytorch_steps, tensorflow_steps
+
+from algpt2.arguments import HelpFormatter, positive_int
+
+VARIANTS = {
+    "pytorch": ("transformers", "algpt2", "logits whole", "algpt2, GPT-2's shape"),
+    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", "algpt2, GPT-2's shape"),
+}
+
+
+def measure(framework, name, shape):
+    """int: the bytes that two steps of a variant take in this process."""
+    ids = np.random.default_rng(0).integers(50257, size=shape, dtype=np.int32)
+    build = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}[framework]
+    before = _peak()
+    step = build(ids, "fp32", 0.0, (name,))[0][name]
+    for _ in range(2):
+        step()
+    return _peak() - before
+
+
+def _peak():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--framework", choices=tuple(VARIANTS), required=True)
+    parser.add_argument("--batch-size", type=positive_int, default=8)
+    parser.add_argument("--length", type=positive_int, default=1024)
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--output", type=Path, help="the JSON file (default: memory-FRAMEWORK.json)")
+    parser.add_argument("--measure", metavar="NAME", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shape = (arguments.batch_size, arguments.length)
+    if arguments.measure:
+        print(json.dumps(measure(arguments.framework, arguments.measure, shape)))
+        return
+    found = {}
+    for name in arguments.variants or VARIANTS[arguments.framework]:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, "--framework", arguments.framework, "--measure", name]
+        command += ["--batch-size", str(arguments.batch_size), "--length", str(arguments.length)]
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(process.stdout.splitlines()[-1])
+    peer = PEERS[arguments.framework][0]
+    rows = [
+        {"variant": name, "GB": f"{size / 1e9:.2f}", f"of {peer}": f"{size / found[peer]:.0%}" if peer in found else ""}
+        for name, size in found.items()
+    ]
+    title = f"Peak memory of a training step in {arguments.framework}, {shape[0]} x {shape[1]} tokens, {threads()}"
+    report(title, rows, {"bytes": found}, arguments.output or Path(f"memory-{arguments.framework}.json"))
+
+
+if __name__ == "__main__":
+    main()

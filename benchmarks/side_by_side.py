@@ -1,0 +1,117 @@
+"""What the benchmarks share: variants timed in turns, the ceilings of the machine, a table, JSON and a picture."""
+
+import json
+import os
+import statistics
+import time
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from algpt2.reporting import markdown_table
+
+
+def time_in_turns(variants, rounds):
+    """Time functions one after the other, round by round, in every other round backwards.
+
+    Args:
+        variants: dict of str to function without arguments. Each is called once more before, to warm up.
+        rounds: int.
+
+    Returns:
+        tuple of dict of str to list of float, the seconds, and dict of str to float, those of the first call.
+    """
+    first, seconds = {}, {name: [] for name in variants}
+    with tqdm(total=(rounds + 1) * len(variants), leave=False) as progress:
+        for number in range(-1, rounds):
+            for name in list(variants)[:: -1 if number % 2 else 1]:
+                progress.set_description(name)
+                start = time.perf_counter()
+                variants[name]()
+                elapsed = time.perf_counter() - start
+                seconds[name].append(elapsed) if number >= 0 else first.update({name: elapsed})
+                progress.update()
+    return seconds, first
+
+
+def read_bandwidth(rounds=5):
+    """float: bytes a second that a sum over an array much larger than the caches reads."""
+    array = np.ones(1 << 27, "float32")
+    seconds, _ = time_in_turns({"memory": array.sum}, rounds)
+    return array.nbytes / min(seconds["memory"])
+
+
+def compare(seconds, work, unit, ours, peers, extra=None):
+    """A row for each variant: its speed, its spread, and how many times as fast `ours` is.
+
+    Args:
+        seconds: dict of str to list of float, as `time_in_turns` returns it.
+        work: float. What a call does, in `unit`.
+        unit: str.
+        ours: tuple of str. The variants that are compared with the others.
+        peers: tuple of str. The variants that they are compared with.
+        extra: dict of str to dict of str to str, more columns.
+
+    Returns:
+        list of dict of str to str.
+    """
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = []
+    for name, values in seconds.items():
+        row = {"variant": name, f"{unit}/s": f"{work / medians[name]:,.1f}"}
+        row["spread"] = f"{work / max(values):,.1f} to {work / min(values):,.1f}"
+        for peer in peers:
+            row[f"x {peer}"] = f"{medians[peer] / medians[name]:.2f}" if name in ours else ""
+        rows.append({**row, **(extra or {}).get(name, {})})
+    return rows
+
+
+def report(title, rows, measured, output):
+    """Print a table, and write it and all that was measured as JSON, and the speeds as a picture beside it.
+
+    Args:
+        title: str.
+        rows: list of dict of str to str; the second column is drawn.
+        measured: dict, as JSON takes it.
+        output: `Path` of the JSON file.
+    """
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    print(f"{title}\n\n{markdown_table([columns, *([row.get(column, '') for column in columns] for row in rows)])}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"title": title, "rows": rows, **measured}, indent=2) + "\n")
+    speed = columns[1]
+    figure = Figure(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    values = [float(row[speed].replace(",", "")) for row in rows]
+    bars = axes.barh([row["variant"] for row in rows], values)
+    axes.bar_label(bars, [row[speed] for row in rows], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel=speed, title=title)
+    figure.savefig(output.with_suffix(".png"), dpi=120)
+    print(f"\nwrote {output} and {output.with_suffix('.png')}")
+
+
+def training_flops(config):
+    """The floating-point operations of a training step, for each token: three times those of the forward products.
+
+    Args:
+        config: `algpt2.ALGPT2Config`.
+
+    Returns:
+        float. Attention's products of tokens with tokens, which depend on the length, are left out.
+
+    References:
+        Kaplan et al., 2020, https://arxiv.org/abs/2001.08361, section 2.1.
+    """
+    hidden, width = config.n_embd, config.embedding_width
+    block = 4 * hidden * hidden + 2 * hidden * config.inner_width
+    projections = 2 * hidden * width if config.is_factorized else 0
+    return 6.0 * (config.n_layer * block + projections + config.vocab_size * width)
+
+
+def threads():
+    """str: the cores that this process may use."""
+    return f"{len(os.sched_getaffinity(0))} cores"

@@ -1,0 +1,154 @@
+"""Training steps beside GPT-2's, in one framework: `python benchmarks/training.py --framework pytorch`.
+
+Every variant takes whole steps in turn: forward, backward, clipping and AdamW, on the same random tokens. In PyTorch
+`algpt2` is the step of `algpt2_pt.train`, and the peer transformers' `GPT2LMHeadModel`; in TensorFlow it is
+`fit` as `algpt2_tf.train` calls it, and the peer KerasHub's `GPT2CausalLM`, by its default and with `jit_compile=True`.
+`algpt2, GPT-2's shape` is this project's code without sharing and factorization, so that what the architecture gains is
+told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from side_by_side import compare, report, threads, time_in_turns, training_flops
+
+from algpt2 import ALGPT2Config
+from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.devices import peak_flops
+
+PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
+CONFIGS = {"algpt2": "algpt2", "logits whole": "algpt2", "compiled blocks": "algpt2", "algpt2, GPT-2's shape": "gpt2"}
+
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+def configuration(name, dropout):
+    """The `ALGPT2Config` of a variant."""
+    return ALGPT2Config.from_preset(CONFIGS[name], **dict.fromkeys(DROPOUTS, dropout))
+
+
+def pytorch_steps(ids, precision, dropout, names):
+    """A function for each of the variants that takes one step, and the matrix product that tells the ceiling."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from algpt2_pt import ALGPT2LMHeadModel
+    from algpt2_pt.optimization import create_optimizer
+
+    ids = torch.from_numpy(ids).long()
+
+    def step(model, optimizer, **options):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(ids, labels=ids, use_cache=False, **options).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def stepper(model, **options):
+        optimizer = create_optimizer(model.train(), "adamw", 1e-4, 0.01)
+        return lambda: step(model, optimizer, **options)
+
+    def ours(name):
+        return ALGPT2LMHeadModel(configuration(name, dropout))
+
+    def compiled():
+        model = ours("compiled blocks")
+        for block in model.transformer.h:
+            block.compile()
+        return model
+
+    variants = {
+        "transformers": lambda: stepper(GPT2LMHeadModel(GPT2Config(**dict.fromkeys(DROPOUTS, dropout)))),
+        "algpt2": lambda: stepper(ours("algpt2"), skip_logits=True),
+        "logits whole": lambda: stepper(ours("logits whole")),
+        "compiled blocks": lambda: stepper(compiled(), skip_logits=True),
+        "algpt2, GPT-2's shape": lambda: stepper(ours("algpt2, GPT-2's shape"), skip_logits=True),
+    }
+    matrix = torch.ones(2048, 2048, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    return {name: build() for name, build in variants.items() if name in names}, lambda: matrix @ matrix
+
+
+def tensorflow_steps(ids, precision, dropout, names):
+    """As `pytorch_steps`, through Keras's `fit`."""
+    import keras
+    import keras_hub
+    import tensorflow as tf
+
+    from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+    from algpt2_tf.optimization import create_optimizer
+    from algpt2_tf.training import TrainingModel
+
+    policy = {"fp32": "float32", "bf16": "mixed_bfloat16"}[precision]
+
+    def ours(name):
+        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(configuration(name, dropout), dtype=policy))
+        optimizer = create_optimizer("adamw", 1e-4, 0.01, max_grad_norm=1.0)
+        optimizer.build(model.trainable_variables)
+        training_model = TrainingModel(model)
+        training_model.compile(optimizer=optimizer, jit_compile="auto")
+        data = tf.data.Dataset.from_tensors({"input_ids": ids, "labels": ids})
+        return lambda: training_model.fit(data, verbose=0)
+
+    def theirs(jit_compile):
+        backbone = keras_hub.models.GPT2Backbone(
+            50257, 12, 12, 768, 3072, dropout, max_sequence_length=1024, dtype=policy
+        )
+        model = keras_hub.models.GPT2CausalLM(backbone)
+        model.compile(
+            optimizer=keras.optimizers.AdamW(1e-4, weight_decay=0.01, global_clipnorm=1.0),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            **({"jit_compile": True} if jit_compile else {}),
+        )
+        inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+        data = tf.data.Dataset.from_tensors((inputs, np.roll(ids, -1, axis=1)))
+        return lambda: model.fit(data, verbose=0)
+
+    variants = {
+        "KerasHub": lambda: theirs(False),
+        "KerasHub, jit_compile": lambda: theirs(True),
+        "algpt2": lambda: ours("algpt2"),
+        "algpt2, GPT-2's shape": lambda: ours("algpt2, GPT-2's shape"),
+    }
+    matrix = tf.ones((2048, 2048), tf.bfloat16 if precision == "bf16" else tf.float32)
+    steps = {name: build() for name, build in variants.items() if name in names}
+    return steps, lambda: float(tf.matmul(matrix, matrix)[0, 0])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--framework", choices=tuple(PEERS), required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--batch-size", type=positive_int, default=4)
+    parser.add_argument("--length", type=positive_int, default=256)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of every variant")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--output", type=Path, help="the JSON file (default: training-FRAMEWORK-PRECISION.json)")
+    arguments = parser.parse_args()
+    ids = np.random.default_rng(0).integers(50257, size=(arguments.batch_size, arguments.length), dtype=np.int32)
+    build = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}[arguments.framework]
+    steps, multiply = build(
+        ids, arguments.precision, arguments.dropout, arguments.variants or (*PEERS[arguments.framework], *CONFIGS)
+    )
+    ceiling = peak_flops(multiply, 2048)
+    seconds, first = time_in_turns(steps, arguments.rounds)
+    ceiling = max(ceiling, peak_flops(multiply, 2048))
+    extra = {}
+    for name, values in seconds.items():
+        flops = training_flops(ALGPT2Config.from_preset(CONFIGS.get(name, "gpt2")))
+        rate = flops * ids.size / sorted(values)[len(values) // 2]
+        extra[name] = {"of the matrix product": f"{rate / ceiling:.0%}", "first step, s": f"{first[name]:.1f}"}
+    peers = [peer for peer in PEERS[arguments.framework] if peer in steps]
+    rows = compare(seconds, ids.size, "tokens", set(CONFIGS), peers, extra)
+    title = (
+        f"Training in {arguments.framework}, {arguments.batch_size} x {arguments.length} tokens, "
+        f"{arguments.precision}, dropout {arguments.dropout}, {threads()}; matrix product {ceiling / 1e9:,.0f} GFLOP/s"
+    )
+    output = arguments.output or Path(f"training-{arguments.framework}-{arguments.precision}.json")
+    report(title, rows, {"seconds": seconds, "first": first, "matrix_product": ceiling}, output)
+
+
+if __name__ == "__main__":
+    main()
