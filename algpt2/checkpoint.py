@@ -213,7 +213,8 @@ def files_replaced_in(directory, stale=()):
 
     Args:
         directory: path; made if it is not there. Its other files stay as they are.
-        stale: iterable of str, names of files with wildcards. What of `directory` to remove if it is not replaced.
+        stale: iterable of str, names of files and of empty directories, with wildcards. What of `directory` to remove
+            if it is not replaced.
 
     Raises:
         InputError: if the directory cannot be written.
@@ -244,9 +245,12 @@ def files_replaced_in(directory, stale=()):
         for file in files:
             (directory / file.parent).mkdir(parents=True, exist_ok=True)
             os.replace(temporary / file, directory / file)
-        for path in itertools.chain.from_iterable(map(directory.glob, stale)):
-            if path.relative_to(directory) not in files and not path.is_dir():
-                path.unlink()
+        for path in sorted(itertools.chain.from_iterable(map(directory.glob, stale)), reverse=True):
+            if not path.is_dir():
+                if path.relative_to(directory) not in files:
+                    path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
     finally:

@@ -299,14 +299,17 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
 
     def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs):
         states = self._project_out(hidden_states[:, :-1]).flatten(0, 1)
-        loss = nn.functional.linear_cross_entropy(
-            states,
-            self.lm_head.weight.to(states.dtype),
-            labels[:, 1:].flatten().to(states.device),
-            reduction="mean" if num_items_in_batch is None else "sum",
-            options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, LOGITS_IN_CHUNK // self.config.vocab_size)),
-        )
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        weight = self.lm_head.weight.to(states.dtype)
+        # The loss of half-precision states would be rounded to half precision.
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        with torch.autocast(states.device.type, enabled=False):
+            loss = nn.functional.linear_cross_entropy(
+                states.to(dtype),
+                weight.to(dtype),
+                labels[:, 1:].flatten().to(states.device),
+                reduction="mean" if num_items_in_batch is None else "sum",
+                options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, LOGITS_IN_CHUNK // weight.shape[0])),
+            )
         return loss if num_items_in_batch is None else loss / num_items_in_batch
 
     def _project_out(self, hidden_states):

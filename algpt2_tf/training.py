@@ -76,7 +76,9 @@ class TrainingModel(keras.Model):
         with tf.GradientTape() as tape:
             inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
             hidden_states = self.model.backbone(inputs, training=True)
-            losses = [next_token_loss(self.model, hidden_states, data["labels"]) / tokens, tf.constant(0.0)]
+            # TensorFlow's own optimizer of graphs breaks loops of several workers; XLA does not use it.
+            loss = next_token_loss(self.model, hidden_states, data["labels"], in_chunks=self.jit_compile)
+            losses = [loss / tokens, tf.constant(0.0)]
             if "sentence_order_label" in data:
                 logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])
                 order = tf.nn.sparse_softmax_cross_entropy_with_logits(

@@ -1,5 +1,6 @@
 """Write a checkpoint in a format for deployment, and compare what its runtime computes with the checkpoint."""
 
+import glob
 import importlib.util
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def export(directory, to, output, quantize=None, length=None, force=False):
         raise InputError(f"{directory}: has more weights than the 2 GB that a file can hold; export it to savedmodel")
     _check_output(output, to, force)
     model = open_side(checkpoint, "float32", FRAMEWORKS[to]).model
-    with files_replaced_in(output.parent) as temporary:
+    # `_check_output` has seen that a directory that is there holds an earlier export.
+    with files_replaced_in(output.parent, stale=[f"{glob.escape(output.name)}/**/*"]) as temporary:
         path = temporary / output.name
         if to == "onnx":
             from algpt2_pt.export import export_onnx
