@@ -105,7 +105,6 @@ def difference(expected, found, first):
     expected, found = losses(expected), losses(found)
     assert list(expected) == list(found) == list(range(1, len(expected) + 1))
     pairs = [(np.array(expected[step]), np.array(found[step])) for step in expected if step >= first]
-    assert any((there != here).any() for there, here in pairs)
     return max(np.abs(there - here).max() / there[0] for there, here in pairs)
 
 
@@ -128,6 +127,7 @@ def test_there_and_back(variant, start, carry, tmp_path):
     expected = start("pt", tmp_path / "pt", *extra, **overrides)
     assert carry("pt", expected / "checkpoint-10", "--output", tmp_path / "tf")[0] == 0
     algpt2_tf.train.main(["--output-dir", str(tmp_path / "tf"), "--resume"])
+    assert (tmp_path / "tf" / "model.weights.h5").exists()
     assert difference(expected, tmp_path / "tf", first=11) < tolerance
     assert carry("tf", tmp_path / "tf" / "checkpoint-20", "--output", tmp_path / "back")[0] == 0
     algpt2_pt.train.main(["--output-dir", str(tmp_path / "back"), "--resume"])
