@@ -15,11 +15,11 @@ from algpt2.evaluation import evaluate
 from algpt2.formats import find_weights
 from algpt2.history import FIGURE_FILE, HISTORY_FILE, read_history
 from algpt2.hub import upload
+from algpt2.loss import IGNORED
 from algpt2.model_card import write_model_card
 from algpt2.packing import Blocks, TokenizedText, TrainingOrder
 from algpt2.weights import parameter_count
 
-IGNORED = -100
 # The logits of a larger batch may not fit where its gradients are computed in parts.
 EVALUATION_BATCH = 16
 

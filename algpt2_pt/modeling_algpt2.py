@@ -17,12 +17,10 @@ from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, open_checkpoint,
 from algpt2.dialects import find_dialect
 from algpt2.dialects.algpt2 import PYTORCH
 from algpt2.formats import find_weights, read_weights
+from algpt2.loss import LOGITS_IN_CHUNK
 from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, stored_special_token_ids
 from algpt2.weights import check_weights
 from algpt2_pt.layers import ALGPT2Attention, ALGPT2Block, ALGPT2TiedProjection, embedding_projection
-
-# Of the loss in chunks: large enough for efficient matrix products, 64 MB in float32.
-LOGITS_IN_CHUNK = 1 << 24
 
 
 class ALGPT2PreTrainedModel(PreTrainedModel):

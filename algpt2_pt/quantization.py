@@ -28,6 +28,7 @@ def quantize_int8(model):
     with warnings.catch_warnings():
         # Its successor in torchao has no kernels for CPUs without AVX-512.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
         return quantization.quantize_dynamic(
             model, {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}, inplace=True
         )

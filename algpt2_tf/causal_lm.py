@@ -1,6 +1,7 @@
 """ALGPT2 with a language-model head, as a KerasHub task."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 from keras_hub.models import CausalLM
@@ -179,11 +180,14 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         hidden_states, cache = self.backbone.call_with_cache(token_ids, cache, cache_update_index)
         return self._logits(hidden_states), hidden_states, cache
 
-    def _build_cache(self, token_ids):
+    def _build_cache(self, token_ids, prefill=None):
         config = self.config
         batch, length = ops.shape(token_ids)
         empty = ops.zeros((batch, config.n_head, length, config.n_embd // config.n_head), dtype=self.compute_dtype)
-        return self.backbone.call_with_cache(token_ids, ((empty, empty),) * config.n_layer, 0)
+        cache = ((empty, empty),) * config.n_layer
+        hidden_states, cache = self.backbone.call_with_cache(token_ids[:, :prefill], cache, 0)
+        # Samplers are promised the hidden states of all positions.
+        return tf.pad(hidden_states, ((0, 0), (0, length - tf.shape(hidden_states)[1]), (0, 0))), cache
 
     def compile(self, *args, repetition_penalty=1.0, streamer=None, **kwargs):
         """Choose how the model trains and generates, as in `keras_hub.models.CausalLM.compile`.
@@ -221,12 +225,27 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         # A token that is there twice gets the same value twice.
         return ops.scatter_update(logits, places, ops.reshape(scores, (-1,)))
 
-    def generate_step(self, inputs, stop_token_ids=None):
+    def make_generate_function(self):
+        """The function that `generate` calls; compiled once for a length, and a length of prompts rounded up to 32."""
+        if self.generate_function is None:
+            step = super().make_generate_function()
+
+            def generate(inputs, stop_token_ids=None):
+                mask = np.asarray(inputs["padding_mask"], dtype=bool)
+                prefill = min(-(-int(mask.sum(axis=-1).min()) // 32) * 32, mask.shape[1])
+                return step(inputs, stop_token_ids, prefill)
+
+            self.generate_function = generate
+        return self.generate_function
+
+    def generate_step(self, inputs, stop_token_ids=None, prefill=None):
         """Continue a batch of padded prompts; `generate` compiles and calls this.
 
         Args:
             inputs: dict of `token_ids`, int32 (batch, max_length), and `padding_mask`, 1 for the prompts' tokens.
             stop_token_ids: tuple of int, the tokens that end a sequence; or `None`.
+            prefill: int. How many first positions to compute at once, at least those of the shortest prompt; by default
+                all of max_length.
 
         Returns:
             dict of `token_ids` and `padding_mask`, as the inputs; the mask ends at the first stop token.
@@ -238,7 +257,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         # KerasHub's samplers would take padding that equals a stop token for the end of the sequence.
         filler = min(set(range(len(stop_token_ids or ()) + 1)) - set(stop_token_ids or ()))
         token_ids = ops.where(padding_mask, token_ids, filler)
-        hidden_states, cache = self._build_cache(token_ids)
+        hidden_states, cache = self._build_cache(token_ids, prefill)
         first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
 
         def next_token(prompt, cache, index):

@@ -58,16 +58,18 @@ def token_generator(model, sampling, stop_token_id, stream=False):
 
     # Traced once for all lengths, and not compiled by XLA, which would be once for each. So a text is also the same
     # whether it is streamed or not.
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool)])
-    def step(token_ids, padding_mask):
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool), tf.TensorSpec((), tf.int32)]
+    )
+    def step(token_ids, padding_mask, prefill):
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        return model.generate_step(inputs, stop_token_ids=(stop_token_id,))
+        return model.generate_step(inputs, (stop_token_id,), prefill)
 
     def generate(context, count, emit):
         emitters[:] = [emit]
         ids = np.zeros((1, len(context) + count), dtype=np.int32)
         ids[0, : len(context)] = context
-        outputs = step(ids, np.arange(ids.size)[None] < len(context))
+        outputs = step(ids, np.arange(ids.size)[None] < len(context), len(context))
         return outputs["token_ids"].numpy()[outputs["padding_mask"].numpy()][len(context) :].tolist()
 
     return generate

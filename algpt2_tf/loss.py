@@ -3,10 +3,7 @@
 import keras
 import tensorflow as tf
 
-from algpt2.run import IGNORED
-
-# Large enough for efficient matrix products, 64 MB in float32.
-LOGITS_IN_CHUNK = 1 << 24
+from algpt2.loss import IGNORED, LOGITS_IN_CHUNK
 
 
 def next_token_loss(model, hidden_states, labels, in_chunks=True):

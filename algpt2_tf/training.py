@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from algpt2.run import IGNORED
+from algpt2.loss import IGNORED
 from algpt2_tf.loss import next_token_loss
 
 
@@ -119,4 +119,6 @@ def batches(run):
     options = tf.data.Options()
     # Each worker takes its part of every batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return samples.map(gather).prefetch(tf.data.AUTOTUNE).with_options(options)
+    # TensorFlow's thread that tunes the pipeline would hold up the end of `fit`, the longer the run was, to a minute.
+    options.autotune.enabled = False
+    return samples.map(gather).prefetch(2).with_options(options)

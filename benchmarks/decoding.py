@@ -6,14 +6,13 @@ PyTorch the peer is transformers' `GPT2LMHeadModel`; in TensorFlow KerasHub's `G
 without sharing and factorization. The first call, which compiles, is reported apart.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
-from side_by_side import compare, read_bandwidth, report, threads, time_in_turns
+from side_by_side import compare, framework_parser, read_bandwidth, report, threads, time_in_turns
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.arguments import positive_int
 
 PEERS = {"pytorch": "transformers", "tensorflow": "KerasHub"}
 SHAPES = {"algpt2": "algpt2", "algpt2, int8": "algpt2", "algpt2, bf16": "algpt2", "GPT-2's shape": "gpt2"}
@@ -70,14 +69,10 @@ def tensorflow_generators(prompt, count, names):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--framework", choices=tuple(PEERS), required=True)
+    parser = framework_parser(__doc__, "decoding-FRAMEWORK-BATCH.json")
     parser.add_argument("--batch-size", type=positive_int, default=1)
     parser.add_argument("--prompt-length", type=positive_int, default=8)
     parser.add_argument("--new-tokens", type=positive_int, default=256)
-    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--output", type=Path, help="the JSON file (default: decoding-FRAMEWORK-BATCH.json)")
     arguments = parser.parse_args()
     shape = (arguments.batch_size, arguments.prompt_length)
     prompt = np.random.default_rng(0).integers(1, 50257, size=shape, dtype=np.int32)

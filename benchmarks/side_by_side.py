@@ -1,14 +1,35 @@
 """What the benchmarks share: variants timed in turns, the ceilings of the machine, a table, JSON and a picture."""
 
+import argparse
 import json
 import os
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from algpt2.arguments import HelpFormatter, positive_int
 from algpt2.reporting import markdown_table
+
+
+def framework_parser(description, output):
+    """The options of all benchmarks of one framework.
+
+    Args:
+        description: str.
+        output: str, the name of the JSON file by default, as shown.
+
+    Returns:
+        `argparse.ArgumentParser`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser.add_argument("--framework", choices=("pytorch", "tensorflow"), required=True)
+    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--output", type=Path, help=f"the JSON file (default: {output})")
+    return parser
 
 
 def time_in_turns(variants, rounds):
@@ -75,23 +96,28 @@ def report(title, rows, measured, output):
         measured: dict, as JSON takes it.
         output: `Path` of the JSON file.
     """
-    from matplotlib.figure import Figure
-
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(f"{title}\n\n{markdown_table([columns, *([row.get(column, '') for column in columns] for row in rows)])}")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"title": title, "rows": rows, **measured}, indent=2) + "\n")
-    speed = columns[1]
-    figure = Figure(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
+    draw(title, rows, output.with_suffix(".png"))
+    print(f"\nwrote {output} and {output.with_suffix('.png')}")
+
+
+def draw(title, rows, path):
+    """Draw the second column of the rows as bars."""
+    from matplotlib.figure import Figure
+
+    speed = list(rows[0])[1]
+    figure = Figure(figsize=(8, 0.45 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
-    values = [float(row[speed].replace(",", "")) for row in rows]
-    bars = axes.barh([row["variant"] for row in rows], values)
+    bars = axes.barh([row["variant"] for row in rows], [float(row[speed].replace(",", "")) for row in rows])
     axes.bar_label(bars, [row[speed] for row in rows], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set(xlabel=speed, title=title)
-    figure.savefig(output.with_suffix(".png"), dpi=120)
-    print(f"\nwrote {output} and {output.with_suffix('.png')}")
+    axes.set(xlabel=speed)
+    axes.set_title(title.replace("; ", "\n"), fontsize="medium")
+    figure.savefig(path, dpi=120)
 
 
 def training_flops(config):

@@ -7,14 +7,13 @@ Every variant takes whole steps in turn: forward, backward, clipping and AdamW, 
 told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
-from side_by_side import compare, report, threads, time_in_turns, training_flops
+from side_by_side import compare, framework_parser, report, threads, time_in_turns, training_flops
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.arguments import positive_int
 from algpt2.devices import peak_flops
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
@@ -81,6 +80,9 @@ def tensorflow_steps(ids, precision, dropout, names):
     from algpt2_tf.training import TrainingModel
 
     policy = {"fp32": "float32", "bf16": "mixed_bfloat16"}[precision]
+    # TensorFlow's thread that tunes the pipeline would round the time of `fit` up to the next of its naps.
+    options = tf.data.Options()
+    options.autotune.enabled = False
 
     def ours(name):
         model = TFALGPT2LMHeadModel(TFALGPT2Backbone(configuration(name, dropout), dtype=policy))
@@ -88,7 +90,7 @@ def tensorflow_steps(ids, precision, dropout, names):
         optimizer.build(model.trainable_variables)
         training_model = TrainingModel(model)
         training_model.compile(optimizer=optimizer, jit_compile="auto")
-        data = tf.data.Dataset.from_tensors({"input_ids": ids, "labels": ids})
+        data = tf.data.Dataset.from_tensors({"input_ids": ids, "labels": ids}).with_options(options)
         return lambda: training_model.fit(data, verbose=0)
 
     def theirs(jit_compile):
@@ -102,7 +104,7 @@ def tensorflow_steps(ids, precision, dropout, names):
             **({"jit_compile": True} if jit_compile else {}),
         )
         inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
-        data = tf.data.Dataset.from_tensors((inputs, np.roll(ids, -1, axis=1)))
+        data = tf.data.Dataset.from_tensors((inputs, np.roll(ids, -1, axis=1))).with_options(options)
         return lambda: model.fit(data, verbose=0)
 
     variants = {
@@ -117,15 +119,11 @@ def tensorflow_steps(ids, precision, dropout, names):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--framework", choices=tuple(PEERS), required=True)
+    parser = framework_parser(__doc__, "training-FRAMEWORK-PRECISION.json")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--batch-size", type=positive_int, default=4)
     parser.add_argument("--length", type=positive_int, default=256)
     parser.add_argument("--dropout", type=float, default=0.0, help="of every variant")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--output", type=Path, help="the JSON file (default: training-FRAMEWORK-PRECISION.json)")
     arguments = parser.parse_args()
     ids = np.random.default_rng(0).integers(50257, size=(arguments.batch_size, arguments.length), dtype=np.int32)
     build = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}[arguments.framework]

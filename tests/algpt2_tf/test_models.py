@@ -109,9 +109,10 @@ def generate_without_cache(model, given):
     return ids
 
 
-def test_cached_generation_is_the_plain_model_again_and_again(model):
+@pytest.mark.parametrize("length", [20, 48])
+def test_cached_generation_is_the_plain_model_again_and_again(length, model):
     model.compile(sampler="greedy")
-    given = prompt(model)
+    given = prompt(model, length)
     found = model.generate(dict(given), stop_token_ids=None)
     np.testing.assert_array_equal(found["token_ids"], generate_without_cache(model, given))
 

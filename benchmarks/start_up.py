@@ -1,0 +1,52 @@
+"""The time to the first token of the command line, and what of it is imports: `python benchmarks/start_up.py`.
+
+Every variant is a process of its own, from its start to its end: both `generate` commands with one new token, and the
+imports that transformers' GPT-2 and KerasHub's need before anything can be loaded. The model is `algpt2` with random
+weights and a small tokenizer.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from side_by_side import compare, report, threads, time_in_turns
+
+from algpt2 import ALGPT2Config
+from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.corpus import read_corpus
+from algpt2.tokenization import train_tokenizer
+from algpt2_pt import ALGPT2LMHeadModel
+
+PEERS = {
+    "import transformers' GPT-2": "import torch; from transformers import AutoTokenizer, GPT2LMHeadModel",
+    "import KerasHub's GPT-2": "import tensorflow; from keras_hub.models import GPT2CausalLM",
+}
+COMMANDS = ("algpt2_pt.generate", "algpt2_tf.generate")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up")
+    parser.add_argument("--output", type=Path, default=Path("start-up.json"), help="the JSON file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = train_tokenizer(read_corpus("python-docs").train, vocab_size=1000)
+        tokenizer.save_pretrained(directory)
+        ALGPT2LMHeadModel(ALGPT2Config(vocab_size=len(tokenizer))).save_pretrained(directory)
+        commands = {name: ["-c", imports] for name, imports in PEERS.items()}
+        for name in COMMANDS:
+            commands[name] = ["-m", name, directory, "The value of", "--max-new-tokens", "1"]
+
+        def runner(command):
+            return lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True)
+
+        seconds, first = time_in_turns({name: runner(command) for name, command in commands.items()}, arguments.rounds)
+    extra = {name: {"s": f"{sorted(values)[len(values) // 2]:.1f}"} for name, values in seconds.items()}
+    rows = compare(seconds, 60, "starts a minute", COMMANDS, list(PEERS), extra)
+    report(f"Start to first token, {threads()}", rows, {"seconds": seconds, "first": first}, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
