@@ -58,8 +58,10 @@ def token_generator(model, sampling, stop_token_id, stream=False):
 
     # Traced once for all lengths, and not compiled by XLA, which would be once for each. So a text is also the same
     # whether it is streamed or not.
+    # There is no Python control flow over tensors that AutoGraph would convert, which takes seconds.
     @tf.function(
-        input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool), tf.TensorSpec((), tf.int32)]
+        input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool), tf.TensorSpec((), tf.int32)],
+        autograph=False,
     )
     def step(token_ids, padding_mask, prefill):
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from side_by_side import report, threads
-from training import PEERS, pytorch_steps, tensorflow_steps
+from training import CHECKPOINTING, PEERS, pytorch_steps, tensorflow_steps
 
 from algpt2.arguments import HelpFormatter, positive_int
 
 VARIANTS = {
-    "pytorch": ("transformers", "algpt2", "logits whole", "algpt2, GPT-2's shape"),
-    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", "algpt2, GPT-2's shape"),
+    "pytorch": ("transformers", "algpt2", "logits whole", CHECKPOINTING, "algpt2, GPT-2's shape"),
+    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", CHECKPOINTING, "algpt2, GPT-2's shape"),
 }
 
 

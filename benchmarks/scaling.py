@@ -60,6 +60,8 @@ def stepper(scheme, shape):
 def compile_seconds(scheme, n_layer):
     """float: the time of the first step with compiled blocks, beyond that of the second."""
     torch.compiler.reset()
+    # What an earlier compilation left on the disk would be found.
+    torch.compiler.config.force_disable_caches = True
     shape = {**BASE, "n_layer": n_layer}
     trained = model(scheme, shape)
     for block in trained.transformer.h:
@@ -107,6 +109,8 @@ def main():
         }
         seconds, _ = time_in_turns(variants, arguments.rounds)
         measured |= {name: statistics.median(times) for name, times in seconds.items()}
+    # The first compilation of a process loads the compiler.
+    compile_seconds("algpt2", VALUES["n_layer"][0])
     compiled = {scheme: {n: compile_seconds(scheme, n) for n in VALUES["n_layer"]} for scheme in SCHEMES}
     rows = [["", *SCHEMES]]
     for dimension, values in VALUES.items():

@@ -6,12 +6,13 @@ weights and a small tokenizer.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import compare, report, threads, time_in_turns
+from side_by_side import report, threads, time_in_turns
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import HelpFormatter, positive_int
@@ -19,7 +20,7 @@ from algpt2.corpus import read_corpus
 from algpt2.tokenization import train_tokenizer
 from algpt2_pt import ALGPT2LMHeadModel
 
-PEERS = {
+IMPORTS = {
     "import transformers' GPT-2": "import torch; from transformers import AutoTokenizer, GPT2LMHeadModel",
     "import KerasHub's GPT-2": "import tensorflow; from keras_hub.models import GPT2CausalLM",
 }
@@ -35,7 +36,7 @@ def main():
         tokenizer = train_tokenizer(read_corpus("python-docs").train, vocab_size=1000)
         tokenizer.save_pretrained(directory)
         ALGPT2LMHeadModel(ALGPT2Config(vocab_size=len(tokenizer))).save_pretrained(directory)
-        commands = {name: ["-c", imports] for name, imports in PEERS.items()}
+        commands = {name: ["-c", imports] for name, imports in IMPORTS.items()}
         for name in COMMANDS:
             commands[name] = ["-m", name, directory, "The value of", "--max-new-tokens", "1"]
 
@@ -43,8 +44,14 @@ def main():
             return lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True)
 
         seconds, first = time_in_turns({name: runner(command) for name, command in commands.items()}, arguments.rounds)
-    extra = {name: {"s": f"{sorted(values)[len(values) // 2]:.1f}"} for name, values in seconds.items()}
-    rows = compare(seconds, 60, "starts a minute", COMMANDS, list(PEERS), extra)
+    rows = [
+        {
+            "variant": name,
+            "s": f"{statistics.median(values):.1f}",
+            "spread": f"{min(values):.1f} to {max(values):.1f}",
+        }
+        for name, values in seconds.items()
+    ]
     report(f"Start to first token, {threads()}", rows, {"seconds": seconds, "first": first}, arguments.output)
 
 

@@ -4,7 +4,8 @@ Every variant takes whole steps in turn: forward, backward, clipping and AdamW, 
 `algpt2` is the step of `algpt2_pt.train`, and the peer transformers' `GPT2LMHeadModel`; in TensorFlow it is
 `fit` as `algpt2_tf.train` calls it, and the peer KerasHub's `GPT2CausalLM`, by its default and with `jit_compile=True`.
 `algpt2, GPT-2's shape` is this project's code without sharing and factorization, so that what the architecture gains is
-told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks.
+told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks; `gradient checkpointing`
+computes the block again in the backward pass.
 """
 
 from pathlib import Path
@@ -17,7 +18,14 @@ from algpt2.arguments import positive_int
 from algpt2.devices import peak_flops
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
-CONFIGS = {"algpt2": "algpt2", "logits whole": "algpt2", "compiled blocks": "algpt2", "algpt2, GPT-2's shape": "gpt2"}
+CHECKPOINTING = "gradient checkpointing"
+CONFIGS = {
+    "algpt2": "algpt2",
+    "logits whole": "algpt2",
+    "compiled blocks": "algpt2",
+    CHECKPOINTING: "algpt2",
+    "algpt2, GPT-2's shape": "gpt2",
+}
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
@@ -58,11 +66,17 @@ def pytorch_steps(ids, precision, dropout, names):
             block.compile()
         return model
 
+    def checkpointing():
+        model = ours(CHECKPOINTING)
+        model.gradient_checkpointing_enable()
+        return model
+
     variants = {
         "transformers": lambda: stepper(GPT2LMHeadModel(GPT2Config(**dict.fromkeys(DROPOUTS, dropout)))),
         "algpt2": lambda: stepper(ours("algpt2"), skip_logits=True),
         "logits whole": lambda: stepper(ours("logits whole")),
         "compiled blocks": lambda: stepper(compiled(), skip_logits=True),
+        CHECKPOINTING: lambda: stepper(checkpointing(), skip_logits=True),
         "algpt2, GPT-2's shape": lambda: stepper(ours("algpt2, GPT-2's shape"), skip_logits=True),
     }
     matrix = torch.ones(2048, 2048, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -85,7 +99,10 @@ def tensorflow_steps(ids, precision, dropout, names):
     options.autotune.enabled = False
 
     def ours(name):
-        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(configuration(name, dropout), dtype=policy))
+        backbone = TFALGPT2Backbone(
+            configuration(name, dropout), dtype=policy, gradient_checkpointing=name == CHECKPOINTING
+        )
+        model = TFALGPT2LMHeadModel(backbone)
         optimizer = create_optimizer("adamw", 1e-4, 0.01, max_grad_norm=1.0)
         optimizer.build(model.trainable_variables)
         training_model = TrainingModel(model)
@@ -111,6 +128,7 @@ def tensorflow_steps(ids, precision, dropout, names):
         "KerasHub": lambda: theirs(False),
         "KerasHub, jit_compile": lambda: theirs(True),
         "algpt2": lambda: ours("algpt2"),
+        CHECKPOINTING: lambda: ours(CHECKPOINTING),
         "algpt2, GPT-2's shape": lambda: ours("algpt2, GPT-2's shape"),
     }
     matrix = tf.ones((2048, 2048), tf.bfloat16 if precision == "bf16" else tf.float32)
