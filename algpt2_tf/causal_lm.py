@@ -226,14 +226,17 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         return ops.scatter_update(logits, places, ops.reshape(scores, (-1,)))
 
     def make_generate_function(self):
-        """The function that `generate` calls; compiled once for a length, and a length of prompts rounded up to 32."""
+        """The function that `generate` calls; XLA compiles it for each length and few lengths of prompts."""
         if self.generate_function is None:
             step = super().make_generate_function()
 
             def generate(inputs, stop_token_ids=None):
-                mask = np.asarray(inputs["padding_mask"], dtype=bool)
-                prefill = min(-(-int(mask.sum(axis=-1).min()) // 32) * 32, mask.shape[1])
-                return step(inputs, stop_token_ids, prefill)
+                # Powers of two: XLA compiles for every length of what is computed at once.
+                shortest = max(int(np.sum(inputs["padding_mask"], axis=-1).min()), 1)
+                if not self.jit_compile:
+                    return step(inputs, stop_token_ids, tf.constant(shortest))
+                length = inputs["padding_mask"].shape[1]
+                return step(inputs, stop_token_ids, min(max(32, 1 << (shortest - 1).bit_length()), length))
 
             self.generate_function = generate
         return self.generate_function

@@ -119,6 +119,6 @@ def batches(run):
     options = tf.data.Options()
     # Each worker takes its part of every batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    # TensorFlow's thread that tunes the pipeline would hold up the end of `fit`, the longer the run was, to a minute.
+    # Else TensorFlow's tuning thread holds up the end of `fit`, by up to a minute after long runs.
     options.autotune.enabled = False
     return samples.map(gather).prefetch(2).with_options(options)

@@ -9,7 +9,7 @@ without sharing and factorization. The first call, which compiles, is reported a
 from pathlib import Path
 
 import numpy as np
-from side_by_side import compare, framework_parser, read_bandwidth, report, threads, time_in_turns
+from side_by_side import check_variants, compare, framework_parser, read_bandwidth, report, threads, time_in_turns
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import positive_int
@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--prompt-length", type=positive_int, default=8)
     parser.add_argument("--new-tokens", type=positive_int, default=256)
     arguments = parser.parse_args()
+    check_variants(parser, arguments, {PEERS[arguments.framework], *SHAPES})
     shape = (arguments.batch_size, arguments.prompt_length)
     prompt = np.random.default_rng(0).integers(1, 50257, size=shape, dtype=np.int32)
     build = {"pytorch": pytorch_generators, "tensorflow": tensorflow_generators}[arguments.framework]

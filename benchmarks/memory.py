@@ -1,7 +1,7 @@
 """Peak memory of a training step beside GPT-2's: `python benchmarks/memory.py --framework pytorch`.
 
 Every variant of `benchmarks/training.py` takes two steps in a process of its own; what is reported is the peak of the
-process as Linux tells it, less what it has before the model is built.
+process as Linux tells it, less what it has before the framework and the model are loaded.
 """
 
 import argparse
@@ -58,11 +58,10 @@ def main():
         command += ["--batch-size", str(arguments.batch_size), "--length", str(arguments.length)]
         process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[name] = json.loads(process.stdout.splitlines()[-1])
-    peer = PEERS[arguments.framework][0]
-    rows = [
-        {"variant": name, "GB": f"{size / 1e9:.2f}", f"of {peer}": f"{size / found[peer]:.0%}" if peer in found else ""}
-        for name, size in found.items()
-    ]
+    peer = next((name for name in PEERS[arguments.framework] if name in found), None)
+    rows = [{"variant": name, "GB": f"{size / 1e9:.2f}"} for name, size in found.items()]
+    for row in rows if peer else ():
+        row[f"of {peer}"] = f"{found[row['variant']] / found[peer]:.0%}"
     title = f"Peak memory of a training step in {arguments.framework}, {shape[0]} x {shape[1]} tokens, {threads()}"
     report(title, rows, {"bytes": found}, arguments.output or Path(f"memory-{arguments.framework}.json"))
 

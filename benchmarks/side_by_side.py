@@ -32,6 +32,13 @@ def framework_parser(description, output):
     return parser
 
 
+def check_variants(parser, arguments, known):
+    """Exit with a message for a variant that is not there."""
+    unknown = set(arguments.variants or ()) - known
+    if unknown:
+        parser.error(f"--variants {', '.join(sorted(unknown))}: the variants are {', '.join(sorted(known))}")
+
+
 def time_in_turns(variants, rounds):
     """Time functions one after the other, round by round, in every other round backwards.
 
@@ -69,8 +76,8 @@ def compare(seconds, work, unit, ours, peers, extra=None):
         seconds: dict of str to list of float, as `time_in_turns` returns it.
         work: float. What a call does, in `unit`.
         unit: str.
-        ours: tuple of str. The variants that are compared with the others.
-        peers: tuple of str. The variants that they are compared with.
+        ours: set of str. The variants that are compared with the others.
+        peers: list of str. The variants that they are compared with.
         extra: dict of str to dict of str to str, more columns.
 
     Returns:

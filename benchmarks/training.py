@@ -4,14 +4,15 @@ Every variant takes whole steps in turn: forward, backward, clipping and AdamW, 
 `algpt2` is the step of `algpt2_pt.train`, and the peer transformers' `GPT2LMHeadModel`; in TensorFlow it is
 `fit` as `algpt2_tf.train` calls it, and the peer KerasHub's `GPT2CausalLM`, by its default and with `jit_compile=True`.
 `algpt2, GPT-2's shape` is this project's code without sharing and factorization, so that what the architecture gains is
-told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks; `gradient checkpointing`
-computes the block again in the backward pass.
+told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks; `gradient checkpointing`,
+which is there for `benchmarks/memory.py`, computes the block again in the backward pass.
 """
 
+import statistics
 from pathlib import Path
 
 import numpy as np
-from side_by_side import compare, framework_parser, report, threads, time_in_turns, training_flops
+from side_by_side import check_variants, compare, framework_parser, report, threads, time_in_turns, training_flops
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import positive_int
@@ -25,6 +26,10 @@ CONFIGS = {
     "compiled blocks": "algpt2",
     CHECKPOINTING: "algpt2",
     "algpt2, GPT-2's shape": "gpt2",
+}
+VARIANTS = {
+    "pytorch": ("transformers", "algpt2", "logits whole", "compiled blocks", "algpt2, GPT-2's shape"),
+    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", "algpt2, GPT-2's shape"),
 }
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -143,10 +148,11 @@ def main():
     parser.add_argument("--length", type=positive_int, default=256)
     parser.add_argument("--dropout", type=float, default=0.0, help="of every variant")
     arguments = parser.parse_args()
+    check_variants(parser, arguments, {*PEERS[arguments.framework], *CONFIGS})
     ids = np.random.default_rng(0).integers(50257, size=(arguments.batch_size, arguments.length), dtype=np.int32)
     build = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}[arguments.framework]
     steps, multiply = build(
-        ids, arguments.precision, arguments.dropout, arguments.variants or (*PEERS[arguments.framework], *CONFIGS)
+        ids, arguments.precision, arguments.dropout, arguments.variants or VARIANTS[arguments.framework]
     )
     ceiling = peak_flops(multiply, 2048)
     seconds, first = time_in_turns(steps, arguments.rounds)
@@ -154,7 +160,7 @@ def main():
     extra = {}
     for name, values in seconds.items():
         flops = training_flops(ALGPT2Config.from_preset(CONFIGS.get(name, "gpt2")))
-        rate = flops * ids.size / sorted(values)[len(values) // 2]
+        rate = flops * ids.size / statistics.median(values)
         extra[name] = {"of the matrix product": f"{rate / ceiling:.0%}", "first step, s": f"{first[name]:.1f}"}
     peers = [peer for peer in PEERS[arguments.framework] if peer in steps]
     rows = compare(seconds, ids.size, "tokens", set(CONFIGS), peers, extra)

@@ -86,7 +86,7 @@ def text_model(text_tokenizer):
     keras.utils.set_random_seed(0)
     config = tiny_config(vocab_size=len(text_tokenizer), initializer_range=0.3)
     tokenizer = TFALGPT2Tokenizer(text_tokenizer.backend_tokenizer)
-    return TFALGPT2LMHeadModel(TFALGPT2Backbone(config), TFALGPT2CausalLMPreprocessor(tokenizer, sequence_length=32))
+    return TFALGPT2LMHeadModel(TFALGPT2Backbone(config), TFALGPT2CausalLMPreprocessor(tokenizer, sequence_length=48))
 
 
 def inputs(config, padded=True):
@@ -94,9 +94,9 @@ def inputs(config, padded=True):
     return {"token_ids": ids, "padding_mask": mask}
 
 
-def prompt(model, length=20):
+def prompt(model, length=20, lengths=(5, 8)):
     ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(2, length))
-    mask = np.arange(length) < np.array([5, 8])[:, None]
+    mask = np.arange(length) < np.array(lengths)[:, None]
     return {"token_ids": np.where(mask, ids, 0), "padding_mask": mask}
 
 
@@ -109,10 +109,13 @@ def generate_without_cache(model, given):
     return ids
 
 
-@pytest.mark.parametrize("length", [20, 48])
-def test_cached_generation_is_the_plain_model_again_and_again(length, model):
-    model.compile(sampler="greedy")
-    given = prompt(model, length)
+@pytest.mark.parametrize(
+    ("lengths", "length", "jit_compile"),
+    [((5, 8), 20, True), ((5, 40), 48, True), ((34, 40), 72, True), ((5, 40), 48, False)],
+)
+def test_cached_generation_is_the_plain_model_again_and_again(lengths, length, jit_compile, model):
+    model.compile(sampler="greedy", jit_compile=jit_compile)
+    given = prompt(model, length, lengths)
     found = model.generate(dict(given), stop_token_ids=None)
     np.testing.assert_array_equal(found["token_ids"], generate_without_cache(model, given))
 
@@ -139,7 +142,7 @@ def test_cache_has_an_entry_per_depth(model):
 )
 def test_every_sampler_keeps_the_prompt_and_stops(text_model, sampler):
     text_model.compile(sampler=sampler)
-    texts = text_model.generate(["The value of", "An object is"], max_length=16)
+    texts = text_model.generate(["The value of", "An object is"], max_length=40)
     assert [text[:12].strip() for text in texts] == ["The value of", "An object is"]
 
 
