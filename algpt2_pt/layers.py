@@ -8,6 +8,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from algpt2_pt.products import linear
+
 # The same function, which transformers computes in one kernel by this name and in seven by its own.
 ONE_KERNEL = {"gelu_new": "gelu_pytorch_tanh"}
 
@@ -57,7 +59,7 @@ class ALGPT2Attention(nn.Module):
         batch, length, width = hidden_states.shape
         query, key, value = (
             states.view(batch, length, -1, self.head_dim).transpose(1, 2)
-            for states in self.c_attn(hidden_states).split(width, dim=-1)
+            for states in linear(self.c_attn, hidden_states).split(width, dim=-1)
         )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, depth)
@@ -75,7 +77,7 @@ class ALGPT2Attention(nn.Module):
             dropout=self.config.attn_pdrop if self.training else 0.0,
             **kwargs,
         )
-        output = self.c_proj(output.reshape(batch, length, width))
+        output = linear(self.c_proj, output.reshape(batch, length, width))
         return self.resid_dropout(output), weights
 
 
@@ -90,7 +92,7 @@ class ALGPT2MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states):
-        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+        return self.dropout(linear(self.c_proj, self.act(linear(self.c_fc, hidden_states))))
 
 
 class ALGPT2Block(GradientCheckpointingLayer):

@@ -17,10 +17,12 @@ from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, open_checkpoint,
 from algpt2.dialects import find_dialect
 from algpt2.dialects.algpt2 import PYTORCH
 from algpt2.formats import find_weights, read_weights
-from algpt2.loss import LOGITS_IN_CHUNK
+from algpt2.loss import IGNORED
 from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, stored_special_token_ids
 from algpt2.weights import check_weights
 from algpt2_pt.layers import ALGPT2Attention, ALGPT2Block, ALGPT2TiedProjection, embedding_projection
+from algpt2_pt.loss import linear_cross_entropy
+from algpt2_pt.products import linear
 
 
 class ALGPT2PreTrainedModel(PreTrainedModel):
@@ -183,7 +185,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         if token_type_ids is not None:
             hidden_states = hidden_states + self.wte(token_type_ids)
         if self.project_in is not None:
-            hidden_states = self.project_in(hidden_states)
+            hidden_states = linear(self.project_in, hidden_states)
         hidden_states = self.drop(hidden_states)
 
         attention_mask = create_causal_mask(
@@ -290,30 +292,21 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
         if labels is not None and skip_logits:
             return self._chunked_loss(hidden_states, labels, **kwargs), None
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(self._project_out(hidden_states[:, kept, :]))
+        logits = linear(self.lm_head, self._project_out(hidden_states[:, kept, :]))
         if labels is None:
             return None, logits
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs), logits
 
     def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs):
         states = self._project_out(hidden_states[:, :-1]).flatten(0, 1)
-        weight = self.lm_head.weight.to(states.dtype)
-        # The loss of half-precision states would be rounded to half precision.
-        dtype = torch.promote_types(states.dtype, torch.float32)
-        with torch.autocast(states.device.type, enabled=False):
-            loss = nn.functional.linear_cross_entropy(
-                states.to(dtype),
-                weight.to(dtype),
-                labels[:, 1:].flatten().to(states.device),
-                reduction="mean" if num_items_in_batch is None else "sum",
-                options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, LOGITS_IN_CHUNK // weight.shape[0])),
-            )
-        return loss if num_items_in_batch is None else loss / num_items_in_batch
+        labels = labels[:, 1:].flatten().to(states.device)
+        loss = linear_cross_entropy(states, self.lm_head.weight, labels)
+        return loss / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
     def _project_out(self, hidden_states):
         if self.config.tie_projections:
             return self.project_out(hidden_states, self.transformer.project_in.weight)
-        return hidden_states if self.project_out is None else self.project_out(hidden_states)
+        return hidden_states if self.project_out is None else linear(self.project_out, hidden_states)
 
 
 def to_torch(array):

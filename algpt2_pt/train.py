@@ -21,6 +21,7 @@ from algpt2.train_arguments import parse_train_arguments, train_parser
 from algpt2.weights import check_weights
 from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel, to_torch
 from algpt2_pt.pretraining import ALGPT2ForPreTraining
+from algpt2_pt.products import matmul_transposed
 from algpt2_pt.trainer import QuietProgress, RunCallback, RunTrainer, Samples, without_tied
 from algpt2_pt.training_state import check_checkpoint
 
@@ -157,7 +158,7 @@ def machine_flops(arguments):
     matrix = torch.ones(size, size, dtype=dtype[arguments.precision], device="cuda" if gpu else "cpu")
 
     def multiply():
-        product = matrix @ matrix
+        product = matmul_transposed(matrix, matrix)
         if gpu:
             torch.cuda.synchronize()
         return product

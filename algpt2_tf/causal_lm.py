@@ -198,7 +198,9 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             streamer: function of int32 (batch,), called in generation with every new token as soon as the model goes
                 on from it; what is produced last comes with the result only. XLA cannot call it, so that
                 `jit_compile` is then False.
-            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`.
+            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`. XLA compiles generation unless
+                `jit_compile=False` is given; what Keras makes of `"auto"`, which is not to use XLA on CPUs, is for
+                training.
 
         References:
             repetition_penalty: Keskar et al., 2019 (CTRL), https://arxiv.org/abs/1909.05858, section 4.1.
@@ -211,6 +213,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             kwargs["jit_compile"] = False
         super().compile(*args, **kwargs)
         self.repetition_penalty, self.streamer = repetition_penalty, streamer
+        self.generates_by_xla = bool(kwargs.get("jit_compile", True)) and not self.run_eagerly
 
     def _penalized(self, logits, prompt, index):
         """The logits (batch, V) with the penalty on the tokens before `index`, in float32 as in transformers."""
@@ -227,14 +230,14 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     def make_generate_function(self):
         """The function that `generate` calls; XLA compiles it for each length and few lengths of prompts."""
+        if not self.generates_by_xla:
+            return super().make_generate_function()
         if self.generate_function is None:
-            step = super().make_generate_function()
+            step = tf.function(self.generate_step, jit_compile=True)
 
             def generate(inputs, stop_token_ids=None):
                 # Powers of two: XLA compiles for every length of what is computed at once.
                 shortest = max(int(np.sum(inputs["padding_mask"], axis=-1).min()), 1)
-                if not self.jit_compile:
-                    return step(inputs, stop_token_ids, tf.constant(shortest))
                 length = inputs["padding_mask"].shape[1]
                 return step(inputs, stop_token_ids, min(max(32, 1 << (shortest - 1).bit_length()), length))
 
@@ -247,8 +250,8 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         Args:
             inputs: dict of `token_ids`, int32 (batch, max_length), and `padding_mask`, 1 for the prompts' tokens.
             stop_token_ids: tuple of int, the tokens that end a sequence; or `None`.
-            prefill: int. How many first positions to compute at once, at least those of the shortest prompt; by default
-                all of max_length.
+            prefill: int. How many first positions to compute at once, at least those of the shortest prompt, which is
+                the default; XLA needs a number.
 
         Returns:
             dict of `token_ids` and `padding_mask`, as the inputs; the mask ends at the first stop token.
@@ -260,8 +263,8 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         # KerasHub's samplers would take padding that equals a stop token for the end of the sequence.
         filler = min(set(range(len(stop_token_ids or ()) + 1)) - set(stop_token_ids or ()))
         token_ids = ops.where(padding_mask, token_ids, filler)
-        hidden_states, cache = self._build_cache(token_ids, prefill)
         first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
+        hidden_states, cache = self._build_cache(token_ids, prefill or ops.maximum(first_free, 1))
 
         def next_token(prompt, cache, index):
             last_token = ops.slice(prompt, (0, index - 1), (ops.shape(prompt)[0], 1))

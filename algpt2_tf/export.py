@@ -60,8 +60,7 @@ def export_saved_model(model, directory, stop_token_ids=None):
         raise ValueError("a SavedModel holds no Python function: compile the model without a streamer")
 
     def generate(inputs):
-        prompts = ops.sum(inputs["padding_mask"], axis=-1)
-        outputs = model.generate_step(inputs, stop_token_ids, ops.maximum(ops.min(prompts), 1))
+        outputs = model.generate_step(inputs, stop_token_ids)
         return {"token_ids": outputs["token_ids"], "padding_mask": ops.cast(outputs["padding_mask"], "int32")}
 
     archive = keras.export.ExportArchive()

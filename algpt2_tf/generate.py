@@ -59,19 +59,15 @@ def token_generator(model, sampling, stop_token_id, stream=False):
     # Traced once for all lengths, and not compiled by XLA, which would be once for each. So a text is also the same
     # whether it is streamed or not.
     # There is no Python control flow over tensors that AutoGraph would convert, which takes seconds.
-    @tf.function(
-        input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool), tf.TensorSpec((), tf.int32)],
-        autograph=False,
-    )
-    def step(token_ids, padding_mask, prefill):
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        return model.generate_step(inputs, (stop_token_id,), prefill)
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool)], autograph=False)
+    def step(token_ids, padding_mask):
+        return model.generate_step({"token_ids": token_ids, "padding_mask": padding_mask}, (stop_token_id,))
 
     def generate(context, count, emit):
         emitters[:] = [emit]
         ids = np.zeros((1, len(context) + count), dtype=np.int32)
         ids[0, : len(context)] = context
-        outputs = step(ids, np.arange(ids.size)[None] < len(context), len(context))
+        outputs = step(ids, np.arange(ids.size)[None] < len(context))
         return outputs["token_ids"].numpy()[outputs["padding_mask"].numpy()][len(context) :].tolist()
 
     return generate

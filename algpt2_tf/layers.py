@@ -98,37 +98,53 @@ class TFALGPT2Block(keras.layers.Layer):
         return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def call(self, hidden_states, padding_mask=None, cache=None, cache_update_index=0, training=None):
-        if self.gradient_checkpointing and training and cache is None:
-            return self._apply_with_recomputation(hidden_states, padding_mask)
-        return self._apply(hidden_states, padding_mask, cache, cache_update_index, training)
+        if not training or cache is not None:
+            return self._apply(_kept, hidden_states, padding_mask, cache, cache_update_index, training)
+        if not self.gradient_checkpointing:
+            return self._apply(self._recomputed, hidden_states, padding_mask, training=True)
+        return self._recomputed(
+            lambda states: self._apply(_kept, states, padding_mask, training=True),
+            hidden_states,
+            dropouts=((self.attn_dropout, 1), (self.resid_dropout, 2)),
+        )
 
-    def _apply_with_recomputation(self, hidden_states, padding_mask):
+    def _recomputed(self, function, *inputs, dropouts=()):
+        """`function(*inputs)`, computed again in the backward pass instead of keeping what is inside it.
+
+        Args:
+            function: function of tensors.
+            *inputs: tensors, all that the function is differentiated by but weights.
+            dropouts: tuple of tuples of a dropout layer and how often the function calls it.
+        """
         # The recomputation must drop what the first pass dropped, so the state of the random numbers is an argument:
         # the first seed drawn is the state that the layer starts from.
-        uses = ((self.attn_dropout, 1), (self.resid_dropout, 2))
-        generators = [(layer.seed_generator, count) for layer, count in uses if layer.rate > 0]
+        generators = [(layer.seed_generator, count) for layer, count in dropouts if layer.rate > 0]
         seeds = [[generator.next() for _ in range(count)] for generator, count in generators]
 
-        def apply(hidden_states, *states):
+        def apply(*arguments):
+            states = arguments[len(inputs) :]
             mapping = [(generator.state, state) for (generator, _), state in zip(generators, states, strict=True)]
             with keras.StatelessScope(mapping):
-                return self._apply(hidden_states, padding_mask, training=True)
+                return function(*arguments[: len(inputs)])
 
-        return keras.remat(apply)(hidden_states, *(first for first, *_ in seeds))
+        return keras.remat(apply)(*inputs, *(first for first, *_ in seeds))
 
-    def _apply(self, hidden_states, padding_mask, cache=None, cache_update_index=0, training=None):
-        attention, cache = self._attend(self.ln_1(hidden_states), padding_mask, cache, cache_update_index, training)
+    def _apply(self, run, hidden_states, padding_mask, cache=None, cache_update_index=0, training=None):
+        """The block, with `run(function, *inputs, dropouts)` for what is cheap to compute and large to keep."""
+        attention, cache = self._attend(run, hidden_states, padding_mask, cache, cache_update_index, training)
         hidden_states = hidden_states + self.resid_dropout(attention, training=training)
-        inner = self.activation(self.c_fc(self.ln_2(hidden_states)))
-        hidden_states = hidden_states + self.resid_dropout(self.mlp_c_proj(inner), training=training)
+        # A matrix product that is the last of what is run is not computed again: its gradients do not depend on it.
+        inner = run(lambda states: self.c_fc(self.ln_2(states)), hidden_states)
+        output = run(lambda states: self.mlp_c_proj(self.activation(states)), inner)
+        hidden_states = hidden_states + self.resid_dropout(output, training=training)
         return hidden_states if cache is None else (hidden_states, cache)
 
-    def _attend(self, hidden_states, padding_mask, cache, cache_update_index, training):
+    def _attend(self, run, hidden_states, padding_mask, cache, cache_update_index, training):
         batch, length = ops.shape(hidden_states)[:2]
         heads = (batch, length, self.config.n_head, self.head_width)
         query, key, value = (
             ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3))
-            for states in ops.split(self.c_attn(hidden_states), 3, axis=-1)
+            for states in ops.split(run(lambda states: self.c_attn(self.ln_1(states)), hidden_states), 3, axis=-1)
         )
         if cache is not None:
             start = (0, 0, cache_update_index, 0)
@@ -139,20 +155,28 @@ class TFALGPT2Block(keras.layers.Layer):
         if padding_mask is not None:
             mask = ops.logical_and(mask, ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2)))
 
-        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) * self.head_width**-0.5
-        # Half-precision sums of many small weights lose digits, so the softmax has at least float32.
-        softmax_dtype = keras.backend.result_type(self.compute_dtype, "float32")
-        scores = ops.cast(scores, softmax_dtype)
-        weights = ops.softmax(ops.where(mask, scores, float(np.finfo(softmax_dtype).min)), axis=-1)
-        weights = self.attn_dropout(ops.cast(weights, self.compute_dtype), training=training)
-        output = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        return self.attn_c_proj(ops.reshape(output, (batch, length, self.config.n_embd))), cache
+        def weigh(query, key, value):
+            scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) * self.head_width**-0.5
+            # Half-precision sums of many small weights lose digits, so the softmax has at least float32.
+            softmax_dtype = keras.backend.result_type(self.compute_dtype, "float32")
+            scores = ops.cast(scores, softmax_dtype)
+            weights = ops.softmax(ops.where(mask, scores, float(np.finfo(softmax_dtype).min)), axis=-1)
+            weights = self.attn_dropout(ops.cast(weights, self.compute_dtype), training=training)
+            return ops.matmul(weights, value)
+
+        output = run(weigh, query, key, value, dropouts=((self.attn_dropout, 1),))
+        output = ops.reshape(ops.transpose(output, (0, 2, 1, 3)), (batch, length, self.config.n_embd))
+        return self.attn_c_proj(output), cache
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
+
+
+def _kept(function, *inputs, dropouts=()):
+    return function(*inputs)
 
 
 @keras.saving.register_keras_serializable(package="algpt2")

@@ -23,7 +23,7 @@ def next_token_loss(model, hidden_states, labels, in_chunks=True):
         logits = model.backbone.token_embedding(states, reverse=True)
         logits = tf.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels[:, 1:], 0), logits)
-        return tf.reduce_sum(losses * tf.cast(labels[:, 1:] != IGNORED, losses.dtype))
+        return tf.reduce_sum(losses * tf.cast(counted(labels[:, 1:]), losses.dtype))
     embedding = model.backbone.token_embedding
     if embedding.tie_weights:
         weight = tf.convert_to_tensor(embedding.embeddings)
@@ -71,12 +71,12 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         def add_chunk(index, loss, weight_gradient, state_gradients):
             part, target = parts[index], targets[index]
             logits = tf.cast(tf.matmul(part, matrix, transpose_b=True), dtype)
-            counted = tf.cast(target != IGNORED, dtype)
+            factors = tf.cast(counted(target), dtype)
             losses, gradient = _softmax_cross_entropy(logits, tf.maximum(target, 0))
-            gradient = tf.cast(gradient * counted[:, None], states.dtype)
+            gradient = tf.cast(gradient * factors[:, None], states.dtype)
             weight_gradient += tf.cast(tf.matmul(gradient, part, transpose_a=True), dtype)
             state_gradients = state_gradients.write(index, tf.matmul(gradient, matrix))
-            return index + 1, loss + tf.reduce_sum(losses * counted), weight_gradient, state_gradients
+            return index + 1, loss + tf.reduce_sum(losses * factors), weight_gradient, state_gradients
 
         start = (
             tf.constant(0),
@@ -98,6 +98,11 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         return loss, gradients
 
     return compute(states, weight)
+
+
+def counted(labels):
+    """bool: which of the labels, int32, are part of the loss."""
+    return labels != IGNORED
 
 
 def _softmax_cross_entropy(logits, labels):

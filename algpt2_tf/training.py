@@ -3,8 +3,7 @@
 import keras
 import tensorflow as tf
 
-from algpt2.loss import IGNORED
-from algpt2_tf.loss import next_token_loss
+from algpt2_tf.loss import counted, next_token_loss
 
 
 class TrainingModel(keras.Model):
@@ -16,14 +15,15 @@ class TrainingModel(keras.Model):
     Args:
         model: `TFALGPT2LMHeadModel`; a `TFALGPT2ForPreTraining` learns the sentence order too.
         parts: int. How many parts the batch of a replica is computed in, one after the other.
+        loss_in_chunks: bool. Whether the loss is computed in chunks of tokens.
 
     Call arguments:
         as of `model`.
     """
 
-    def __init__(self, model, parts=1):
+    def __init__(self, model, parts=1, loss_in_chunks=True):
         super().__init__()
-        self.model, self.parts = model, parts
+        self.model, self.parts, self.loss_in_chunks = model, parts, loss_in_chunks
         self.built = True
 
     def call(self, inputs, training=None):
@@ -44,10 +44,11 @@ class TrainingModel(keras.Model):
             dict of `loss` and, if learned, `sop_loss`; float (1,), the means over the step.
         """
         context = tf.distribute.get_replica_context()
+        tokens = tf.reduce_sum(tf.cast(counted(data["labels"][:, 1:]), "float32"))
         # How much of the loss of the whole step is here: one value for each sequence and each token.
         counts = context.all_reduce(
             tf.distribute.ReduceOp.SUM,
-            [tf.cast(tf.shape(data["labels"])[0], "float32"), _counted(data["labels"])],
+            [tf.cast(tf.shape(data["labels"])[0], "float32"), tokens],
         )
         split = {name: tf.reshape(value, [self.parts, -1, *value.shape[1:]]) for name, value in data.items()}
         variables = self.trainable_variables
@@ -76,8 +77,7 @@ class TrainingModel(keras.Model):
         with tf.GradientTape() as tape:
             inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
             hidden_states = self.model.backbone(inputs, training=True)
-            # TensorFlow's own optimizer of graphs breaks loops of several workers; XLA does not use it.
-            loss = next_token_loss(self.model, hidden_states, data["labels"], in_chunks=self.jit_compile)
+            loss = next_token_loss(self.model, hidden_states, data["labels"], in_chunks=self.loss_in_chunks)
             losses = [loss / tokens, tf.constant(0.0)]
             if "sentence_order_label" in data:
                 logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])
@@ -88,10 +88,6 @@ class TrainingModel(keras.Model):
             loss = self.optimizer.scale_loss(losses[0] + losses[1])
         gradients = tape.gradient(loss, variables)
         return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]
-
-
-def _counted(labels):
-    return tf.reduce_sum(tf.cast(labels[:, 1:] != IGNORED, "float32"))
 
 
 def batches(run):

@@ -9,14 +9,26 @@ without sharing and factorization. The first call, which compiles, is reported a
 from pathlib import Path
 
 import numpy as np
-from side_by_side import check_variants, compare, framework_parser, read_bandwidth, report, threads, time_in_turns
+from side_by_side import (
+    add_rounds,
+    check_variants,
+    compare,
+    framework_parser,
+    read_bandwidth,
+    report,
+    threads,
+    time_in_turns,
+)
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import positive_int
 
 PEERS = {"pytorch": "transformers", "tensorflow": "KerasHub"}
-SHAPES = {"algpt2": "algpt2", "algpt2, int8": "algpt2", "algpt2, bf16": "algpt2", "GPT-2's shape": "gpt2"}
-SHAPES["GPT-2's shape, int8"] = "gpt2"
+TYPES = ("", ", bf16", ", int8")
+SHAPES = {
+    **{f"algpt2{dtype}": "algpt2" for dtype in TYPES},
+    **{f"GPT-2's shape{dtype}": "gpt2" for dtype in TYPES},
+}
 
 
 def pytorch_generators(prompt, count, names):
@@ -70,6 +82,7 @@ def tensorflow_generators(prompt, count, names):
 
 def main():
     parser = framework_parser(__doc__, "decoding-FRAMEWORK-BATCH.json")
+    add_rounds(parser)
     parser.add_argument("--batch-size", type=positive_int, default=1)
     parser.add_argument("--prompt-length", type=positive_int, default=8)
     parser.add_argument("--new-tokens", type=positive_int, default=256)

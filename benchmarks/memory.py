@@ -11,23 +11,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from side_by_side import report, threads
-from training import CHECKPOINTING, PEERS, pytorch_steps, tensorflow_steps
+from side_by_side import check_variants, framework_parser, report, threads
+from training import PEERS, STEPS, VARIANTS
 
-from algpt2.arguments import HelpFormatter, positive_int
-
-VARIANTS = {
-    "pytorch": ("transformers", "algpt2", "logits whole", CHECKPOINTING, "algpt2, GPT-2's shape"),
-    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", CHECKPOINTING, "algpt2, GPT-2's shape"),
-}
+from algpt2.arguments import positive_int
 
 
 def measure(framework, name, shape):
     """int: the bytes that two steps of a variant take in this process."""
     ids = np.random.default_rng(0).integers(50257, size=shape, dtype=np.int32)
-    build = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}[framework]
     before = _peak()
-    step = build(ids, "fp32", 0.0, (name,))[0][name]
+    step = STEPS[framework](ids, "fp32", 0.0, (name,))[0][name]
     for _ in range(2):
         step()
     return _peak() - before
@@ -39,14 +33,12 @@ def _peak():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--framework", choices=tuple(VARIANTS), required=True)
+    parser = framework_parser(__doc__, "memory-FRAMEWORK.json")
     parser.add_argument("--batch-size", type=positive_int, default=8)
     parser.add_argument("--length", type=positive_int, default=1024)
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--output", type=Path, help="the JSON file (default: memory-FRAMEWORK.json)")
     parser.add_argument("--measure", metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    check_variants(parser, arguments, VARIANTS[arguments.framework])
     shape = (arguments.batch_size, arguments.length)
     if arguments.measure:
         print(json.dumps(measure(arguments.framework, arguments.measure, shape)))

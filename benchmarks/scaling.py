@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import torch
-from side_by_side import threads, time_in_turns
+from side_by_side import add_rounds, threads, time_in_turns
 
 from algpt2 import ALGPT2Config, layer_schedule
-from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.arguments import HelpFormatter
 from algpt2.reporting import markdown_table
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer
@@ -98,7 +98,7 @@ def draw(measured, compiled, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up")
+    add_rounds(parser)
     parser.add_argument("--output", type=Path, default=Path("scaling.json"), help="the JSON file; the PNG is beside it")
     arguments = parser.parse_args()
     measured = {}

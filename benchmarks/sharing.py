@@ -1,14 +1,14 @@
 """Training speed of the sharing schemes, side by side: `python benchmarks/sharing.py --config configs/sharing.json`."""
 
 import argparse
+import functools
 import json
 import statistics
-import time
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
+from side_by_side import add_rounds, time_in_turns
 
 from algpt2 import layer_schedule, parameter_count
 from algpt2.arguments import HelpFormatter, positive_int
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--config", required=True, help="a factorized configuration")
     parser.add_argument("--batch-size", type=positive_int, default=16, help="blocks of n_positions tokens")
     parser.add_argument("--steps", type=positive_int, default=5, help="of each scheme in a round")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up")
+    add_rounds(parser)
     parser.add_argument("--output", default="sharing.json", help="where the figures go")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
@@ -58,14 +58,9 @@ def main():
     shape = (arguments.batch_size, base.n_positions)
     ids = np.random.default_rng(0).integers(base.vocab_size, size=shape, dtype=np.int32)
     data = tf.data.Dataset.from_tensors({"input_ids": ids, "labels": ids}).repeat(arguments.steps)
-    seconds = {name: [] for name in SCHEMES}
-    for _ in tqdm(range(arguments.rounds + 1), desc="rounds"):
-        for name, model in trainers.items():
-            start = time.perf_counter()
-            model.fit(data, verbose=0)
-            seconds[name].append((time.perf_counter() - start) / arguments.steps)
-    # The first round compiles.
-    speeds = {name: [ids.size / s for s in times[1:]] for name, times in seconds.items()}
+    fits = {name: functools.partial(model.fit, data, verbose=0) for name, model in trainers.items()}
+    seconds, _ = time_in_turns(fits, arguments.rounds)
+    speeds = {name: [arguments.steps * ids.size / s for s in times] for name, times in seconds.items()}
     ratios = {
         name: statistics.median(a / b for a, b in zip(values, speeds["GPT-2"], strict=True))
         for name, values in speeds.items()

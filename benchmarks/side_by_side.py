@@ -26,15 +26,19 @@ def framework_parser(description, output):
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--framework", choices=("pytorch", "tensorflow"), required=True)
-    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--output", type=Path, help=f"the JSON file (default: {output})")
     return parser
 
 
+def add_rounds(parser):
+    """Add the option of how often to measure."""
+    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up and compiles")
+
+
 def check_variants(parser, arguments, known):
     """Exit with a message for a variant that is not there."""
-    unknown = set(arguments.variants or ()) - known
+    unknown = set(arguments.variants or ()).difference(known)
     if unknown:
         parser.error(f"--variants {', '.join(sorted(unknown))}: the variants are {', '.join(sorted(known))}")
 

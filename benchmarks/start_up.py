@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import report, threads, time_in_turns
+from side_by_side import add_rounds, report, threads, time_in_turns
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import HelpFormatter, positive_int
+from algpt2.arguments import HelpFormatter
 from algpt2.corpus import read_corpus
 from algpt2.tokenization import train_tokenizer
 from algpt2_pt import ALGPT2LMHeadModel
@@ -29,7 +29,7 @@ COMMANDS = ("algpt2_pt.generate", "algpt2_tf.generate")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--rounds", type=positive_int, default=5, help="after one that warms up")
+    add_rounds(parser)
     parser.add_argument("--output", type=Path, default=Path("start-up.json"), help="the JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -4,15 +4,24 @@ Every variant takes whole steps in turn: forward, backward, clipping and AdamW, 
 `algpt2` is the step of `algpt2_pt.train`, and the peer transformers' `GPT2LMHeadModel`; in TensorFlow it is
 `fit` as `algpt2_tf.train` calls it, and the peer KerasHub's `GPT2CausalLM`, by its default and with `jit_compile=True`.
 `algpt2, GPT-2's shape` is this project's code without sharing and factorization, so that what the architecture gains is
-told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks; `gradient checkpointing`,
-which is there for `benchmarks/memory.py`, computes the block again in the backward pass.
+told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks; `gradient checkpointing`
+computes the block again in the backward pass. `jit_compile` is by XLA, which Keras does by itself on GPUs only.
 """
 
 import statistics
 from pathlib import Path
 
 import numpy as np
-from side_by_side import check_variants, compare, framework_parser, report, threads, time_in_turns, training_flops
+from side_by_side import (
+    add_rounds,
+    check_variants,
+    compare,
+    framework_parser,
+    report,
+    threads,
+    time_in_turns,
+    training_flops,
+)
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import positive_int
@@ -20,18 +29,19 @@ from algpt2.devices import peak_flops
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
 CHECKPOINTING = "gradient checkpointing"
+JIT = "algpt2, jit_compile"
 CONFIGS = {
     "algpt2": "algpt2",
     "logits whole": "algpt2",
     "compiled blocks": "algpt2",
+    JIT: "algpt2",
     CHECKPOINTING: "algpt2",
     "algpt2, GPT-2's shape": "gpt2",
 }
 VARIANTS = {
-    "pytorch": ("transformers", "algpt2", "logits whole", "compiled blocks", "algpt2, GPT-2's shape"),
-    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", "algpt2, GPT-2's shape"),
+    "pytorch": ("transformers", "algpt2", "logits whole", "compiled blocks", CHECKPOINTING, "algpt2, GPT-2's shape"),
+    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", JIT, CHECKPOINTING, "algpt2, GPT-2's shape"),
 }
-
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
@@ -47,6 +57,7 @@ def pytorch_steps(ids, precision, dropout, names):
 
     from algpt2_pt import ALGPT2LMHeadModel
     from algpt2_pt.optimization import create_optimizer
+    from algpt2_pt.products import matmul_transposed
 
     ids = torch.from_numpy(ids).long()
 
@@ -85,7 +96,9 @@ def pytorch_steps(ids, precision, dropout, names):
         "algpt2, GPT-2's shape": lambda: stepper(ours("algpt2, GPT-2's shape"), skip_logits=True),
     }
     matrix = torch.ones(2048, 2048, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    return {name: build() for name, build in variants.items() if name in names}, lambda: matrix @ matrix
+    return {name: build() for name, build in variants.items() if name in names}, lambda: matmul_transposed(
+        matrix, matrix
+    )
 
 
 def tensorflow_steps(ids, precision, dropout, names):
@@ -111,7 +124,7 @@ def tensorflow_steps(ids, precision, dropout, names):
         optimizer = create_optimizer("adamw", 1e-4, 0.01, max_grad_norm=1.0)
         optimizer.build(model.trainable_variables)
         training_model = TrainingModel(model)
-        training_model.compile(optimizer=optimizer, jit_compile="auto")
+        training_model.compile(optimizer=optimizer, jit_compile=True if name == JIT else "auto")
         data = tf.data.Dataset.from_tensors({"input_ids": ids, "labels": ids}).with_options(options)
         return lambda: training_model.fit(data, verbose=0)
 
@@ -133,6 +146,7 @@ def tensorflow_steps(ids, precision, dropout, names):
         "KerasHub": lambda: theirs(False),
         "KerasHub, jit_compile": lambda: theirs(True),
         "algpt2": lambda: ours("algpt2"),
+        JIT: lambda: ours(JIT),
         CHECKPOINTING: lambda: ours(CHECKPOINTING),
         "algpt2, GPT-2's shape": lambda: ours("algpt2, GPT-2's shape"),
     }
@@ -141,19 +155,21 @@ def tensorflow_steps(ids, precision, dropout, names):
     return steps, lambda: float(tf.matmul(matrix, matrix)[0, 0])
 
 
+STEPS = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}
+
+
 def main():
     parser = framework_parser(__doc__, "training-FRAMEWORK-PRECISION.json")
+    add_rounds(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--batch-size", type=positive_int, default=4)
     parser.add_argument("--length", type=positive_int, default=256)
     parser.add_argument("--dropout", type=float, default=0.0, help="of every variant")
     arguments = parser.parse_args()
-    check_variants(parser, arguments, {*PEERS[arguments.framework], *CONFIGS})
+    check_variants(parser, arguments, VARIANTS[arguments.framework])
     ids = np.random.default_rng(0).integers(50257, size=(arguments.batch_size, arguments.length), dtype=np.int32)
-    build = {"pytorch": pytorch_steps, "tensorflow": tensorflow_steps}[arguments.framework]
-    steps, multiply = build(
-        ids, arguments.precision, arguments.dropout, arguments.variants or VARIANTS[arguments.framework]
-    )
+    names = arguments.variants or VARIANTS[arguments.framework]
+    steps, multiply = STEPS[arguments.framework](ids, arguments.precision, arguments.dropout, names)
     ceiling = peak_flops(multiply, 2048)
     seconds, first = time_in_turns(steps, arguments.rounds)
     ceiling = max(ceiling, peak_flops(multiply, 2048))

@@ -1,5 +1,7 @@
 """The PyTorch models as users of transformers meet them; GPT-2 of transformers is the reference."""
 
+import functools
+
 import pytest
 import torch
 from models import pytorch_model, random_batch, random_config, random_weights, tiny_config
@@ -18,6 +20,7 @@ from transformers import (
 
 from algpt2 import ALGPT2Config
 from algpt2_pt import ALGPT2LMHeadModel, ALGPT2Model, modeling_algpt2
+from algpt2_pt.loss import linear_cross_entropy
 
 SCHEDULES = {"shared": [0, 0, 0], "unshared": [0, 1, 2], "cycle": [0, 1, 0]}
 
@@ -264,7 +267,8 @@ def test_loss_is_the_mean_cross_entropy_of_the_next_token(model, batch):
 def test_skipping_the_logits_changes_neither_loss_nor_gradients(
     model, batch, num_items_in_batch, logits_in_chunk, monkeypatch
 ):
-    monkeypatch.setattr(modeling_algpt2, "LOGITS_IN_CHUNK", logits_in_chunk)
+    in_chunks = functools.partial(linear_cross_entropy, logits_in_chunk=logits_in_chunk)
+    monkeypatch.setattr(modeling_algpt2, "linear_cross_entropy", in_chunks)
     labels = batch["input_ids"].clone()
     labels[0, 2:5] = -100
     # transformers' own loss is in float32.

@@ -1,0 +1,62 @@
+"""The loss of a language model in chunks of tokens, which never holds the logits of all of them."""
+
+import torch
+
+from algpt2.loss import IGNORED, LOGITS_IN_CHUNK
+from algpt2_pt.products import matmul_transposed
+
+
+def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK):
+    """The sum of the cross-entropies of the labels and softmax(states weightᵀ), chunk by chunk.
+
+    The gradients are computed with the loss, so that no chunk is computed twice. PyTorch's own
+    `torch.nn.functional.linear_cross_entropy` rounds the loss of half-precision states to half precision.
+
+    Args:
+        states: float (tokens, E).
+        weight: float (V, E). The products are computed in the dtype of `states`, the rest in float32 at least.
+        labels: int64 (tokens,), -100 where ignored.
+        logits_in_chunk: int. The most logits to hold at once, at least those of one token.
+
+    Returns:
+        scalar, float32 at least, in nats.
+
+    Example:
+        >>> loss = linear_cross_entropy(torch.zeros(3, 2), torch.ones(4, 2), torch.tensor([0, 3, -100]))
+        >>> round(loss.item(), 4)  # 2 log 4
+        2.7726
+    """
+    rows = max(1, logits_in_chunk // weight.shape[0])
+    # The products are in the dtype of the states whatever autocast says.
+    with torch.autocast(states.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(states, weight, labels, rows)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, weight, labels, rows):
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        loss = states.new_zeros((), dtype=dtype)
+        state_gradient = torch.empty_like(states)
+        weight_gradient = torch.zeros_like(weight, dtype=dtype)
+        matrix = weight.to(states.dtype)
+        parts = zip(states.split(rows), labels.split(rows), state_gradient.split(rows), strict=True)
+        for part, targets, part_gradient in parts:
+            counted = (targets != IGNORED).to(dtype).unsqueeze(1)
+            targets = targets.clamp(min=0).unsqueeze(1)
+            log_probabilities = torch.log_softmax(matmul_transposed(part, matrix), dim=-1, dtype=dtype)
+            loss -= (log_probabilities.gather(1, targets) * counted).sum()
+            if any(ctx.needs_input_grad):
+                gradient = log_probabilities.exp_().scatter_add_(1, targets, -torch.ones_like(counted)).mul_(counted)
+                gradient = gradient.to(states.dtype)
+                torch.mm(gradient, matrix, out=part_gradient)
+                weight_gradient += gradient.t() @ part
+        ctx.save_for_backward(state_gradient, weight_gradient)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        state_gradient, weight_gradient = ctx.saved_tensors
+        upstream_state = upstream.to(state_gradient.dtype)
+        return state_gradient * upstream_state, (weight_gradient * upstream).to(ctx.weight_dtype), None, None

@@ -1,0 +1,95 @@
+"""Products by oneDNN, against PyTorch's own in float64."""
+
+import contextlib
+
+import pytest
+import torch
+from models import pytorch_model, random_batch, random_weights, tiny_config
+from torch import nn
+from torch.profiler import profile
+
+from algpt2_pt.products import linear, matmul_transposed
+
+ONEDNN = "aten::mkldnn_linear"
+
+
+def operations(function):
+    """The names of PyTorch's operations in a call, and what it returns."""
+    with profile() as profiler:
+        result = function()
+    return {event.key for event in profiler.key_averages()}, result
+
+
+def close(found, expected, tolerance=1e-6):
+    return (found.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return nn.Linear(40, 50)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40), (2, 3, 40), (64, 40), (0, 40)])
+def test_products_and_gradients_are_those_of_float64(layer, shape):
+    inputs = torch.randn(shape, requires_grad=True)
+    weights = torch.randn(*shape[:-1], 50)
+    precise = nn.Linear(40, 50).double()
+    precise.load_state_dict(layer.state_dict())
+    precise_inputs = inputs.detach().double().requires_grad_()
+    used, outputs = operations(lambda: linear(layer, inputs))
+    assert ONEDNN in used
+    (outputs * weights).sum().backward()
+    expected = precise(precise_inputs)
+    (expected * weights).sum().backward()
+    assert outputs.shape == expected.shape
+    pairs = [(outputs, expected), (inputs.grad, precise_inputs.grad)]
+    pairs += [(layer.weight.grad, precise.weight.grad), (layer.bias.grad, precise.bias.grad)]
+    for found, value in pairs:
+        assert found.numel() == 0 or close(found, value)
+    product = matmul_transposed(inputs, layer.weight)
+    assert product.numel() == 0 or close(product, precise_inputs @ precise.weight.T)
+
+
+def test_a_model_computes_the_same_with_and_without():
+    config = tiny_config()
+    model = pytorch_model(config, random_weights(config, "float32"))
+    precise = pytorch_model(config, random_weights(config, "float32")).double()
+    ids = torch.tensor(random_batch(config)[0])
+
+    def gradients(model, **options):
+        model.zero_grad()
+        model(ids, labels=ids, **options).loss.backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    expected = gradients(precise)
+    for options in ({}, {"skip_logits": True}):
+        used, found = operations(lambda options=options: gradients(model, **options))
+        assert ONEDNN in used and "aten::addmm" not in used
+        assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+    with torch.backends.mkldnn.flags(enabled=False):
+        used, found = operations(lambda: gradients(model))
+    assert ONEDNN not in used and "aten::addmm" in used
+    assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("case", ["float64", "autocast", "a hook", "another layer", "switched off", "compiled"])
+def test_all_else_is_left_to_pytorch(layer, case):
+    inputs, call = torch.randn(8, 40), linear
+    context = contextlib.nullcontext()
+    if case == "float64":
+        layer, inputs = layer.double(), inputs.double()
+    elif case == "autocast":
+        context = torch.autocast("cpu", torch.bfloat16)
+    elif case == "a hook":
+        layer.register_forward_hook(lambda module, inputs, output: print(output.numpy(force=True)))
+    elif case == "another layer":
+        layer = nn.Sequential(layer)
+    elif case == "switched off":
+        context = torch.backends.mkldnn.flags(enabled=False)
+    else:
+        call = torch.compile(linear, fullgraph=True, backend="eager")
+    with context:
+        used, found = operations(lambda: call(layer, inputs))
+        assert ONEDNN not in used
+        assert torch.equal(found, layer(inputs))
