@@ -1,6 +1,7 @@
 """The loss of a language model in chunks of tokens, which never holds the logits of all of them."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from algpt2.loss import IGNORED, LOGITS_IN_CHUNK
 from algpt2_pt.products import matmul_transposed
@@ -9,8 +10,9 @@ from algpt2_pt.products import matmul_transposed
 def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK):
     """The sum of the cross-entropies of the labels and softmax(states weightᵀ), chunk by chunk.
 
-    The gradients are computed with the loss, so that no chunk is computed twice. PyTorch's own
-    `torch.nn.functional.linear_cross_entropy` rounds the loss of half-precision states to half precision.
+    The gradients are computed with the loss, so that no chunk is computed twice; they cannot be differentiated once
+    more. PyTorch's own `torch.nn.functional.linear_cross_entropy` rounds the loss of half-precision states to half
+    precision.
 
     Args:
         states: float (tokens, E).
@@ -27,6 +29,8 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         2.7726
     """
     rows = max(1, logits_in_chunk // weight.shape[0])
+    if not torch.is_grad_enabled():
+        states, weight = states.detach(), weight.detach()
     # The products are in the dtype of the states whatever autocast says.
     with torch.autocast(states.device.type, enabled=False):
         return _LinearCrossEntropy.apply(states, weight, labels, rows)
@@ -37,26 +41,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, states, weight, labels, rows):
         dtype = torch.promote_types(states.dtype, torch.float32)
         loss = states.new_zeros((), dtype=dtype)
-        state_gradient = torch.empty_like(states)
-        weight_gradient = torch.zeros_like(weight, dtype=dtype)
+        needs_states, needs_weight, *_ = ctx.needs_input_grad
+        state_gradients = []
+        weight_gradient = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
         matrix = weight.to(states.dtype)
-        parts = zip(states.split(rows), labels.split(rows), state_gradient.split(rows), strict=True)
-        for part, targets, part_gradient in parts:
+        for part, targets in zip(states.split(rows), labels.split(rows), strict=True):
             counted = (targets != IGNORED).to(dtype).unsqueeze(1)
-            targets = targets.clamp(min=0).unsqueeze(1)
+            targets = targets.masked_fill(targets == IGNORED, 0).unsqueeze(1)
             log_probabilities = torch.log_softmax(matmul_transposed(part, matrix), dim=-1, dtype=dtype)
             loss -= (log_probabilities.gather(1, targets) * counted).sum()
-            if any(ctx.needs_input_grad):
+            if needs_states or needs_weight:
                 gradient = log_probabilities.exp_().scatter_add_(1, targets, -torch.ones_like(counted)).mul_(counted)
                 gradient = gradient.to(states.dtype)
-                torch.mm(gradient, matrix, out=part_gradient)
+            if needs_states:
+                state_gradients.append(gradient @ matrix)
+            if needs_weight:
                 weight_gradient += gradient.t() @ part
-        ctx.save_for_backward(state_gradient, weight_gradient)
+        ctx.save_for_backward(torch.cat(state_gradients) if state_gradients else None, weight_gradient)
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
+        # The product with `upstream` is in its float32: rounded to half precision it would scale all gradients.
         state_gradient, weight_gradient = ctx.saved_tensors
-        upstream_state = upstream.to(state_gradient.dtype)
-        return state_gradient * upstream_state, (weight_gradient * upstream).to(ctx.weight_dtype), None, None
+        if state_gradient is not None:
+            state_gradient = (state_gradient * upstream.view(1, 1)).to(state_gradient.dtype)
+        if weight_gradient is not None:
+            weight_gradient = (weight_gradient * upstream).to(ctx.weight_dtype)
+        return state_gradient, weight_gradient, None, None

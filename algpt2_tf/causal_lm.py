@@ -1,5 +1,7 @@
 """ALGPT2 with a language-model head, as a KerasHub task."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -198,9 +200,9 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             streamer: function of int32 (batch,), called in generation with every new token as soon as the model goes
                 on from it; what is produced last comes with the result only. XLA cannot call it, so that
                 `jit_compile` is then False.
-            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`. XLA compiles generation unless
-                `jit_compile=False` is given; what Keras makes of `"auto"`, which is not to use XLA on CPUs, is for
-                training.
+            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`. Generation is compiled by XLA, with which random
+                samplers draw other tokens from the same seed, unless `jit_compile=False` is given or XLA cannot. For
+                training Keras takes `"auto"` to mean not on CPUs.
 
         References:
             repetition_penalty: Keskar et al., 2019 (CTRL), https://arxiv.org/abs/1909.05858, section 4.1.
@@ -213,7 +215,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             kwargs["jit_compile"] = False
         super().compile(*args, **kwargs)
         self.repetition_penalty, self.streamer = repetition_penalty, streamer
-        self.generates_by_xla = bool(kwargs.get("jit_compile", True)) and not self.run_eagerly
+        self._jit_generate = False if self.run_eagerly else kwargs.get("jit_compile", "auto")
 
     def _penalized(self, logits, prompt, index):
         """The logits (batch, V) with the penalty on the tokens before `index`, in float32 as in transformers."""
@@ -230,7 +232,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     def make_generate_function(self):
         """The function that `generate` calls; XLA compiles it for each length and few lengths of prompts."""
-        if not self.generates_by_xla:
+        if not self._jit_generate:
             return super().make_generate_function()
         if self.generate_function is None:
             step = tf.function(self.generate_step, jit_compile=True)
@@ -239,7 +241,15 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
                 # Powers of two: XLA compiles for every length of what is computed at once.
                 shortest = max(int(np.sum(inputs["padding_mask"], axis=-1).min()), 1)
                 length = inputs["padding_mask"].shape[1]
-                return step(inputs, stop_token_ids, min(max(32, 1 << (shortest - 1).bit_length()), length))
+                try:
+                    return step(inputs, stop_token_ids, min(max(32, 1 << (shortest - 1).bit_length()), length))
+                except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+                    if self._jit_generate is True:
+                        raise
+                    reason = error.message.partition("\n")[0]
+                    warnings.warn(f"XLA cannot compile generation ({reason}); going on without", stacklevel=3)
+                    self.generate_function = tf.function(self.generate_step)
+                    return self.generate_function(inputs, stop_token_ids)
 
             self.generate_function = generate
         return self.generate_function

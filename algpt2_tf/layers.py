@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from algpt2 import ALGPT2Config
 
@@ -34,13 +35,17 @@ def projection_initializer():
 class TFALGPT2Block(keras.layers.Layer):
     """A pre-normalization GPT-2 block, applied at every depth that the layer schedule gives it.
 
+    Training computes attention weights, normalizations and activations again in the backward pass, which takes little
+    time and keeps little memory (Korthikanti et al., 2022, https://arxiv.org/abs/2205.05198, section 5); gradients
+    cannot be differentiated once more then.
+
     Args:
         config: `ALGPT2Config` or its dict.
         **kwargs: as in `keras.layers.Layer`.
 
     Attributes:
-        gradient_checkpointing: bool. Whether training computes the block again in the backward pass, instead of
-            keeping what is inside it (Chen et al., 2016, https://arxiv.org/abs/1604.06174); not saved with a model.
+        gradient_checkpointing: bool. Whether training computes the whole block again, and keeps nothing inside it (Chen
+            et al., 2016, https://arxiv.org/abs/1604.06174); not saved with a model.
 
     Call arguments:
         hidden_states: float (batch, length, H).
@@ -98,7 +103,8 @@ class TFALGPT2Block(keras.layers.Layer):
         return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def call(self, hidden_states, padding_mask=None, cache=None, cache_update_index=0, training=None):
-        if not training or cache is not None:
+        # Gradients do not pass from a recomputation to weights that a scope replaces.
+        if not training or cache is not None or in_stateless_scope():
             return self._apply(_kept, hidden_states, padding_mask, cache, cache_update_index, training)
         if not self.gradient_checkpointing:
             return self._apply(self._recomputed, hidden_states, padding_mask, training=True)
@@ -119,6 +125,8 @@ class TFALGPT2Block(keras.layers.Layer):
         # The recomputation must drop what the first pass dropped, so the state of the random numbers is an argument:
         # the first seed drawn is the state that the layer starts from.
         generators = [(layer.seed_generator, count) for layer, count in dropouts if layer.rate > 0]
+        if not generators:
+            return keras.remat(function)(*inputs)
         seeds = [[generator.next() for _ in range(count)] for generator, count in generators]
 
         def apply(*arguments):
@@ -133,18 +141,19 @@ class TFALGPT2Block(keras.layers.Layer):
         """The block, with `run(function, *inputs, dropouts)` for what is cheap to compute and large to keep."""
         attention, cache = self._attend(run, hidden_states, padding_mask, cache, cache_update_index, training)
         hidden_states = hidden_states + self.resid_dropout(attention, training=training)
-        # A matrix product that is the last of what is run is not computed again: its gradients do not depend on it.
-        inner = run(lambda states: self.c_fc(self.ln_2(states)), hidden_states)
-        output = run(lambda states: self.mlp_c_proj(self.activation(states)), inner)
+        # The matrix products are last, so that graphs do not compute them again: no gradient depends on their outputs.
+        # `training` is passed on, since a recomputation is outside of what Keras takes it from.
+        inner = run(lambda states: self.c_fc(self.ln_2(states), training=training), hidden_states)
+        output = run(lambda states: self.mlp_c_proj(self.activation(states), training=training), inner)
         hidden_states = hidden_states + self.resid_dropout(output, training=training)
         return hidden_states if cache is None else (hidden_states, cache)
 
     def _attend(self, run, hidden_states, padding_mask, cache, cache_update_index, training):
         batch, length = ops.shape(hidden_states)[:2]
         heads = (batch, length, self.config.n_head, self.head_width)
+        projected = run(lambda states: self.c_attn(self.ln_1(states), training=training), hidden_states)
         query, key, value = (
-            ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3))
-            for states in ops.split(run(lambda states: self.c_attn(self.ln_1(states)), hidden_states), 3, axis=-1)
+            ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3)) for states in ops.split(projected, 3, axis=-1)
         )
         if cache is not None:
             start = (0, 0, cache_update_index, 0)
@@ -166,7 +175,7 @@ class TFALGPT2Block(keras.layers.Layer):
 
         output = run(weigh, query, key, value, dropouts=((self.attn_dropout, 1),))
         output = ops.reshape(ops.transpose(output, (0, 2, 1, 3)), (batch, length, self.config.n_embd))
-        return self.attn_c_proj(output), cache
+        return self.attn_c_proj(output, training=training), cache
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -6,24 +6,18 @@ import tensorflow as tf
 from algpt2.loss import IGNORED, LOGITS_IN_CHUNK
 
 
-def next_token_loss(model, hidden_states, labels, in_chunks=True):
+def next_token_loss(model, hidden_states, labels):
     """The sum of the negative log-likelihoods of the next tokens.
 
     Args:
         model: `TFALGPT2LMHeadModel`.
         hidden_states: float (batch, length, H), those of its backbone.
         labels: int32 (batch, length), -100 where ignored; the label of a position is what the one before predicts.
-        in_chunks: bool. Whether to compute it by `linear_cross_entropy`, instead of from the logits of all tokens.
 
     Returns:
         float32 scalar, in nats.
     """
     states = model.project_states(hidden_states[:, :-1])
-    if not in_chunks:
-        logits = model.backbone.token_embedding(states, reverse=True)
-        logits = tf.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels[:, 1:], 0), logits)
-        return tf.reduce_sum(losses * tf.cast(counted(labels[:, 1:]), losses.dtype))
     embedding = model.backbone.token_embedding
     if embedding.tie_weights:
         weight = tf.convert_to_tensor(embedding.embeddings)
@@ -91,7 +85,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
 
         def gradients(upstream):
             return (
-                state_gradient * tf.cast(upstream, states.dtype),
+                tf.cast(tf.cast(state_gradient, dtype) * upstream, states.dtype),
                 tf.cast(weight_gradient * upstream, weight.dtype),
             )
 

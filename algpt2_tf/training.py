@@ -15,15 +15,14 @@ class TrainingModel(keras.Model):
     Args:
         model: `TFALGPT2LMHeadModel`; a `TFALGPT2ForPreTraining` learns the sentence order too.
         parts: int. How many parts the batch of a replica is computed in, one after the other.
-        loss_in_chunks: bool. Whether the loss is computed in chunks of tokens.
 
     Call arguments:
         as of `model`.
     """
 
-    def __init__(self, model, parts=1, loss_in_chunks=True):
+    def __init__(self, model, parts=1):
         super().__init__()
-        self.model, self.parts, self.loss_in_chunks = model, parts, loss_in_chunks
+        self.model, self.parts = model, parts
         self.built = True
 
     def call(self, inputs, training=None):
@@ -77,7 +76,7 @@ class TrainingModel(keras.Model):
         with tf.GradientTape() as tape:
             inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
             hidden_states = self.model.backbone(inputs, training=True)
-            loss = next_token_loss(self.model, hidden_states, data["labels"], in_chunks=self.loss_in_chunks)
+            loss = next_token_loss(self.model, hidden_states, data["labels"])
             losses = [loss / tokens, tf.constant(0.0)]
             if "sentence_order_label" in data:
                 logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])

@@ -1,9 +1,10 @@
 """Greedy decoding beside GPT-2's, in one framework: `python benchmarks/decoding.py --framework pytorch`.
 
 Every variant continues the same random prompt by the same number of tokens through its library's own `generate`. In
-PyTorch the peer is transformers' `GPT2LMHeadModel`; in TensorFlow KerasHub's `GPT2CausalLM`, both compiled by XLA, as
-`generate` of KerasHub does. `int8` and `bf16` have their weights in these types; `GPT-2's shape` is this project's code
-without sharing and factorization. The first call, which compiles, is reported apart.
+PyTorch the peer is transformers' `GPT2LMHeadModel`; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is
+without XLA on CPUs, and with `jit_compile=True`, which `algpt2` has by default. `int8` and `bf16` have their weights in
+these types; `GPT-2's shape` is this project's code without sharing and factorization. The first call, which compiles,
+is reported apart.
 """
 
 from pathlib import Path
@@ -23,11 +24,15 @@ from side_by_side import (
 from algpt2 import ALGPT2Config
 from algpt2.arguments import positive_int
 
-PEERS = {"pytorch": "transformers", "tensorflow": "KerasHub"}
+PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
 TYPES = ("", ", bf16", ", int8")
 SHAPES = {
     **{f"algpt2{dtype}": "algpt2" for dtype in TYPES},
     **{f"GPT-2's shape{dtype}": "gpt2" for dtype in TYPES},
+}
+VARIANTS = {
+    "pytorch": (*PEERS["pytorch"], *SHAPES),
+    "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8"))),
 }
 
 
@@ -53,7 +58,7 @@ def pytorch_generators(prompt, count, names):
             model.bfloat16()
         return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
-    return {name: generator(name) for name in ("transformers", *SHAPES) if name in (names or [name])}
+    return {name: generator(name) for name in names}
 
 
 def tensorflow_generators(prompt, count, names):
@@ -67,17 +72,17 @@ def tensorflow_generators(prompt, count, names):
     inputs = {"token_ids": ids, "padding_mask": np.arange(length + count)[None].repeat(batch, 0) < length}
 
     def generator(name):
-        if name == "KerasHub":
+        options = {"jit_compile": True} if name.endswith("jit_compile") else {}
+        if name in PEERS["tensorflow"]:
             backbone = keras_hub.models.GPT2Backbone(50257, 12, 12, 768, 3072, max_sequence_length=1024)
             model = keras_hub.models.GPT2CausalLM(backbone)
         else:
             dtype = "bfloat16" if name.endswith("bf16") else None
             model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
-        model.compile(sampler="greedy")
+        model.compile(sampler="greedy", **options)
         return lambda: model.generate(dict(inputs), stop_token_ids=None)
 
-    shown = [name for name in ("KerasHub", *SHAPES) if not name.endswith("int8")]
-    return {name: generator(name) for name in shown if name in (names or [name])}
+    return {name: generator(name) for name in names}
 
 
 def main():
@@ -87,17 +92,17 @@ def main():
     parser.add_argument("--prompt-length", type=positive_int, default=8)
     parser.add_argument("--new-tokens", type=positive_int, default=256)
     arguments = parser.parse_args()
-    check_variants(parser, arguments, {PEERS[arguments.framework], *SHAPES})
+    check_variants(parser, arguments, VARIANTS[arguments.framework])
     shape = (arguments.batch_size, arguments.prompt_length)
     prompt = np.random.default_rng(0).integers(1, 50257, size=shape, dtype=np.int32)
     build = {"pytorch": pytorch_generators, "tensorflow": tensorflow_generators}[arguments.framework]
-    variants = build(prompt, arguments.new_tokens, arguments.variants)
+    variants = build(prompt, arguments.new_tokens, arguments.variants or VARIANTS[arguments.framework])
     bandwidth = read_bandwidth()
     seconds, first = time_in_turns(variants, arguments.rounds)
     extra = {name: {"first call, s": f"{first[name]:.1f}"} for name in seconds}
-    peer = PEERS[arguments.framework]
+    peers = [peer for peer in PEERS[arguments.framework] if peer in seconds]
     work = arguments.batch_size * arguments.new_tokens
-    rows = compare(seconds, work, "tokens", set(SHAPES), [peer] if peer in seconds else [], extra)
+    rows = compare(seconds, work, "tokens", set(SHAPES), peers, extra)
     title = (
         f"Decoding in {arguments.framework}, batch {arguments.batch_size}, {arguments.prompt_length} + "
         f"{arguments.new_tokens} tokens, {threads()}; memory {bandwidth / 1e9:.0f} GB/s"

@@ -59,14 +59,50 @@ def test_weights_of_float32_with_states_of_bfloat16_as_under_autocast(inputs):
     assert (found[2] - expected[2]).abs().max() <= 2e-2 * expected[2].abs().max()
 
 
-def test_no_labels_no_loss_and_no_gradient_that_is_not_asked_for(inputs):
+def test_no_labels_no_loss(inputs):
     states, weight, labels = inputs
     loss, *gradients = loss_and_gradients(linear_cross_entropy, states, weight, torch.full_like(labels, -100))
     assert loss == 0 and all((gradient == 0).all() for gradient in gradients)
-    expected = reference(states, weight, labels)
-    with torch.no_grad():
-        assert abs(linear_cross_entropy(states, weight, labels) - expected) <= 1e-6 * expected
-    frozen = states.clone().requires_grad_()
-    linear_cross_entropy(frozen, weight, labels).backward()
-    reference(states.requires_grad_(), weight, labels).backward()
-    assert (frozen.grad - states.grad).abs().max() <= 1e-5 * states.grad.abs().max()
+
+
+@pytest.mark.parametrize("asked", [(True, True), (True, False), (False, True), (False, False)])
+def test_only_what_is_asked_for_is_computed(inputs, asked):
+    states, weight, labels = inputs
+    for tensor, is_asked in zip((states, weight), asked, strict=True):
+        tensor.requires_grad_(is_asked)
+    with torch.profiler.profile() as profiler:
+        loss = linear_cross_entropy(states, weight, labels)
+    assert sum(event.count for event in profiler.key_averages() if event.key == "aten::mm") == sum(asked)
+    assert abs(loss - reference(states, weight, labels)) <= 1e-6 * loss
+    with torch.no_grad(), torch.profiler.profile() as profiler:
+        assert linear_cross_entropy(states, weight, labels) == loss
+    assert "aten::mm" not in {event.key for event in profiler.key_averages()}
+    if any(asked):
+        loss.backward()
+        found = [tensor.grad for tensor in (states, weight)]
+        states.grad = weight.grad = None
+        reference(states, weight, labels).backward()
+        for gradient, tensor, is_asked in zip(found, (states, weight), asked, strict=True):
+            assert (gradient is None) != is_asked
+            assert not is_asked or (gradient - tensor.grad).abs().max() <= 1e-5 * tensor.grad.abs().max()
+
+
+def test_half_precision_does_not_scale_the_gradients(inputs):
+    states, weight, labels = inputs
+    states = (states / 10).bfloat16().requires_grad_()
+    # 1 / 1021 has no close neighbour in bfloat16.
+    (linear_cross_entropy(states, weight / 10, labels) / 1021).backward()
+    precise = states.detach().double().requires_grad_()
+    (reference(precise, (weight / 10).bfloat16().double(), labels) / 1021).backward()
+    assert abs(states.grad.double().norm() / precise.grad.norm() - 1) < 1e-3
+
+
+def test_second_derivatives_and_unknown_labels_are_refused(inputs):
+    states, weight, labels = inputs
+    states.requires_grad_()
+    loss = linear_cross_entropy(states, weight, labels)
+    (gradient,) = torch.autograd.grad(loss**2, states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        linear_cross_entropy(states, weight, labels.where(labels != 5, -1).clamp(min=-1))

@@ -1,6 +1,7 @@
 """Products by oneDNN, against PyTorch's own in float64."""
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -73,23 +74,57 @@ def test_a_model_computes_the_same_with_and_without():
     assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("case", ["float64", "autocast", "a hook", "another layer", "switched off", "compiled"])
-def test_all_else_is_left_to_pytorch(layer, case):
-    inputs, call = torch.randn(8, 40), linear
-    context = contextlib.nullcontext()
-    if case == "float64":
-        layer, inputs = layer.double(), inputs.double()
-    elif case == "autocast":
-        context = torch.autocast("cpu", torch.bfloat16)
-    elif case == "a hook":
-        layer.register_forward_hook(lambda module, inputs, output: print(output.numpy(force=True)))
-    elif case == "another layer":
-        layer = nn.Sequential(layer)
-    elif case == "switched off":
-        context = torch.backends.mkldnn.flags(enabled=False)
-    else:
-        call = torch.compile(linear, fullgraph=True, backend="eager")
-    with context:
-        used, found = operations(lambda: call(layer, inputs))
-        assert ONEDNN not in used
-        assert torch.equal(found, layer(inputs))
+def test_nothing_is_kept_in_the_layout_of_onednn(layer):
+    kept = []
+    inputs = torch.randn(8, 40, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        linear(layer, inputs)
+    assert {tensor.data_ptr() for tensor in kept} == {inputs.data_ptr(), layer.weight.data_ptr()}
+
+
+def test_anomalies_can_be_detected(layer):
+    with torch.autograd.set_detect_anomaly(True):
+        linear(layer, torch.randn(8, 40)).sum().backward()
+    assert close(layer.bias.grad, torch.full((50,), 8.0))
+
+
+def ignore(*arguments):
+    pass
+
+
+EXCEPTIONS = {
+    "a forward hook": lambda layer: layer.register_forward_hook(ignore),
+    "a forward hook before": lambda layer: layer.register_forward_pre_hook(ignore),
+    "a backward hook": lambda layer: layer.register_full_backward_hook(ignore),
+    "a backward hook before": lambda layer: layer.register_full_backward_pre_hook(ignore),
+    "a hook of all modules": lambda layer: nn.modules.module.register_module_forward_hook(ignore),
+    "another forward": lambda layer: setattr(layer, "forward", functools.partial(nn.Linear.forward, layer)),
+    "a parametrization": lambda layer: nn.utils.parametrizations.weight_norm(layer),
+    "float64": lambda layer: layer.double(),
+    "autocast": lambda layer: torch.autocast("cpu", torch.bfloat16),
+    "switched off": lambda layer: torch.backends.mkldnn.flags(enabled=False),
+}
+
+
+@pytest.mark.parametrize("exception", EXCEPTIONS)
+def test_all_else_is_left_to_pytorch(layer, exception):
+    made = EXCEPTIONS[exception](layer)
+    inputs = torch.randn(8, 40, dtype=layer.weight.dtype, requires_grad=True)
+    try:
+        with made if hasattr(made, "__enter__") else contextlib.nullcontext():
+            used, found = operations(lambda: linear(layer, inputs))
+            assert ONEDNN not in used and torch.equal(found, layer(inputs))
+        found.float().sum().backward()
+    finally:
+        if hasattr(made, "remove"):
+            made.remove()
+
+
+def test_other_layers_and_compiled_code_are_left_to_pytorch(layer):
+    inputs = torch.randn(8, 40)
+    for call, module in (
+        (linear, nn.Sequential(layer)),
+        (torch.compile(linear, fullgraph=True, backend="eager"), layer),
+    ):
+        used, found = operations(lambda call=call, module=module: call(module, inputs))
+        assert ONEDNN not in used and torch.equal(found, layer(inputs))

@@ -1,8 +1,11 @@
 """The Keras models: KerasHub's own checks, and what Keras users do with them."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras_hub import samplers
 from keras_hub.src.tests.test_case import TestCase
 from models import random_batch, random_config, random_weights, relative_difference, save_checkpoint, tiny_config
@@ -118,6 +121,29 @@ def test_cached_generation_is_the_plain_model_again_and_again(lengths, length, j
     given = prompt(model, length, lengths)
     found = model.generate(dict(given), stop_token_ids=None)
     np.testing.assert_array_equal(found["token_ids"], generate_without_cache(model, given))
+
+
+def test_xla_compiles_generation_if_it_can(model):
+    class ByNumpy(samplers.GreedySampler):
+        """Greedy search by a function that XLA cannot call."""
+
+        def get_next_token(self, probabilities):
+            tokens = tf.numpy_function(lambda values: values.argmax(-1).astype("int32"), [probabilities], tf.int32)
+            return tf.ensure_shape(tokens, probabilities.shape[:1])
+
+    given = prompt(model)
+    expected = generate_without_cache(model, given)
+    for options in ({}, {"jit_compile": False}, {"jit_compile": True}):
+        model.compile(sampler=ByNumpy(), **options)
+        if options.get("jit_compile"):
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                model.generate(dict(given), stop_token_ids=None)
+            continue
+        with warnings.catch_warnings() if options else pytest.warns(UserWarning, match="XLA cannot compile"):
+            warnings.simplefilter("error" if options else "always", UserWarning)
+            for _ in range(2):
+                found = model.generate(dict(given), stop_token_ids=None)
+                np.testing.assert_array_equal(found["token_ids"], expected)
 
 
 def test_cache_has_an_entry_per_depth(model):
