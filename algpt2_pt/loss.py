@@ -16,9 +16,10 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
 
     Args:
         states: float (tokens, E).
-        weight: float (V, E). The products are computed in the dtype of `states`, the rest in float32 at least.
+        weight: float (V, E). The products are computed in the dtype of `states`, or of autocast, the rest in float32
+            at least.
         labels: int64 (tokens,), -100 where ignored.
-        logits_in_chunk: int. The most logits to hold at once, at least those of one token.
+        logits_in_chunk: int. The most logits to hold at once, but at least as many as the weight has entries.
 
     Returns:
         scalar, float32 at least, in nats.
@@ -28,11 +29,15 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         >>> round(loss.item(), 4)  # 2 log 4
         2.7726
     """
-    rows = max(1, logits_in_chunk // weight.shape[0])
+    vocabulary, width = weight.shape
+    # Every chunk adds to the gradient of the weight, which costs as much as to compute as many logits.
+    rows = max(width, logits_in_chunk // vocabulary)
     if not torch.is_grad_enabled():
         states, weight = states.detach(), weight.detach()
-    # The products are in the dtype of the states whatever autocast says.
-    with torch.autocast(states.device.type, enabled=False):
+    device = states.device.type
+    if torch.is_autocast_enabled(device) and states.dtype == torch.float32:
+        states = states.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(states, weight, labels, rows)
 
 

@@ -36,7 +36,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         states: float (tokens, E).
         weight: float (V, E). The products are computed in the dtype of `states`, the rest in float32 at least.
         labels: int32 (tokens,), -100 where ignored.
-        logits_in_chunk: int. The most logits to hold at once, at least those of one token.
+        logits_in_chunk: int. The most logits to hold at once, but at least as many as the weight has entries.
 
     Returns:
         scalar, float32 at least, in nats.
@@ -47,8 +47,9 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         2.7726
     """
     dtype = keras.backend.result_type(states.dtype, "float32")
-    vocabulary = weight.shape[0]
-    rows = max(1, logits_in_chunk // vocabulary)
+    vocabulary, width = weight.shape
+    # Every chunk adds to the gradient of the weight, which costs as much as to compute as many logits.
+    rows = max(width, logits_in_chunk // vocabulary)
     count = tf.shape(labels)[0]
     if labels.shape[0] is not None:
         count = labels.shape[0]
@@ -59,7 +60,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
     @tf.custom_gradient
     def compute(states, weight):
         matrix = tf.cast(weight, states.dtype)
-        parts = tf.reshape(tf.pad(states, ((0, padding), (0, 0))), (chunks, rows, weight.shape[1]))
+        parts = tf.reshape(tf.pad(states, ((0, padding), (0, 0))), (chunks, rows, width))
         targets = tf.reshape(tf.pad(labels, ((0, padding),), constant_values=IGNORED), (chunks, rows))
 
         def add_chunk(index, loss, weight_gradient, state_gradients):
@@ -76,12 +77,12 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
             tf.constant(0),
             tf.zeros((), dtype),
             tf.zeros(weight.shape, dtype),
-            tf.TensorArray(states.dtype, chunks, element_shape=(rows, weight.shape[1])),
+            tf.TensorArray(states.dtype, chunks, element_shape=(rows, width)),
         )
         _, loss, weight_gradient, state_gradients = tf.while_loop(
             lambda index, *_: index < chunks, add_chunk, start, parallel_iterations=1
         )
-        state_gradient = tf.reshape(state_gradients.stack(), (-1, weight.shape[1]))[:count]
+        state_gradient = tf.reshape(state_gradients.stack(), (-1, width))[:count]
 
         def gradients(upstream):
             return (
