@@ -4,3 +4,18 @@
 IGNORED = -100
 # How many logits a loss in chunks holds at once: enough for efficient matrix products, 32 MB in float32.
 LOGITS_IN_CHUNK = 1 << 23
+
+
+def tokens_in_chunk(vocabulary, width, logits=LOGITS_IN_CHUNK):
+    """int: how many tokens a chunk of a loss has.
+
+    Args:
+        vocabulary, width: int, of the weight of the head.
+        logits: int. The most logits to hold at once, but at least as many as the weight has entries.
+
+    Example:
+        >>> tokens_in_chunk(50257, 128), tokens_in_chunk(50257, 768)
+        (166, 768)
+    """
+    # Every chunk adds to the gradient of the weight, which costs as much as to compute as many logits.
+    return max(width, logits // vocabulary)

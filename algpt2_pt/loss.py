@@ -3,7 +3,7 @@
 import torch
 from torch.autograd.function import once_differentiable
 
-from algpt2.loss import IGNORED, LOGITS_IN_CHUNK
+from algpt2.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
 from algpt2_pt.products import matmul_transposed
 
 
@@ -19,7 +19,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         weight: float (V, E). The products are computed in the dtype of `states`, or of autocast, the rest in float32
             at least.
         labels: int64 (tokens,), -100 where ignored.
-        logits_in_chunk: int. The most logits to hold at once, but at least as many as the weight has entries.
+        logits_in_chunk: int, as in `algpt2.loss.tokens_in_chunk`.
 
     Returns:
         scalar, float32 at least, in nats.
@@ -29,9 +29,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         >>> round(loss.item(), 4)  # 2 log 4
         2.7726
     """
-    vocabulary, width = weight.shape
-    # Every chunk adds to the gradient of the weight, which costs as much as to compute as many logits.
-    rows = max(width, logits_in_chunk // vocabulary)
+    rows = tokens_in_chunk(*weight.shape, logits_in_chunk)
     if not torch.is_grad_enabled():
         states, weight = states.detach(), weight.detach()
     device = states.device.type

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from algpt2.loss import IGNORED, LOGITS_IN_CHUNK
+from algpt2.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
 
 
 def next_token_loss(model, hidden_states, labels):
@@ -36,7 +36,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         states: float (tokens, E).
         weight: float (V, E). The products are computed in the dtype of `states`, the rest in float32 at least.
         labels: int32 (tokens,), -100 where ignored.
-        logits_in_chunk: int. The most logits to hold at once, but at least as many as the weight has entries.
+        logits_in_chunk: int, as in `algpt2.loss.tokens_in_chunk`.
 
     Returns:
         scalar, float32 at least, in nats.
@@ -47,9 +47,8 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         2.7726
     """
     dtype = keras.backend.result_type(states.dtype, "float32")
-    vocabulary, width = weight.shape
-    # Every chunk adds to the gradient of the weight, which costs as much as to compute as many logits.
-    rows = max(width, logits_in_chunk // vocabulary)
+    width = weight.shape[1]
+    rows = tokens_in_chunk(*weight.shape, logits_in_chunk)
     count = tf.shape(labels)[0]
     if labels.shape[0] is not None:
         count = labels.shape[0]

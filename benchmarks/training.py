@@ -96,9 +96,8 @@ def pytorch_steps(ids, precision, dropout, names):
         "algpt2, GPT-2's shape": lambda: stepper(ours("algpt2, GPT-2's shape"), skip_logits=True),
     }
     matrix = torch.ones(2048, 2048, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    return {name: build() for name, build in variants.items() if name in names}, lambda: matmul_transposed(
-        matrix, matrix
-    )
+    steps = {name: build() for name, build in variants.items() if name in names}
+    return steps, lambda: matmul_transposed(matrix, matrix)
 
 
 def tensorflow_steps(ids, precision, dropout, names):
