@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -20,6 +20,7 @@ from algpt2.formats import find_weights, read_weights
 from algpt2.loss import IGNORED
 from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, stored_special_token_ids
 from algpt2.weights import check_weights
+from algpt2_pt.generation import ALGPT2GenerationMixin
 from algpt2_pt.layers import ALGPT2Attention, ALGPT2Block, ALGPT2TiedProjection, embedding_projection
 from algpt2_pt.loss import linear_cross_entropy
 from algpt2_pt.products import linear
@@ -211,7 +212,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         )
 
 
-class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
+class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
     """ALGPT2 with a language-model head tied to the token embedding.
 
     Args:

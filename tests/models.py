@@ -140,3 +140,8 @@ def both_pretraining_models(config, dtype="float64", seed=0):
     tensorflow = TFALGPT2ForPreTraining(TFALGPT2Backbone(config, dtype=dtype))
     assign_weights(tensorflow, weights)
     return tensorflow, pytorch_model(config, weights, ALGPT2ForPreTraining)
+
+
+def close(found, expected, tolerance=1e-12):
+    """Whether two tensors differ by no more than `tolerance` times the largest value."""
+    return (found - expected).abs().max() <= tolerance * expected.abs().max()

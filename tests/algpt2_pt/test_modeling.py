@@ -4,17 +4,14 @@ import functools
 
 import pytest
 import torch
-from models import pytorch_model, random_batch, random_config, random_weights, tiny_config
+from models import close, pytorch_model, random_config, random_weights, tiny_config
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    DynamicCache,
-    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
-    StaticCache,
     pipeline,
 )
 
@@ -23,23 +20,6 @@ from algpt2_pt import ALGPT2LMHeadModel, ALGPT2Model, modeling_algpt2
 from algpt2_pt.loss import linear_cross_entropy
 
 SCHEDULES = {"shared": [0, 0, 0], "unshared": [0, 1, 2], "cycle": [0, 1, 0]}
-
-
-@pytest.fixture(params=["shared", "cycle", "unfactorized", "tied_projections"])
-def model(request):
-    config = {
-        "shared": tiny_config(layer_schedule=[0, 0, 0]),
-        "cycle": tiny_config(layer_schedule=[0, 1, 0]),
-        "unfactorized": tiny_config(embedding_size=None),
-        "tied_projections": tiny_config(tie_projections=True),
-    }[request.param]
-    return pytorch_model(config, random_weights(config, "float64"))
-
-
-@pytest.fixture
-def batch(model):
-    ids, mask = random_batch(model.config)
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +31,6 @@ def gpt2():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
-
-
-def close(found, expected, tolerance=1e-12):
-    return (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 class TestAgainstGPT2:
@@ -151,85 +127,6 @@ def test_attention_implementations_agree(model, batch, implementation):
         found = model(**batch).logits.double()
     real = batch["attention_mask"].bool()
     assert close(found[real], expected[real], 1e-4 if implementation == "flex_attention" else 1e-12)
-
-
-@pytest.mark.parametrize("make_cache", [lambda c: DynamicCache(config=c), lambda c: StaticCache(c, max_cache_len=20)])
-def test_caches_hold_one_entry_per_depth(model, batch, make_cache):
-    ids = batch["input_ids"]
-    expected = model(ids).logits
-    cache = make_cache(model.config)
-    parts = [
-        model(ids[:, start:end], past_key_values=cache, use_cache=True).logits
-        for start, end in ((0, 5), (5, 6), (6, 12))
-    ]
-    assert close(torch.cat(parts, dim=1), expected)
-    assert len(cache.layers) == model.config.n_layer
-    assert cache.get_seq_length() == 12
-    assert not torch.equal(cache.layers[0].keys, cache.layers[2].keys)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_cache": False},
-        {"cache_implementation": "static"},
-        {"num_beams": 3},
-        {"do_sample": True, "top_k": 5, "temperature": 0.7},
-        {"do_sample": True, "top_p": 0.8, "repetition_penalty": 1.3},
-        {"num_beams": 4, "num_return_sequences": 3},
-        {"prompt_lookup_num_tokens": 2},
-        {"assistant_early_exit": 1},
-    ],
-)
-def test_generation(model, options):
-    prompt = torch.tensor([[3, 5, 8, 3, 5]])
-    if options.get("num_beams") != 4 and "do_sample" not in options and options.get("num_beams") is None:
-        expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False)
-        found = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, do_sample=False, **options
-        )
-        assert torch.equal(found, expected)
-        return
-    outputs = []
-    for use_cache in (True, False):
-        torch.manual_seed(0)
-        outputs.append(
-            model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=15, use_cache=use_cache, pad_token_id=0,
-                **options,
-            )
-        )  # fmt: skip
-    assert torch.equal(*outputs)
-    assert len(outputs[0]) == options.get("num_return_sequences", 1)
-
-
-@pytest.mark.parametrize("schedule", [[0, 0, 0], [0, 1, 0]])
-def test_continuous_batching_gives_what_generate_gives(schedule):
-    config = tiny_config(layer_schedule=schedule)
-    model = pytorch_model(config, random_weights(config, "float32"))
-    prompts = [[7, 2, 9, 4, 1, 6], [5, 8, 3]]
-    options = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=96, pad_token_id=96)
-    expected = [model.generate(torch.tensor([p]), generation_config=options)[0, len(p) :].tolist() for p in prompts]
-    model.set_attn_implementation("sdpa")
-    outputs = model.generate_batch(prompts, generation_config=options, progress_bar=False)
-    found = [output.generated_tokens for output in outputs.values()]
-    assert sorted(found) == sorted(expected)
-
-
-def test_left_padding_gives_the_unpadded_result(model):
-    prompts = [[7, 2, 9, 4, 1, 6], [5, 8]]
-    padded = torch.tensor([prompts[0], [0] * 4 + prompts[1]])
-    mask = torch.tensor([[1] * 6, [0] * 4 + [1] * 2])
-    together = model.generate(padded, attention_mask=mask, max_new_tokens=10, do_sample=False, eos_token_id=None)
-    for row, prompt in enumerate(prompts):
-        ids = torch.tensor([prompt])
-        alone = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=None
-        )
-        assert torch.equal(together[row, 6:], alone[0, len(prompt) :])
-    positions = torch.tensor([[0] * 4 + [0, 1]])
-    found = model(padded[1:], attention_mask=mask[1:], position_ids=positions).logits[:, 4:]
-    assert close(found, model(torch.tensor([prompts[1]])).logits)
 
 
 def test_padding_does_not_reach_the_tokens(model, batch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from models import pytorch_model, random_batch, random_weights, tiny_config
 from torch import nn
 from torch.profiler import profile
 
-from algpt2_pt.products import linear, matmul_transposed
+from algpt2_pt.products import linear, matmul_transposed, packed_weights
 
-ONEDNN = "aten::mkldnn_linear"
+ONEDNN = "mkldnn::_linear_pointwise"
 
 
 def operations(function):
@@ -39,7 +40,7 @@ def test_products_and_gradients_are_those_of_float64(layer, shape):
     precise.load_state_dict(layer.state_dict())
     precise_inputs = inputs.detach().double().requires_grad_()
     used, outputs = operations(lambda: linear(layer, inputs))
-    assert ONEDNN in used
+    assert (ONEDNN in used) == (inputs.numel() > 0)
     (outputs * weights).sum().backward()
     expected = precise(precise_inputs)
     (expected * weights).sum().backward()
@@ -72,6 +73,46 @@ def test_a_model_computes_the_same_with_and_without():
         used, found = operations(lambda: gradients(model))
     assert ONEDNN not in used and "aten::addmm" in used
     assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+
+
+def test_second_derivatives_are_those_of_float64(layer):
+    precise = nn.Linear(40, 50).double()
+    precise.load_state_dict(layer.state_dict())
+    inputs = torch.randn(8, 40)
+
+    def second(call, inputs, weight):
+        (first,) = torch.autograd.grad((call(inputs) ** 3).sum(), inputs, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), [inputs, weight])
+
+    found = second(lambda inputs: linear(layer, inputs), inputs.requires_grad_(), layer.weight)
+    expected = second(precise, inputs.detach().double().requires_grad_(), precise.weight)
+    assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+
+
+def test_gradients_of_each_sample_by_torch_func(layer):
+    inputs = torch.randn(5, 40)
+    found = torch.func.vmap(torch.func.grad(lambda inputs: (linear(layer, inputs) ** 2).sum()))(inputs)
+    assert close(found, 2 * layer(inputs).double() @ layer.weight.double())
+
+
+@pytest.mark.parametrize("exception", ["none", "gradients", "a hook", "float32", "another thread"])
+def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
+    inputs = torch.randn(3, 40)
+    expected = inputs.bfloat16().double() @ layer.weight.bfloat16().double().T + layer.bias.bfloat16().double()
+    if exception != "float32":
+        layer, inputs = layer.bfloat16(), inputs.bfloat16()
+    with torch.set_grad_enabled(exception == "gradients"), packed_weights(nn.Sequential(layer)):
+        if exception == "a hook":
+            layer.register_forward_hook(ignore)
+        if exception == "another thread":
+            with ThreadPoolExecutor(1) as executor:
+                used, found = executor.submit(operations, lambda: linear(layer, inputs)).result()
+        else:
+            used, found = operations(lambda: linear(layer, inputs))
+    is_packed = exception == "none" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (ONEDNN in used) == (is_packed or exception == "float32")
+    assert close(found, expected, 2**-7)
+    assert ONEDNN not in operations(lambda: linear(layer.bfloat16(), inputs.bfloat16()))[0]
 
 
 def test_nothing_is_kept_in_the_layout_of_onednn(layer):

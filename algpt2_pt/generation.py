@@ -1,0 +1,74 @@
+"""transformers' `generate` with a cache that grows in place, and weights in the layout that products read fastest."""
+
+import functools
+
+import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from algpt2_pt.products import packed_weights
+
+# How many tokens a cache has room for before it is copied to a larger one.
+ROOM = 64
+
+
+class ALGPT2GenerationMixin(GenerationMixin):
+    """`transformers.GenerationMixin`, faster: what it generates is the same."""
+
+    @functools.wraps(GenerationMixin.generate)
+    @torch.no_grad()
+    def generate(self, *args, **kwargs):
+        with packed_weights(self):
+            return super().generate(*args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is not given and type(cache) is DynamicCache:
+            cache.layers = [GrowingLayer() for _ in cache.layers]
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of a depth, with room for more: not every token pays for a copy of all before it.
+
+    While gradients are recorded it is a `transformers.cache_utils.DynamicLayer`.
+    """
+
+    def lazy_initialization(self, key_states, value_states):
+        super().lazy_initialization(key_states, value_states)
+        self.buffers = (None, None)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if torch.is_grad_enabled():
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        key_buffer, value_buffer = self.buffers
+        self.keys, key_buffer = _append(self.keys, key_states, key_buffer)
+        self.values, value_buffer = _append(self.values, value_states, value_buffer)
+        self.buffers = (key_buffer, value_buffer)
+        return self.keys, self.values
+
+
+def _append(states, new, buffer):
+    """Both, float (batch, heads, length, width), one after the other, and the tensor that they are the start of."""
+    length = states.shape[-2] if states.numel() else 0
+    end = length + new.shape[-2]
+    if not _has_room(buffer, states, end):
+        buffer = new.new_empty((*new.shape[:-2], end + ROOM, new.shape[-1]))
+        if length:
+            buffer[..., :length, :] = states
+    buffer[..., length:end, :] = new
+    return buffer[..., :end, :], buffer
+
+
+def _has_room(buffer, states, length):
+    # A cache that was cropped still starts its buffer; one that was reordered or selected from does not.
+    return (
+        buffer is not None
+        and buffer.data_ptr() == states.data_ptr()
+        and buffer.shape[:-2] == states.shape[:-2]
+        and buffer.shape[-2] >= length
+        and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+    )
