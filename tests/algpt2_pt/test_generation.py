@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import close, pytorch_model, random_weights, tiny_config
+from torch.profiler import profile
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StaticCache
 from transformers.cache_utils import DynamicLayer
 
@@ -158,9 +159,26 @@ def test_a_growing_cache_holds_what_a_dynamic_one_holds(seed):
 
 
 def test_gradients_pass_through_a_growing_cache():
-    states = torch.randn(2, 1, 3, 5, 4, requires_grad=True)
-    layer = GrowingLayer()
-    for position in range(5):
-        layer.update(*states[..., position : position + 1, :])
-    (layer.keys.sum() + 2 * layer.values.sum()).backward()
-    assert torch.equal(states.grad, torch.tensor([1.0, 2.0]).view(2, 1, 1, 1, 1).expand_as(states))
+    def gradient(layer):
+        states = torch.randn(2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        total = 0
+        for position in range(5):
+            keys, values = layer.update(*states[..., position : position + 1, :])
+            total = total + (keys**2 * values).sum()
+        total.backward()
+        return states.grad
+
+    assert torch.equal(gradient(GrowingLayer()), gradient(DynamicLayer()))
+
+
+def test_generation_packs_the_weights_of_bfloat16(model):
+    model.bfloat16()
+    prompt = torch.tensor([[3, 5, 8, 3, 5]])
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with profile() as profiler:
+        outputs = model.generate(prompt, output_logits=True, return_dict_in_generate=True, **options)
+    operations = {event.key for event in profiler.key_averages()}
+    assert ("mkldnn::_linear_pointwise" in operations) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with torch.no_grad():
+        expected = model.double()(outputs.sequences).logits[:, prompt.shape[1] - 1 : -1]
+    assert close(torch.stack(outputs.logits, dim=1).double(), expected, 0.05)
