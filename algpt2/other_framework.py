@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 
 from algpt2.errors import InputError
 
@@ -32,7 +33,11 @@ def evaluate_in_other(package, parser, arguments):
     options = _options(parser, arguments, without=("compare", "figure", "json", "quantize"))
     command = [sys.executable, "-m", f"{other}.evaluate", arguments.compare, "--json", *options]
     print(f"evaluating {arguments.compare} in {FRAMEWORKS[other]}", file=sys.stderr, flush=True)
-    process = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as directory:
+        if len(arguments.depth or ()) > 1:
+            # The figure of this framework is the one to keep.
+            command += ["--figure", f"{directory}/figure.png"]
+        process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         # The frameworks write notes of their own before the message.
         _, found, message = process.stderr.rpartition(f"python -m {other}.evaluate: error: ")

@@ -25,6 +25,7 @@ from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.layers import projection_initializer
 from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
 from algpt2_tf.weights import assign_weights, canonical_weights
+from algpt2_tf.xla import StreamedWeights
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -275,12 +276,15 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         token_ids = ops.where(padding_mask, token_ids, filler)
         first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
         hidden_states, cache = self._build_cache(token_ids, prefill or ops.maximum(first_free, 1))
+        is_streamed = prefill is not None and token_ids.shape[0] == 1 and not tf.config.list_logical_devices("GPU")
+        weights = StreamedWeights(self.variables if is_streamed else [])
 
         def next_token(prompt, cache, index):
             last_token = ops.slice(prompt, (0, index - 1), (ops.shape(prompt)[0], 1))
             if self.streamer is not None:
                 tf.numpy_function(stream, [last_token[:, 0], index, first_free], [])
-            logits, hidden_states, cache = self.call_with_cache(last_token, cache, index - 1)
+            with weights.scope(index):
+                logits, hidden_states, cache = self.call_with_cache(last_token, cache, index - 1)
             logits = ops.squeeze(logits, axis=1)
             if self.repetition_penalty != 1.0:
                 logits = self._penalized(logits, prompt, index)

@@ -31,6 +31,14 @@ def tiny_config(**overrides):
     return ALGPT2Config(**{**values, **overrides})
 
 
+CONFIGS = {
+    "shared": tiny_config(layer_schedule=[0, 0, 0], attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1),
+    "cycle": tiny_config(layer_schedule=[0, 1, 0]),
+    "unfactorized": tiny_config(embedding_size=None, layer_schedule=[0, 1]),
+    "tied_projections": tiny_config(tie_projections=True, layer_schedule=[0, 0]),
+}
+
+
 def random_config(seed):
     """A configuration drawn at random: pattern, factorization, tying, n_inner and activation."""
     draw = np.random.default_rng(seed)

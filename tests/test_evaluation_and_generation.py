@@ -155,7 +155,8 @@ def test_several_depths_as_a_table_and_a_named_figure(shared, text_file, tmp_pat
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_comparison_with_the_other_framework(shared, text_file, framework, tmp_path, capsys):
+def test_comparison_with_the_other_framework(shared, text_file, framework, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     options = ["--dataset", text_file, "--protocol", "sliding", "--stride", 10, "--length", 20, "--depth", "3,4"]
     options += ["--figure", tmp_path / "depths.png", "--batch-size", 32]
     code, out, err = run(capsys, f"algpt2_{framework}.evaluate", shared[0], "--compare", shared[0], *options, "--json")
@@ -167,6 +168,7 @@ def test_comparison_with_the_other_framework(shared, text_file, framework, tmp_p
         assert record["tokens"] == other["tokens"]
         for measure in ("loss", "bits_per_byte"):
             assert record["difference"][measure] == abs(record[measure] - other[measure]) < 1e-5 * record[measure]
+    assert [path.name for path in tmp_path.iterdir()] == ["depths.png"]
 
 
 def test_comparison_passes_errors_of_the_other_framework_on(shared, text_file, tmp_path, capsys):

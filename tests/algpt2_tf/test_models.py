@@ -1,27 +1,16 @@
 """The Keras models: KerasHub's own checks, and what Keras users do with them."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from keras_hub import samplers
 from keras_hub.src.tests.test_case import TestCase
-from models import random_batch, random_config, random_weights, relative_difference, save_checkpoint, tiny_config
+from models import CONFIGS, random_batch, random_config, random_weights, relative_difference, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from algpt2.errors import InputError
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
 from algpt2_tf.strategies import select_strategy
 from algpt2_tf.weights import assign_weights, canonical_weights
-
-CONFIGS = {
-    "shared": tiny_config(layer_schedule=[0, 0, 0], attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1),
-    "cycle": tiny_config(layer_schedule=[0, 1, 0]),
-    "unfactorized": tiny_config(embedding_size=None, layer_schedule=[0, 1]),
-    "tied_projections": tiny_config(tie_projections=True, layer_schedule=[0, 0]),
-}
 
 
 class KerasHubTest(TestCase):
@@ -75,134 +64,9 @@ class KerasHubTest(TestCase):
         )
 
 
-@pytest.fixture(params=CONFIGS)
-def model(request):
-    config = CONFIGS[request.param]
-    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
-    assign_weights(model, random_weights(config, "float32"))
-    return model
-
-
-@pytest.fixture
-def text_model(text_tokenizer):
-    """A model with a tokenizer, for strings."""
-    keras.utils.set_random_seed(0)
-    config = tiny_config(vocab_size=len(text_tokenizer), initializer_range=0.3)
-    tokenizer = TFALGPT2Tokenizer(text_tokenizer.backend_tokenizer)
-    return TFALGPT2LMHeadModel(TFALGPT2Backbone(config), TFALGPT2CausalLMPreprocessor(tokenizer, sequence_length=48))
-
-
 def inputs(config, padded=True):
     ids, mask = random_batch(config, padded=padded)
     return {"token_ids": ids, "padding_mask": mask}
-
-
-def prompt(model, length=20, lengths=(5, 8)):
-    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(2, length))
-    mask = np.arange(length) < np.array(lengths)[:, None]
-    return {"token_ids": np.where(mask, ids, 0), "padding_mask": mask}
-
-
-def generate_without_cache(model, given):
-    """Greedy generation by the plain model, one token at a time."""
-    ids, fixed = given["token_ids"].copy(), given["padding_mask"]
-    for position in range(fixed.sum(axis=1).min(), ids.shape[1]):
-        logits = np.asarray(model({"token_ids": ids[:, :position], "padding_mask": np.ones_like(ids[:, :position])}))
-        ids[:, position] = np.where(fixed[:, position], ids[:, position], logits[:, -1].argmax(-1))
-    return ids
-
-
-@pytest.mark.parametrize(
-    ("lengths", "length", "jit_compile"),
-    [((5, 8), 20, True), ((5, 40), 48, True), ((34, 40), 72, True), ((5, 40), 48, False)],
-)
-def test_cached_generation_is_the_plain_model_again_and_again(lengths, length, jit_compile, model):
-    model.compile(sampler="greedy", jit_compile=jit_compile)
-    given = prompt(model, length, lengths)
-    found = model.generate(dict(given), stop_token_ids=None)
-    np.testing.assert_array_equal(found["token_ids"], generate_without_cache(model, given))
-
-
-def test_xla_compiles_generation_if_it_can(model):
-    class ByNumpy(samplers.GreedySampler):
-        """Greedy search by a function that XLA cannot call."""
-
-        def get_next_token(self, probabilities):
-            tokens = tf.numpy_function(lambda values: values.argmax(-1).astype("int32"), [probabilities], tf.int32)
-            return tf.ensure_shape(tokens, probabilities.shape[:1])
-
-    given = prompt(model)
-    expected = generate_without_cache(model, given)
-    for options in ({}, {"jit_compile": False}, {"jit_compile": True}):
-        model.compile(sampler=ByNumpy(), **options)
-        if options.get("jit_compile"):
-            with pytest.raises(tf.errors.InvalidArgumentError):
-                model.generate(dict(given), stop_token_ids=None)
-            continue
-        with warnings.catch_warnings() if options else pytest.warns(UserWarning, match="XLA cannot compile"):
-            warnings.simplefilter("error" if options else "always", UserWarning)
-            for _ in range(2):
-                found = model.generate(dict(given), stop_token_ids=None)
-                np.testing.assert_array_equal(found["token_ids"], expected)
-
-
-def test_cache_has_an_entry_per_depth(model):
-    given = prompt(model)
-    _, cache = model._build_cache(keras.ops.convert_to_tensor(given["token_ids"]))
-    config = model.config
-    assert np.shape(cache) == (config.n_layer, 2, 2, config.n_head, 20, config.n_embd // config.n_head)
-    assert not np.allclose(cache[0], cache[-1])
-
-
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        "greedy",
-        samplers.TopKSampler(k=3, seed=1),
-        samplers.TopPSampler(p=0.8, seed=1),
-        samplers.RandomSampler(temperature=0.7, seed=1),
-        samplers.BeamSampler(num_beams=3),
-        samplers.ContrastiveSampler(k=3, alpha=0.2),
-    ],
-    ids=lambda sampler: type(sampler).__name__,
-)
-def test_every_sampler_keeps_the_prompt_and_stops(text_model, sampler):
-    text_model.compile(sampler=sampler)
-    texts = text_model.generate(["The value of", "An object is"], max_length=40)
-    assert [text[:12].strip() for text in texts] == ["The value of", "An object is"]
-
-
-def test_generation_continues_what_transformers_would(text_model, text_tokenizer, tmp_path):
-    from algpt2_pt import ALGPT2LMHeadModel
-
-    save_checkpoint(tmp_path, text_model.config, canonical_weights(text_model))
-    ids = text_tokenizer("The value of", return_tensors="pt")
-    output = ALGPT2LMHeadModel.from_pretrained(tmp_path).generate(**ids, max_length=24, do_sample=False)
-    text_model.compile(sampler="greedy")
-    found = text_model.generate("The value of", max_length=24)
-    assert found == text_tokenizer.decode(output[0], skip_special_tokens=True)
-
-
-def test_generation_ends_at_the_stop_token(model):
-    model.compile(sampler="greedy")
-    given = prompt(model)
-    free = model.generate(dict(given), stop_token_ids=None)["token_ids"]
-    stop = int(free[0, 10])
-    found = model.generate(dict(given), stop_token_ids=[stop])
-    for row, length in enumerate((5, 8)):
-        stops = [position for position in range(length, 20) if free[row, position] == stop]
-        end = stops[0] + 1 if stops else 20
-        np.testing.assert_array_equal(found["token_ids"][row, :end], free[row, :end])
-        np.testing.assert_array_equal(found["padding_mask"][row], np.arange(20) < end)
-
-
-def test_padding_that_equals_the_stop_token_does_not_stop(model):
-    model.compile(sampler="greedy")
-    given = prompt(model)
-    free = model.generate(dict(given), stop_token_ids=None)["token_ids"]
-    absent = next(token for token in range(97) if token not in free[:, 5:])
-    padded = {**given, "token_ids": np.where(given["padding_mask"], given["token_ids"], absent)}
-    np.testing.assert_array_equal(model.generate(padded, stop_token_ids=[absent])["token_ids"], free)
 
 
 def test_fit_on_strings_and_on_ids_learns(text_model):
@@ -333,7 +197,8 @@ def test_int8_quantization_is_close_and_survives_saving(model, tmp_path):
         np.asarray(keras.models.load_model(tmp_path / "model.keras")(data)), quantized, atol=1e-5
     )
     model.compile(sampler="greedy")
-    assert model.generate(prompt(model), stop_token_ids=None)["token_ids"].shape == (2, 20)
+    data = inputs(model.config)
+    assert model.generate(dict(data), stop_token_ids=None)["token_ids"].shape == data["token_ids"].shape
     with pytest.raises(ValueError, match="the model is quantized"):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
