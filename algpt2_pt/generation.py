@@ -1,6 +1,7 @@
 """transformers' `generate` with a cache that grows in place, and weights in the layout that products read fastest."""
 
 import functools
+import inspect
 
 import torch
 from transformers import GenerationMixin
@@ -11,28 +12,33 @@ from algpt2_pt.products import packed_weights
 # How many tokens a cache has room for before it is copied to a larger one.
 ROOM = 64
 
+_generate = inspect.unwrap(GenerationMixin.generate)
+
 
 class ALGPT2GenerationMixin(GenerationMixin):
     """`transformers.GenerationMixin`, faster: what it generates is the same."""
 
-    @functools.wraps(GenerationMixin.generate)
     @torch.no_grad()
+    @functools.wraps(_generate)
     def generate(self, *args, **kwargs):
+        # Without the `no_grad` of transformers, so that `generate.__wrapped__` has gradients here too.
         with packed_weights(self):
-            return super().generate(*args, **kwargs)
+            return _generate(self, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         given = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
-        if cache is not given and type(cache) is DynamicCache:
+        # What moves to another device and back is copied anyway.
+        if cache is not given and type(cache) is DynamicCache and not cache.offloading:
             cache.layers = [GrowingLayer() for _ in cache.layers]
 
 
 class GrowingLayer(DynamicLayer):
     """Keys and values of a depth, with room for more: not every token pays for a copy of all before it.
 
-    While gradients are recorded it is a `transformers.cache_utils.DynamicLayer`.
+    While gradients are recorded, or the code compiled, it is a `transformers.cache_utils.DynamicLayer`. Unlike there,
+    `keys` and `values` that were taken from it change where it is cropped and goes on, as does a copy by `copy.copy`.
     """
 
     def lazy_initialization(self, key_states, value_states):
@@ -40,7 +46,7 @@ class GrowingLayer(DynamicLayer):
         self.buffers = (None, None)
 
     def update(self, key_states, value_states, *args, **kwargs):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -50,25 +56,32 @@ class GrowingLayer(DynamicLayer):
         self.buffers = (key_buffer, value_buffer)
         return self.keys, self.values
 
+    def reorder_cache(self, beam_idx):
+        super().reorder_cache(beam_idx)
+        # All depths are reordered before the first goes on; their old entries would be kept till then.
+        self.buffers = (None, None)
+
 
 def _append(states, new, buffer):
     """Both, float (batch, heads, length, width), one after the other, and the tensor that they are the start of."""
-    length = states.shape[-2] if states.numel() else 0
-    end = length + new.shape[-2]
-    if not _has_room(buffer, states, end):
-        buffer = new.new_empty((*new.shape[:-2], end + ROOM, new.shape[-1]))
-        if length:
-            buffer[..., :length, :] = states
-    buffer[..., length:end, :] = new
+    start = states.shape[-2] if states.numel() else 0
+    end = start + new.shape[-2]
+    if _has_room(buffer, states, new, end):
+        buffer[..., start:end, :] = new
+    else:
+        joined = torch.cat([states, new], dim=-2)
+        buffer = joined.new_empty((*joined.shape[:-2], end + ROOM, joined.shape[-1]))
+        buffer[..., :end, :] = joined
     return buffer[..., :end, :], buffer
 
 
-def _has_room(buffer, states, length):
+def _has_room(buffer, states, new, length):
     # A cache that was cropped still starts its buffer; one that was reordered or selected from does not.
     return (
         buffer is not None
         and buffer.data_ptr() == states.data_ptr()
-        and buffer.shape[:-2] == states.shape[:-2]
+        and buffer.shape[:-2] == states.shape[:-2] == new.shape[:-2]
         and buffer.shape[-2] >= length
+        and buffer.dtype == new.dtype
         and (torch.is_inference_mode_enabled() or not buffer.is_inference())
     )

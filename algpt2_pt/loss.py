@@ -61,8 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 state_gradients.append(matmul_transposed(gradient, matrix.t()))
             if needs_weight:
                 transposed_gradient += matmul_transposed(part.t(), gradient.t())
-        weight_gradient = transposed_gradient.t().contiguous() if needs_weight else None
-        ctx.save_for_backward(torch.cat(state_gradients) if state_gradients else None, weight_gradient)
+        ctx.save_for_backward(torch.cat(state_gradients) if state_gradients else None, transposed_gradient)
         ctx.weight_dtype = weight.dtype
         return loss
 
@@ -70,9 +69,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         # The product with `upstream` is in its float32: rounded to half precision it would scale all gradients.
-        state_gradient, weight_gradient = ctx.saved_tensors
+        state_gradient, transposed_gradient = ctx.saved_tensors
         if state_gradient is not None:
             state_gradient = (state_gradient * upstream.view(1, 1)).to(state_gradient.dtype)
-        if weight_gradient is not None:
-            weight_gradient = (weight_gradient * upstream).to(ctx.weight_dtype)
+        weight_gradient = None
+        if transposed_gradient is not None:
+            weight_gradient = transposed_gradient.new_empty(transposed_gradient.shape[::-1])
+            torch.mul(transposed_gradient.t(), upstream, out=weight_gradient)
+            weight_gradient = weight_gradient.to(ctx.weight_dtype)
         return state_gradient, weight_gradient, None, None

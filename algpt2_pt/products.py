@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks
 
 _PACKED = ContextVar("packed", default=MappingProxyType({}))
@@ -30,7 +31,7 @@ def linear(layer, inputs):
         torch.Size([5, 3])
     """
     if not torch.compiler.is_compiling() and _is_plain(layer):
-        packed = _PACKED.get().get(layer)
+        packed = None if torch.is_grad_enabled() else _PACKED.get().get(layer)
         if packed is not None and _is_for_onednn(inputs, layer.weight, torch.bfloat16):
             return _onednn_linear(inputs, packed, layer.bias)
         if _is_for_onednn(inputs, layer.weight):
@@ -54,10 +55,12 @@ def packed_weights(model):
         ...     linear(layer, torch.zeros(1, 64, dtype=torch.bfloat16)).shape
         torch.Size([1, 64])
     """
-    packed = {}
-    if not torch.is_grad_enabled() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    outer, packed = _PACKED.get(), {}
+    if not torch.is_grad_enabled() and is_bfloat16_fast():
         for layer in model.modules():
-            if _is_plain(layer) and _is_for_onednn(layer.weight.data, layer.weight, torch.bfloat16):
+            if layer in outer:
+                packed[layer] = outer[layer]
+            elif _is_plain(layer) and _is_for_onednn(layer.weight.data, layer.weight, torch.bfloat16):
                 packed[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, 1)
     token = _PACKED.set(packed)
     try:
@@ -71,6 +74,11 @@ def matmul_transposed(inputs, weight):
     if _is_for_onednn(inputs, weight):
         return _product(inputs, weight)
     return nn.functional.linear(inputs, weight)
+
+
+def is_bfloat16_fast():
+    """bool: whether oneDNN has products of bfloat16 for this CPU."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _product(inputs, weight, bias=None):
@@ -96,10 +104,10 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx, upstream):
         inputs, weight = ctx.saved_tensors
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = upstream.flatten(0, -2)
+        rows = upstream.reshape(-1, upstream.shape[-1])
         return (
             matmul_transposed(upstream, weight.t()) if needs_inputs else None,
-            matmul_transposed(rows.t(), inputs.flatten(0, -2).t()) if needs_weight else None,
+            matmul_transposed(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
 
@@ -128,6 +136,7 @@ def _is_for_onednn(inputs, weight, dtype=torch.float32):
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
-        # For `torch.func`, which needs rules for its transforms.
+        # `torch.func` and forward-mode differentiation need rules of their own.
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )

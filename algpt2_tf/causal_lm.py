@@ -262,7 +262,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             inputs: dict of `token_ids`, int32 (batch, max_length), and `padding_mask`, 1 for the prompts' tokens.
             stop_token_ids: tuple of int, the tokens that end a sequence; or `None`.
             prefill: int. How many first positions to compute at once, at least those of the shortest prompt, which is
-                the default; XLA needs a number.
+                the default; to be given to XLA, which needs a number, and only there.
 
         Returns:
             dict of `token_ids` and `padding_mask`, as the inputs; the mask ends at the first stop token.

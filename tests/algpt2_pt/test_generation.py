@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from algpt2_pt import generation
 from algpt2_pt.generation import GrowingLayer
+from algpt2_pt.products import is_bfloat16_fast
 
 
 @pytest.fixture(autouse=True)
@@ -103,11 +104,13 @@ def test_generation_does_not_copy_what_it_has_cached(model):
     prompt = torch.tensor([[3, 5, 8, 3, 5]])
     options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 30, "do_sample": False}
     options |= {"return_dict_in_generate": True, "pad_token_id": 0, "eos_token_id": None}
-    places = set()
+    held = []
 
-    class Places(LogitsProcessor):
+    class Holder(LogitsProcessor):
+        """Keeps the keys, so that what is freed is not used again."""
+
         def __call__(self, ids, scores):
-            places.update(layer.keys.data_ptr() for layer in cache.layers)
+            held.extend(layer.keys for layer in cache.layers)
             return scores
 
     expected = model.generate(prompt, past_key_values=DynamicCache(config=model.config), **options)
@@ -117,14 +120,16 @@ def test_generation_does_not_copy_what_it_has_cached(model):
         assert isinstance(layer, GrowingLayer) and close(layer.keys, same.keys) and close(layer.values, same.values)
     cache = found.past_key_values
     ids = found.sequences
-    model.generate(ids, past_key_values=cache, logits_processor=[Places()], **{**options, "max_new_tokens": 5,
+    model.generate(ids, past_key_values=cache, logits_processor=[Holder()], **{**options, "max_new_tokens": 5,
                    "attention_mask": torch.ones_like(ids)})  # fmt: skip
     # Five tokens outgrow a room of four once.
-    assert len(places) <= 2 * model.config.n_layer
+    assert len(held) == 5 * model.config.n_layer
+    assert len({keys.data_ptr() for keys in held}) <= 2 * model.config.n_layer
 
 
 OPERATIONS = {
     "update": lambda layer, new: layer.update(*new),
+    "update in another dtype": lambda layer, new: layer.update(*new.double()),
     "crop": lambda layer, new: layer.crop(-1),
     "crop all": lambda layer, new: layer.crop(-layer.get_seq_length()),
     "reorder": lambda layer, new: layer.reorder_cache(torch.arange(len(layer.keys)).flip(0)),
@@ -158,6 +163,24 @@ def test_a_growing_cache_holds_what_a_dynamic_one_holds(seed):
             assert torch.equal(growing.keys, dynamic.keys) and torch.equal(growing.values, dynamic.values)
 
 
+def test_a_compiled_model_takes_the_cache_of_generation(model):
+    prompt = torch.tensor([[3, 5, 8, 3, 5]])
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(prompt, **options)
+    torch.compiler.reset()
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="eager")
+    assert torch.equal(model.generate(prompt, **options), expected)
+
+
+def test_generation_with_gradients(model):
+    prompt = torch.tensor([[3, 5, 8, 3, 5]])
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    assert not model.generate(prompt, **options).logits[-1].requires_grad
+    type(model).generate.__wrapped__(model, prompt, **options).logits[-1].sum().backward()
+    assert model.transformer.wpe.weight.grad[0].abs().sum() > 0
+
+
 def test_gradients_pass_through_a_growing_cache():
     def gradient(layer):
         states = torch.randn(2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -178,7 +201,7 @@ def test_generation_packs_the_weights_of_bfloat16(model):
     with profile() as profiler:
         outputs = model.generate(prompt, output_logits=True, return_dict_in_generate=True, **options)
     operations = {event.key for event in profiler.key_averages()}
-    assert ("mkldnn::_linear_pointwise" in operations) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert ("mkldnn::_linear_pointwise" in operations) == is_bfloat16_fast()
     with torch.no_grad():
         expected = model.double()(outputs.sequences).logits[:, prompt.shape[1] - 1 : -1]
     assert close(torch.stack(outputs.logits, dim=1).double(), expected, 0.05)

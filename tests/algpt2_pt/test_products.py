@@ -8,9 +8,10 @@ import pytest
 import torch
 from models import pytorch_model, random_batch, random_weights, tiny_config
 from torch import nn
+from torch.autograd import forward_ad
 from torch.profiler import profile
 
-from algpt2_pt.products import linear, matmul_transposed, packed_weights
+from algpt2_pt.products import is_bfloat16_fast, linear, matmul_transposed, packed_weights
 
 ONEDNN = "mkldnn::_linear_pointwise"
 
@@ -32,7 +33,7 @@ def layer():
     return nn.Linear(40, 50)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 40), (2, 3, 40), (64, 40), (0, 40)])
+@pytest.mark.parametrize("shape", [(1, 1, 40), (2, 3, 40), (64, 40), (40,), (0, 40)])
 def test_products_and_gradients_are_those_of_float64(layer, shape):
     inputs = torch.randn(shape, requires_grad=True)
     weights = torch.randn(*shape[:-1], 50)
@@ -89,13 +90,21 @@ def test_second_derivatives_are_those_of_float64(layer):
     assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
 
 
+def test_forward_mode_differentiation(layer):
+    inputs, tangent = torch.randn(2, 5, 40)
+    for is_recorded in (True, False):
+        with torch.set_grad_enabled(is_recorded), forward_ad.dual_level():
+            found = forward_ad.unpack_dual(linear(layer, forward_ad.make_dual(inputs, tangent))).tangent
+        assert close(found, tangent.double() @ layer.weight.double().T)
+
+
 def test_gradients_of_each_sample_by_torch_func(layer):
     inputs = torch.randn(5, 40)
     found = torch.func.vmap(torch.func.grad(lambda inputs: (linear(layer, inputs) ** 2).sum()))(inputs)
     assert close(found, 2 * layer(inputs).double() @ layer.weight.double())
 
 
-@pytest.mark.parametrize("exception", ["none", "gradients", "a hook", "float32", "another thread"])
+@pytest.mark.parametrize("exception", ["none", "gradients", "gradients inside", "a hook", "float32", "another thread"])
 def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
     inputs = torch.randn(3, 40)
     expected = inputs.bfloat16().double() @ layer.weight.bfloat16().double().T + layer.bias.bfloat16().double()
@@ -108,11 +117,28 @@ def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
             with ThreadPoolExecutor(1) as executor:
                 used, found = executor.submit(operations, lambda: linear(layer, inputs)).result()
         else:
-            used, found = operations(lambda: linear(layer, inputs))
-    is_packed = exception == "none" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            with torch.set_grad_enabled(exception.startswith("gradients")):
+                used, found = operations(lambda: linear(layer, inputs))
+    assert found.requires_grad == (exception.startswith("gradients") or exception == "another thread")
+    is_packed = exception == "none" and is_bfloat16_fast()
     assert (ONEDNN in used) == (is_packed or exception == "float32")
     assert close(found, expected, 2**-7)
     assert ONEDNN not in operations(lambda: linear(layer.bfloat16(), inputs.bfloat16()))[0]
+
+
+def test_weights_are_packed_once_for_generation_inside_generation(layer):
+    layer = layer.bfloat16()
+    inputs = torch.randn(3, 40).bfloat16()
+    with torch.no_grad(), packed_weights(layer):
+        expected = linear(layer, inputs)
+
+        def inner():
+            with packed_weights(nn.Sequential(layer)):
+                return linear(layer, inputs)
+
+        used, found = operations(inner)
+        assert "mkldnn::_reorder_linear_weight" not in used and torch.equal(found, expected)
+        assert torch.equal(linear(layer, inputs), expected)
 
 
 def test_nothing_is_kept_in_the_layout_of_onednn(layer):
