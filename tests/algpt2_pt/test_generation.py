@@ -160,6 +160,7 @@ def test_a_growing_cache_holds_what_a_dynamic_one_holds(seed):
                 original.update(*states(step))
         assert growing.get_seq_length() == dynamic.get_seq_length()
         if dynamic.get_seq_length():
+            assert growing.keys.dtype == dynamic.keys.dtype
             assert torch.equal(growing.keys, dynamic.keys) and torch.equal(growing.values, dynamic.values)
 
 
