@@ -91,7 +91,7 @@ def draw(measured, compiled, path):
         axes[-1].plot(list(found), list(found.values()), "o-", label=scheme)
     axes[-1].set(xlabel="n_layer", ylabel="s to compile")
     for panel in axes:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.05 * panel.get_ylim()[1])
     axes[0].legend()
     figure.savefig(path, dpi=120)
 
