@@ -3,10 +3,12 @@
 Every variant continues the same random prompt by the same number of tokens through its library's own `generate`. In
 PyTorch the peer is transformers' `GPT2LMHeadModel`; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is
 without XLA on CPUs, and with `jit_compile=True`, which `algpt2` has by default. `int8` and `bf16` have their weights in
-these types; `GPT-2's shape` is this project's code without sharing and factorization. The first call, which compiles,
-is reported apart.
+these types; `GPT-2's shape` is this project's code without sharing and factorization. `of the memory` is the rate at
+which the weights are used, beside the rate at which memory is read; a block that stays in the cache has more than 100%.
+The first call, which compiles, is reported apart.
 """
 
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from side_by_side import (
     report,
     threads,
     time_in_turns,
+    training_flops,
 )
 
 from algpt2 import ALGPT2Config
@@ -34,6 +37,12 @@ VARIANTS = {
     "pytorch": (*PEERS["pytorch"], *SHAPES),
     "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8"))),
 }
+
+
+def weight_bytes(name):
+    """float: the bytes of the weights that a token takes; those of a shared block count at every depth."""
+    size = {"bf16": 2, "int8": 1}.get(name.rpartition(", ")[2], 4)
+    return size * training_flops(ALGPT2Config.from_preset(SHAPES.get(name, "gpt2"))) / 6
 
 
 def pytorch_generators(prompt, count, names):
@@ -99,7 +108,10 @@ def main():
     variants = build(prompt, arguments.new_tokens, arguments.variants or VARIANTS[arguments.framework])
     bandwidth = read_bandwidth()
     seconds, first = time_in_turns(variants, arguments.rounds)
-    extra = {name: {"first call, s": f"{first[name]:.1f}"} for name in seconds}
+    extra = {}
+    for name, values in seconds.items():
+        rate = weight_bytes(name) * arguments.new_tokens / statistics.median(values)
+        extra[name] = {"of the memory": f"{rate / bandwidth:.0%}", "first call, s": f"{first[name]:.1f}"}
     peers = [peer for peer in PEERS[arguments.framework] if peer in seconds]
     work = arguments.batch_size * arguments.new_tokens
     rows = compare(seconds, work, "tokens", set(SHAPES), peers, extra)

@@ -1,18 +1,19 @@
 """Peak memory of a training step beside GPT-2's: `python benchmarks/memory.py --framework pytorch`.
 
 Every variant of `benchmarks/training.py` takes two steps in a process of its own; what is reported is the peak of the
-process as Linux tells it, less what it has before the framework and the model are loaded.
+process as Linux tells it, less what it has before; the import of TensorFlow counts, that of PyTorch does not.
 """
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from side_by_side import check_variants, framework_parser, report, threads
-from training import PEERS, STEPS, VARIANTS
+from training import PEERS, STEPS, VARIANTS, check_shape
 
 from algpt2.arguments import positive_int
 
@@ -39,6 +40,7 @@ def main():
     parser.add_argument("--measure", metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     check_variants(parser, arguments, VARIANTS[arguments.framework])
+    check_shape(parser, arguments)
     shape = (arguments.batch_size, arguments.length)
     if arguments.measure:
         print(json.dumps(measure(arguments.framework, arguments.measure, shape)))
@@ -48,8 +50,14 @@ def main():
         print(f"measuring {name}", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, "--framework", arguments.framework, "--measure", name]
         command += ["--batch-size", str(arguments.batch_size), "--length", str(arguments.length)]
-        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if process.returncode == -signal.SIGKILL:
+            print(f"{name} was killed, as Linux does where memory runs out, and is left out", file=sys.stderr)
+            continue
+        process.check_returncode()
         found[name] = json.loads(process.stdout.splitlines()[-1])
+    if not found:
+        sys.exit("error: nothing was measured")
     peer = next((name for name in PEERS[arguments.framework] if name in found), None)
     rows = [{"variant": name, "GB": f"{size / 1e9:.2f}"} for name, size in found.items()]
     for row in rows if peer else ():

@@ -10,10 +10,9 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from side_by_side import add_rounds, threads, time_in_turns
+from side_by_side import add_rounds, json_file, threads, time_in_turns
 
 from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.arguments import HelpFormatter
@@ -99,7 +98,7 @@ def draw(measured, compiled, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_rounds(parser)
-    parser.add_argument("--output", type=Path, default=Path("scaling.json"), help="the JSON file; the PNG is beside it")
+    parser.add_argument("--output", type=json_file, default="scaling.json", help="the JSON file; the PNG is beside it")
     arguments = parser.parse_args()
     measured = {}
     for dimension, values in VALUES.items():
@@ -120,7 +119,6 @@ def main():
             rows.append([f"{dimension} {value}", *cells])
     rows += [[f"compile, n_layer {n}", *(f"{compiled[s][n]:.1f} s" for s in SCHEMES)] for n in VALUES["n_layer"]]
     print(f"A training step of {BASE} with one number varied, {threads()}\n\n{markdown_table(rows)}")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps({"base": BASE, "step": measured, "compile": compiled}, indent=2) + "\n")
     draw(measured, compiled, arguments.output.with_suffix(".png"))
     print(f"\nwrote {arguments.output} and {arguments.output.with_suffix('.png')}")

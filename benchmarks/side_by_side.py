@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,20 @@ from tqdm.auto import tqdm
 
 from algpt2.arguments import HelpFormatter, positive_int
 from algpt2.reporting import markdown_table
+
+
+def json_file(text):
+    """The name of a JSON file from a command line; its directory is made, so that no measurement is lost."""
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: must be a file that ends in .json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: the directory cannot be written to")
+    return path
 
 
 def framework_parser(description, output):
@@ -27,7 +42,7 @@ def framework_parser(description, output):
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--framework", choices=("pytorch", "tensorflow"), required=True)
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--output", type=Path, help=f"the JSON file (default: {output})")
+    parser.add_argument("--output", type=json_file, help=f"the JSON file (default: {output})")
     return parser
 
 
@@ -40,7 +55,8 @@ def check_variants(parser, arguments, known):
     """Exit with a message for a variant that is not there."""
     unknown = set(arguments.variants or ()).difference(known)
     if unknown:
-        parser.error(f"--variants {', '.join(sorted(unknown))}: the variants are {', '.join(sorted(known))}")
+        found, expected = (", ".join(map(repr, names)) for names in (sorted(unknown), known))
+        parser.error(f"--variants {found}: the variants of {arguments.framework} are {expected}")
 
 
 def time_in_turns(variants, rounds):
@@ -67,9 +83,12 @@ def time_in_turns(variants, rounds):
 
 
 def read_bandwidth(rounds=5):
-    """float: bytes a second that a sum over an array much larger than the caches reads."""
+    """float: bytes a second that all cores read when they sum an array much larger than the caches."""
+    cores = len(os.sched_getaffinity(0))
     array = np.ones(1 << 27, "float32")
-    seconds, _ = time_in_turns({"memory": array.sum}, rounds)
+    with ThreadPoolExecutor(cores) as executor:
+        parts = np.array_split(array, cores)
+        seconds, _ = time_in_turns({"memory": lambda: list(executor.map(np.sum, parts))}, rounds)
     return array.nbytes / min(seconds["memory"])
 
 
@@ -109,7 +128,6 @@ def report(title, rows, measured, output):
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(f"{title}\n\n{markdown_table([columns, *([row.get(column, '') for column in columns] for row in rows)])}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"title": title, "rows": rows, **measured}, indent=2) + "\n")
     draw(title, rows, output.with_suffix(".png"))
     print(f"\nwrote {output} and {output.with_suffix('.png')}")

@@ -10,9 +10,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-from side_by_side import add_rounds, report, threads, time_in_turns
+from side_by_side import add_rounds, json_file, report, threads, time_in_turns
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import HelpFormatter
@@ -30,7 +29,7 @@ COMMANDS = ("algpt2_pt.generate", "algpt2_tf.generate")
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_rounds(parser)
-    parser.add_argument("--output", type=Path, default=Path("start-up.json"), help="the JSON file")
+    parser.add_argument("--output", type=json_file, default="start-up.json", help="the JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = train_tokenizer(read_corpus("python-docs").train, vocab_size=1000)

@@ -45,6 +45,12 @@ VARIANTS = {
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
+def check_shape(parser, arguments):
+    """Exit with a message for sequences that GPT-2 cannot learn from."""
+    if not 2 <= arguments.length <= 1024:
+        parser.error(f"--length {arguments.length}: GPT-2 takes 2 to 1024 tokens")
+
+
 def configuration(name, dropout):
     """The `ALGPT2Config` of a variant."""
     return ALGPT2Config.from_preset(CONFIGS[name], **dict.fromkeys(DROPOUTS, dropout))
@@ -166,6 +172,9 @@ def main():
     parser.add_argument("--dropout", type=float, default=0.0, help="of every variant")
     arguments = parser.parse_args()
     check_variants(parser, arguments, VARIANTS[arguments.framework])
+    check_shape(parser, arguments)
+    if not 0 <= arguments.dropout < 1:
+        parser.error(f"--dropout {arguments.dropout}: must be at least 0 and below 1")
     ids = np.random.default_rng(0).integers(50257, size=(arguments.batch_size, arguments.length), dtype=np.int32)
     names = arguments.variants or VARIANTS[arguments.framework]
     steps, multiply = STEPS[arguments.framework](ids, arguments.precision, arguments.dropout, names)
