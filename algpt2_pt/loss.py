@@ -74,6 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             state_gradient = (state_gradient * upstream.view(1, 1)).to(state_gradient.dtype)
         weight_gradient = None
         if transposed_gradient is not None:
+            # In the order of the weight, at once: in another it would be copied once more.
             weight_gradient = transposed_gradient.new_empty(transposed_gradient.shape[::-1])
             torch.mul(transposed_gradient.t(), upstream, out=weight_gradient)
             weight_gradient = weight_gradient.to(ctx.weight_dtype)

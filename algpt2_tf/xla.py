@@ -31,11 +31,8 @@ class StreamedWeights:
     """
 
     def __init__(self, variables):
-        matrices = [v for v in variables if v.dtype in ("bfloat16", "float16") and len(v.shape) == 2]
-        self._kernels = [variable for variable in matrices if variable.name == "kernel"]
-        self._tables = [variable for variable in matrices if variable.name != "kernel"]
-        self._stored = [tf.transpose(variable.value) for variable in self._kernels]
-        self._stored += [variable.value for variable in self._tables]
+        self._variables = [v for v in variables if v.dtype in ("bfloat16", "float16") and len(v.shape) == 2]
+        self._stored = [_turned(variable, variable.value) for variable in self._variables]
 
     def scope(self, step):
         """The context in which layers take these weights; `step` is a tensor that changes from step to step."""
@@ -43,6 +40,10 @@ class StreamedWeights:
             return contextlib.nullcontext()
         # What depends on the step is not computed before the loop.
         _, *stored = xla.optimization_barrier(step, *self._stored)
-        kernels = [tf.transpose(rows) for rows in stored[: len(self._kernels)]]
-        tables = stored[len(self._kernels) :]
-        return keras.StatelessScope(list(zip(self._kernels + self._tables, kernels + tables, strict=True)))
+        pairs = zip(self._variables, stored, strict=True)
+        return keras.StatelessScope([(variable, _turned(variable, matrix)) for variable, matrix in pairs])
+
+
+def _turned(variable, matrix):
+    """From how a layer has a matrix to how it is stored here, and back; tables are looked up by their rows."""
+    return tf.transpose(matrix) if variable.name == "kernel" else matrix

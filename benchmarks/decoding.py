@@ -21,11 +21,11 @@ from side_by_side import (
     report,
     threads,
     time_in_turns,
-    training_flops,
 )
 
 from algpt2 import ALGPT2Config
 from algpt2.arguments import positive_int
+from algpt2.history import training_flops
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
 TYPES = ("", ", bf16", ", int8")
@@ -42,7 +42,8 @@ VARIANTS = {
 def weight_bytes(name):
     """float: the bytes of the weights that a token takes; those of a shared block count at every depth."""
     size = {"bf16": 2, "int8": 1}.get(name.rpartition(", ")[2], 4)
-    return size * training_flops(ALGPT2Config.from_preset(SHAPES.get(name, "gpt2"))) / 6
+    # Training takes six operations for every weight, but for attention's products.
+    return size * training_flops(ALGPT2Config.from_preset(SHAPES.get(name, "gpt2")), 0) / 6
 
 
 def pytorch_generators(prompt, count, names):

@@ -149,24 +149,6 @@ def draw(title, rows, path):
     figure.savefig(path, dpi=120)
 
 
-def training_flops(config):
-    """The floating-point operations of a training step, for each token: three times those of the forward products.
-
-    Args:
-        config: `algpt2.ALGPT2Config`.
-
-    Returns:
-        float. Attention's products of tokens with tokens, which depend on the length, are left out.
-
-    References:
-        Kaplan et al., 2020, https://arxiv.org/abs/2001.08361, section 2.1.
-    """
-    hidden, width = config.n_embd, config.embedding_width
-    block = 4 * hidden * hidden + 2 * hidden * config.inner_width
-    projections = 2 * hidden * width if config.is_factorized else 0
-    return 6.0 * (config.n_layer * block + projections + config.vocab_size * width)
-
-
 def threads():
     """str: the cores that this process may use."""
     return f"{len(os.sched_getaffinity(0))} cores"

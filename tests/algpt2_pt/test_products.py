@@ -1,11 +1,13 @@
 """Products by oneDNN, against PyTorch's own in float64."""
 
 import contextlib
+import copy
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from models import close as is_close
 from models import pytorch_model, random_batch, random_weights, tiny_config
 from torch import nn
 from torch.autograd import forward_ad
@@ -13,6 +15,7 @@ from torch.profiler import profile
 
 from algpt2_pt.products import is_bfloat16_fast, linear, matmul_transposed, packed_weights
 
+close = functools.partial(is_close, tolerance=1e-6)
 ONEDNN = "mkldnn::_linear_pointwise"
 
 
@@ -21,10 +24,6 @@ def operations(function):
     with profile() as profiler:
         result = function()
     return {event.key for event in profiler.key_averages()}, result
-
-
-def close(found, expected, tolerance=1e-6):
-    return (found.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.fixture
@@ -37,8 +36,7 @@ def layer():
 def test_products_and_gradients_are_those_of_float64(layer, shape):
     inputs = torch.randn(shape, requires_grad=True)
     weights = torch.randn(*shape[:-1], 50)
-    precise = nn.Linear(40, 50).double()
-    precise.load_state_dict(layer.state_dict())
+    precise = copy.deepcopy(layer).double()
     precise_inputs = inputs.detach().double().requires_grad_()
     used, outputs = operations(lambda: linear(layer, inputs))
     assert (ONEDNN in used) == (inputs.numel() > 0)
@@ -69,16 +67,15 @@ def test_a_model_computes_the_same_with_and_without():
     for options in ({}, {"skip_logits": True}):
         used, found = operations(lambda options=options: gradients(model, **options))
         assert ONEDNN in used and "aten::addmm" not in used
-        assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+        assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
     with torch.backends.mkldnn.flags(enabled=False):
         used, found = operations(lambda: gradients(model))
     assert ONEDNN not in used and "aten::addmm" in used
-    assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+    assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
 
 
 def test_second_derivatives_are_those_of_float64(layer):
-    precise = nn.Linear(40, 50).double()
-    precise.load_state_dict(layer.state_dict())
+    precise = copy.deepcopy(layer).double()
     inputs = torch.randn(8, 40)
 
     def second(call, inputs, weight):
@@ -87,7 +84,7 @@ def test_second_derivatives_are_those_of_float64(layer):
 
     found = second(lambda inputs: linear(layer, inputs), inputs.requires_grad_(), layer.weight)
     expected = second(precise, inputs.detach().double().requires_grad_(), precise.weight)
-    assert all(close(f, e, 1e-5) for f, e in zip(found, expected, strict=True))
+    assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
 
 
 def test_forward_mode_differentiation(layer):
@@ -122,7 +119,7 @@ def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
     assert found.requires_grad == (exception.startswith("gradients") or exception == "another thread")
     is_packed = exception == "none" and is_bfloat16_fast()
     assert (ONEDNN in used) == (is_packed or exception == "float32")
-    assert close(found, expected, 2**-7)
+    assert close(found, expected, tolerance=2**-7)
     assert ONEDNN not in operations(lambda: linear(layer.bfloat16(), inputs.bfloat16()))[0]
 
 
