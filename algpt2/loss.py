@@ -2,11 +2,12 @@
 
 # The label of a token that is not counted, as transformers has it.
 IGNORED = -100
-# How many logits a loss in chunks holds at once: enough for efficient matrix products, 32 MB in float32.
-LOGITS_IN_CHUNK = 1 << 23
+# How many logits a loss in chunks holds at once: enough for efficient matrix products, in float32 32 MB on a CPU and
+# 1 GB on a GPU.
+LOGITS_IN_CHUNK = {"cpu": 1 << 23, "gpu": 1 << 28}
 
 
-def tokens_in_chunk(vocabulary, width, logits=LOGITS_IN_CHUNK):
+def tokens_in_chunk(vocabulary, width, logits=LOGITS_IN_CHUNK["cpu"]):
     """int: how many tokens a chunk of a loss has.
 
     Args:

@@ -7,7 +7,7 @@ from algpt2.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
 from algpt2_pt.products import matmul_transposed
 
 
-def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK):
+def linear_cross_entropy(states, weight, labels, logits_in_chunk=None):
     """The sum of the cross-entropies of the labels and softmax(states weightᵀ), chunk by chunk.
 
     The gradients are computed with the loss, so that no chunk is computed twice; they cannot be differentiated once
@@ -19,7 +19,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         weight: float (V, E). The products are computed in the dtype of `states`, or of autocast, the rest in float32
             at least.
         labels: int64 (tokens,), -100 where ignored.
-        logits_in_chunk: int, as in `algpt2.loss.tokens_in_chunk`.
+        logits_in_chunk: int, as in `algpt2.loss.tokens_in_chunk`; `None` means that of the device.
 
     Returns:
         scalar, float32 at least, in nats.
@@ -29,10 +29,10 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         >>> round(loss.item(), 4)  # 2 log 4
         2.7726
     """
-    rows = tokens_in_chunk(*weight.shape, logits_in_chunk)
+    device = states.device.type
+    rows = tokens_in_chunk(*weight.shape, logits_in_chunk or LOGITS_IN_CHUNK["cpu" if device == "cpu" else "gpu"])
     if not torch.is_grad_enabled():
         states, weight = states.detach(), weight.detach()
-    device = states.device.type
     if torch.is_autocast_enabled(device) and states.dtype == torch.float32:
         states = states.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):

@@ -56,6 +56,9 @@ def train(run):
         check_checkpoint(run.checkpoints.path(run.step))
     set_seed(arguments.seed)
     model = initial_model(run)
+    if arguments.gradient_checkpointing:
+        # transformers before 5.23 calls it by its older name only.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     history = History(run, machine_flops(arguments))
     settings = training_arguments(run)
     if arguments.fsdp and settings.device.type == "cpu":
@@ -117,7 +120,6 @@ def training_arguments(run):
         max_steps=run.steps,
         per_device_train_batch_size=arguments.batch_size // parts,
         gradient_accumulation_steps=arguments.gradient_accumulation,
-        activation_checkpointing=arguments.gradient_checkpointing,
         train_sampling_strategy="sequential",
         learning_rate=arguments.learning_rate,
         max_grad_norm=arguments.max_grad_norm,

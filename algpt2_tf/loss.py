@@ -27,7 +27,7 @@ def next_token_loss(model, hidden_states, labels):
     return linear_cross_entropy(tf.reshape(states, (-1, width)), weight, tf.reshape(labels[:, 1:], (-1,)))
 
 
-def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK):
+def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK["cpu"]):
     """The sum of the cross-entropies of the labels and softmax(states weightᵀ), chunk by chunk.
 
     The gradients are computed with the loss, so that no chunk is computed twice.
