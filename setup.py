@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 PT = ["torch>=2.6", "transformers>=5.23", "accelerate>=1.1"]
 # jinja2 makes the model card of push_to_hub.
@@ -19,7 +19,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["algpt2", "algpt2.dialects", "algpt2.formats", "algpt2_pt", "algpt2_tf", "convert"],
+    packages=find_packages(include=["algpt2*", "convert*"]),
     python_requires=">=3.10",
     install_requires=[
         "transformers>=5.23",

@@ -1,6 +1,12 @@
-"""The framework-free core of ALGPT2: configuration, weights, data, evaluation and runs."""
+"""The framework-free core of ALGPT2: configuration, checkpoints, data, evaluation and runs."""
 
+from transformers import AutoConfig
+
+from algpt2.checkpoints.weights import parameter_count
 from algpt2.configuration import PRESETS, ALGPT2Config, layer_schedule
-from algpt2.weights import parameter_count
+from algpt2.errors import InputError
 
-__all__ = ["PRESETS", "ALGPT2Config", "layer_schedule", "parameter_count"]
+# Not in the file of the configuration: one that travels with a model must not take the place of this one.
+AutoConfig.register("algpt2", ALGPT2Config, exist_ok=True)
+
+__all__ = ["PRESETS", "ALGPT2Config", "InputError", "layer_schedule", "parameter_count"]

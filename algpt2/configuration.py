@@ -1,14 +1,36 @@
-"""The configuration of an ALGPT2 model, its layer schedules and its presets."""
+"""The configuration of an ALGPT2 model, its layer schedules and its presets.
+
+This file travels with every saved model, as configuration_algpt2.py, and imports nothing of this project.
+"""
 
 import json
 import math
+import os
+import shutil
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 # The activations that both frameworks compute alike; the names are those of transformers.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "sigmoid", "silu", "swish", "tanh")
+
+# The code that a saved model carries, so that it loads without this project by `trust_remote_code=True`, and where it
+# stands: beside this file where it has travelled already.
+CODE_FILES = {
+    "configuration_algpt2.py": (Path(__file__),),
+    "modeling_algpt2.py": (
+        Path(__file__).with_name("modeling_algpt2.py"),
+        Path(__file__).parents[1] / "algpt2_pt" / "modeling_algpt2.py",
+    ),
+}
+AUTO_MAP = {
+    "AutoConfig": "configuration_algpt2.ALGPT2Config",
+    "AutoModel": "modeling_algpt2.ALGPT2Model",
+    "AutoModelForCausalLM": "modeling_algpt2.ALGPT2LMHeadModel",
+    "AutoModelForPreTraining": "modeling_algpt2.ALGPT2ForPreTraining",
+}
 
 PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
 
@@ -261,6 +283,26 @@ class ALGPT2Config(PreTrainedConfig):
             stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
         return super().from_dict({**stored, **replaced}, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Write config.json, and the code that loads the model where this project is not installed.
+
+        Args:
+            save_directory: str or path; made if it is not there.
+            **kwargs: as in `transformers.PreTrainedConfig.save_pretrained`.
+
+        Example:
+            >>> ALGPT2Config().save_pretrained("model")
+            >>> sorted(os.listdir("model"))
+            ['config.json', 'configuration_algpt2.py', 'modeling_algpt2.py']
+        """
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+        for name, places in CODE_FILES.items():
+            source = next((place for place in places if place.is_file()), None)
+            target = Path(save_directory) / name
+            if source and not (target.exists() and os.path.samefile(source, target)):
+                shutil.copyfile(source, target)
+
     @classmethod
     def from_preset(cls, name, **overrides):
         """A named configuration.
@@ -348,6 +390,3 @@ def parse_overrides(assignments):
 def _require_positive_int(field, value):
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{field} must be a positive integer, but is {value!r}")
-
-
-AutoConfig.register("algpt2", ALGPT2Config, exist_ok=True)

@@ -7,8 +7,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from algpt2.arguments import HelpFormatter
-from algpt2.checkpoint import CONFIG_FILE
+from algpt2.checkpoints.checkpoint import CONFIG_FILE
+from algpt2.cli import HelpFormatter
 from algpt2.errors import InputError, exit_on_error
 
 # What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.

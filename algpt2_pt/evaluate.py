@@ -3,49 +3,46 @@
 import sys
 
 import torch
-from transformers import GenerationConfig
 from transformers.utils import logging
 
-from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, read_checkpoint, read_config
-from algpt2.commands import run_evaluation
 from algpt2.errors import InputError
-from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel
+from algpt2.evaluation.command import evaluate_parser, run_evaluation
+from algpt2_pt.models import language_model_class
 from algpt2_pt.quantization import quantize_int8
 
 
-def load_for_inference(checkpoint, model_class=ALGPT2LMHeadModel, **kwargs):
-    """The model of a checkpoint, checked; transformers itself only warns of tensors that are missing.
+def open_model(checkpoint, quantize=None, model_class=None, **kwargs):
+    """The model of a checkpoint, in evaluation mode.
 
     Args:
-        checkpoint: str or path. A directory, or the id of a hub repository.
-        model_class: class. `ALGPT2LMHeadModel` or a subclass.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
+        quantize: str. `"int8"` rounds the weights, for a CPU.
+        model_class: class. By default a language model without other heads.
         **kwargs: as in `ALGPT2LMHeadModel.from_pretrained`.
 
     Returns:
-        `model_class`, in evaluation mode.
+        `ALGPT2LMHeadModel`, on a CPU.
 
     Raises:
         algpt2.errors.InputError: if the checkpoint cannot be read.
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    directory = find_checkpoint(checkpoint)
-    read_checkpoint(directory)
+    model_class = model_class or language_model_class(with_sop=False)
+    if quantize:
+        kwargs["dtype"] = "float32"
     try:
-        if (directory / GENERATION_FILE).is_file():
-            GenerationConfig.from_pretrained(directory)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{directory / GENERATION_FILE}: {error}; correct it, or delete it") from error
-    try:
-        return model_class.from_pretrained(directory, **kwargs).eval()
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{directory}: transformers cannot load it ({error})") from error
+        model = model_class.from_checkpoint(checkpoint, **kwargs).eval()
+    except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{checkpoint.directory}: transformers cannot load it ({error})") from error
+    return quantize_int8(model) if quantize else model
 
 
-def open_model(directory, quantize=None):
-    """The model of a checkpoint on the GPU if there is one; with `quantize="int8"` on the CPU, with int8 weights."""
-    model = load_for_inference(directory, **({"dtype": "float32"} if quantize else {}))
-    return quantize_int8(model) if quantize else model.to("cuda" if torch.cuda.is_available() else "cpu")
+def inference_device(quantize=None):
+    """str: where a model is evaluated and generates."""
+    return "cuda" if torch.cuda.is_available() and not quantize else "cpu"
 
 
 def token_loss_function(model):
@@ -69,27 +66,51 @@ def token_loss_function(model):
     return compute
 
 
-def losses_at_depths(directory, depths, quantize=None):
+def order_function(model):
+    """A function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,).
+
+    Args:
+        model: `ALGPT2ForPreTraining`.
+    """
+
+    @torch.no_grad()
+    def compute(ids):
+        was_training = model.training
+        model.eval()
+        logits = model(torch.as_tensor(ids, dtype=torch.long, device=model.device), use_cache=False).sop_logits
+        model.train(was_training)
+        return logits.argmax(-1).cpu().numpy()
+
+    return compute
+
+
+def losses_at_depths(checkpoint, depths, arguments):
     """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
 
     Args:
-        directory: path.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         depths: list of int; `None` for the checkpoint's own.
-        quantize: as in `open_model`.
+        arguments: `argparse.Namespace` with `quantize`, as in `open_model`.
 
     Yields:
         function of `token_loss_function`, good until the next one.
     """
-    model = open_model(directory, quantize)
+    model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
     losses = token_loss_function(model)
     for depth in depths:
-        config = read_config(directory, n_layer=depth) if depth else model.config
+        config = checkpoint.at_depth(depth)
         model.config.layer_schedule, model.config.n_layer = config.layer_schedule, config.n_layer
         yield losses
 
 
+def add_quantization(parser):
+    """Add the argument of int8 weights to a command line; returns it."""
+    parser.add_argument("--quantize", choices=("int8",), help="on a CPU: round the weights, for speed")
+    return parser
+
+
 def main(argv=None):
-    run_evaluation("algpt2_pt", losses_at_depths, argv)
+    run_evaluation(add_quantization(evaluate_parser("pytorch")), losses_at_depths, argv)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import torch
 from transformers import GenerationConfig, set_seed
 from transformers.generation import BaseStreamer
 
-from algpt2.commands import run_generation
-from algpt2_pt.evaluate import open_model
+from algpt2.generation.command import generate_parser, run_generation
+from algpt2_pt.evaluate import add_quantization, inference_device, open_model
 
 
 class _Emitter(BaseStreamer):
@@ -24,11 +24,11 @@ class _Emitter(BaseStreamer):
 
 
 def token_generator(model, sampling, stop_token_id):
-    """The function that `algpt2.generation.continue_tokens` takes, over transformers' `generate`.
+    """The function that `algpt2.generation.continuation.continue_tokens` takes, over transformers' `generate`.
 
     Args:
         model: `ALGPT2LMHeadModel`. Its generation configuration is replaced by what the arguments say.
-        sampling: `algpt2.generation.Sampling`.
+        sampling: `algpt2.generation.continuation.Sampling`.
         stop_token_id: int.
     """
     set_seed(sampling.seed)
@@ -52,13 +52,14 @@ def token_generator(model, sampling, stop_token_id):
     return generate
 
 
-def open_generator(directory, sampling, stop_token_id, stream, quantize=None):
-    """`token_generator` with the model of `open_model`; it always streams."""
-    return token_generator(open_model(directory, quantize), sampling, stop_token_id)
+def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
+    """`token_generator` with the model of a checkpoint; it always streams."""
+    model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
+    return token_generator(model, sampling, stop_token_id)
 
 
 def main(argv=None):
-    run_generation("algpt2_pt", open_generator, argv)
+    run_generation(add_quantization(generate_parser("pytorch")), open_generator, argv)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,21 @@
 import torch
 from torch.autograd.function import once_differentiable
 
-from algpt2.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
-from algpt2_pt.products import matmul_transposed
+from algpt2.training.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
+from algpt2_pt.cpu_kernels import matmul_transposed
+
+
+class LossInChunks:
+    """The part of a model that computes its loss in chunks: with `skip_logits=True` as a keyword of `forward`."""
+
+    def predict(self, states, labels=None, logits_to_keep=0, skip_logits=False, num_items_in_batch=None, **kwargs):
+        """As `ALGPT2LMHeadModel.predict`; with `skip_logits` the logits are `None`, and take no memory."""
+        if labels is None or not skip_logits:
+            return super().predict(states, labels, logits_to_keep, num_items_in_batch=num_items_in_batch, **kwargs)
+        states = states[:, :-1].flatten(0, 1)
+        labels = labels[:, 1:].flatten().to(states.device)
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return linear_cross_entropy(states, self.lm_head.weight, labels) / count, None
 
 
 def linear_cross_entropy(states, weight, labels, logits_in_chunk=None):
@@ -19,7 +32,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=None):
         weight: float (V, E). The products are computed in the dtype of `states`, or of autocast, the rest in float32
             at least.
         labels: int64 (tokens,), -100 where ignored.
-        logits_in_chunk: int, as in `algpt2.loss.tokens_in_chunk`; `None` means that of the device.
+        logits_in_chunk: int, as in `algpt2.training.loss.tokens_in_chunk`; `None` means that of the device.
 
     Returns:
         scalar, float32 at least, in nats.

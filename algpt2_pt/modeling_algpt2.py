@@ -1,33 +1,161 @@
-"""PyTorch ALGPT2: GPT-2 whose blocks follow a layer schedule, with factorized embeddings."""
+"""PyTorch ALGPT2: GPT-2 whose blocks follow a layer schedule, with factorized embeddings.
 
-import numpy as np
+This file and its configuration are all that a saved model needs: they travel with it.
+
+Letters in the comments: V is the vocabulary, P the positions, E the width of the embeddings, H that of the hidden
+states, D the number of depths.
+"""
+
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from algpt2 import ALGPT2Config
-from algpt2.checkpoint import GENERATION_FILE, find_checkpoint, open_checkpoint, read_config
-from algpt2.dialects import find_dialect
-from algpt2.dialects.algpt2 import PYTORCH
-from algpt2.formats import find_weights, read_weights
-from algpt2.loss import IGNORED
-from algpt2.tokenization import SPECIAL_TOKEN_FIELDS, stored_special_token_ids
-from algpt2.weights import check_weights
-from algpt2_pt.generation import ALGPT2GenerationMixin
-from algpt2_pt.layers import ALGPT2Attention, ALGPT2Block, ALGPT2TiedProjection, embedding_projection
-from algpt2_pt.loss import linear_cross_entropy
-from algpt2_pt.products import linear
+from .configuration_algpt2 import ALGPT2Config
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention in plain matrix products, as transformers' attention interface calls it."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (batch, heads, length, keys)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def residual_projection(config, inputs):
+    """The last layer of a residual branch; GPT-2 starts it smaller by the square root of the number of additions."""
+    layer = nn.Linear(inputs, config.n_embd)
+    # The additions count depths, not blocks.
+    layer.initial_std = config.initializer_range / math.sqrt(2 * config.n_layer)
+    return layer
+
+
+def embedding_projection(inputs, outputs):
+    """A projection of a factorized embedding, started with the variance 1 / inputs.
+
+    With GPT-2's 0.02 it shrinks what it projects, and the loss takes several times as many steps.
+    """
+    layer = nn.Linear(inputs, outputs)
+    layer.initial_std = inputs**-0.5
+    return layer
+
+
+class AtDepth:
+    """A shared layer at one of its depths, for what asks a layer for its number.
+
+    Args:
+        layer: `torch.nn.Module`.
+        depth: int.
+    """
+
+    def __init__(self, layer, depth):
+        self.layer, self.layer_idx = layer, depth
+
+    def __getattr__(self, name):
+        return getattr(self.layer, name)
+
+
+class ALGPT2Attention(nn.Module):
+    """Causal self-attention with one projection to queries, keys and values."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.n_embd // config.n_head
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = residual_projection(config, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
+        batch, length, width = hidden_states.shape
+        query, key, value = (
+            states.view(batch, length, -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, H / heads)
+            for states in self.c_attn(hidden_states).split(width, dim=-1)
+        )
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, depth)  # (batch, heads, past + length, H / heads)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            # The paged cache of `generate_batch` comes as `cache`, and asks the layer where to look.
+            AtDepth(self, depth) if "cache" in kwargs else self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attn_pdrop if self.training else 0.0,
+            **kwargs,
+        )
+        output = self.c_proj(output.reshape(batch, length, width))
+        return self.resid_dropout(output), weights
+
+
+class ALGPT2MLP(nn.Module):
+    """The feed-forward layer of a block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.inner_width)
+        self.c_proj = residual_projection(config, config.inner_width)
+        self.act = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states):
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+
+
+class ALGPT2Block(GradientCheckpointingLayer):
+    """A pre-normalization GPT-2 block; `depth` tells its cache entry apart from those of its other applications."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = ALGPT2Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = ALGPT2MLP(config)
+
+    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
+        attention, _ = self.attn(self.ln_1(hidden_states), depth, past_key_values, attention_mask, **kwargs)
+        hidden_states = hidden_states + attention
+        return hidden_states + self.mlp(self.ln_2(hidden_states))
+
+
+class ALGPT2TiedProjection(nn.Module):
+    """The way back of a projection: its matrix, transposed, and a bias of its own."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden_states, projection):
+        if isinstance(projection, nn.Linear):
+            matrix = projection.weight.t()  # (E, H)
+        else:
+            # What an adapter adds has no matrix to ask for, but shows in what becomes of the unit vectors.
+            units = torch.eye(len(self.bias), dtype=hidden_states.dtype, device=hidden_states.device)
+            matrix = projection(units) - projection(torch.zeros_like(units[:1]))
+        return nn.functional.linear(hidden_states, matrix, self.bias)
 
 
 class ALGPT2PreTrainedModel(PreTrainedModel):
-    """What all ALGPT2 models of transformers share: initialization, loading, and what they support."""
+    """What all ALGPT2 models share: initialization, and what they support."""
 
     config: ALGPT2Config
     config_class = ALGPT2Config
@@ -40,10 +168,7 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": ALGPT2Block,
-        "attentions": OutputRecorder(ALGPT2Attention, index=1),
-    }
+    _can_record_outputs = {"attentions": OutputRecorder(ALGPT2Attention, index=1)}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -53,59 +178,13 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
         if hasattr(module, "initial_std"):
             init.normal_(module.weight, mean=0.0, std=module.initial_std)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """A model with the weights of a checkpoint, as `transformers.PreTrainedModel.from_pretrained`.
-
-        Besides ALGPT2's own checkpoints it reads those of `algpt2.dialects.DIALECTS`, Keras's weights among them.
-
-        Args:
-            pretrained_model_name_or_path: str or path. A directory, or the id of a hub repository.
-            *args, config, **kwargs: as in transformers.
-
-        Raises:
-            algpt2.errors.InputError: if a checkpoint in another dialect cannot be read.
-
-        Example:
-            >>> model = ALGPT2LMHeadModel.from_pretrained("gpt2")  # doctest: +SKIP
-        """
-        name = pretrained_model_name_or_path
-        if name is None or config is not None or not kwargs.keys().isdisjoint(("subfolder", "variant", "gguf_file")):
-            return super().from_pretrained(name, *args, config=config, **kwargs)
-        hub_options = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        stored, _ = ALGPT2Config.get_config_dict(name, **hub_options)
-        directory = find_checkpoint(name, **hub_options)
-        if is_own_checkpoint(directory, stored):
-            return super().from_pretrained(name, *args, **kwargs)
-        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in vars(ALGPT2Config()) and key != "dtype"}
-        checkpoint = open_checkpoint(directory)
-        check_weights(checkpoint.config, checkpoint.weights, source=checkpoint.path)
-        config = read_config(directory, **{**stored_special_token_ids(directory), **overrides})
-        state_dict = {name: to_torch(np.asarray(tensor)) for name, tensor in checkpoint.weights.items()}
-        loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
-        if (directory / GENERATION_FILE).is_file():
-            # With `output_loading_info` the model comes first.
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            tokens = {name: getattr(config, name) for name in SPECIAL_TOKEN_FIELDS}
-            model.generation_config = GenerationConfig.from_pretrained(directory, **tokens)
-        return loaded
-
-
-def is_own_checkpoint(directory, stored):
-    """Whether transformers itself can load a checkpoint.
-
-    Args:
-        directory: `Path`.
-        stored: dict, the content of its config.json.
-    """
-    if stored.get("model_type") not in (None, ALGPT2Config.model_type):
-        return False
-    weights = find_weights(directory)
-    # Only ALGPT2 itself writes a schedule; others with its model_type have tensors of other names.
-    if not weights or (weights[0][0].naming == "pytorch" and stored.get("layer_schedule")):
-        return True
-    kind, path = weights[0]
-    return find_dialect(kind.naming, stored, read_weights(kind, path))[0] is PYTORCH
+    def __setattr__(self, name, value):
+        if name in ("wte", "lm_head") and hasattr(value, "base_layer") and self.config.tie_word_embeddings:
+            raise ValueError(
+                f"an adapter on {name}: wte and lm_head are one matrix (tie_word_embeddings), so that merging it would "
+                "change both; take other target_modules, or train the matrix itself by modules_to_save"
+            )
+        super().__setattr__(name, value)
 
 
 class ALGPT2Model(ALGPT2PreTrainedModel):
@@ -117,7 +196,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
     Example:
         >>> model = ALGPT2Model(ALGPT2Config.from_preset("algpt2-tiny"))
         >>> model(torch.tensor([[1, 2, 3]])).last_hidden_state.shape
-        torch.Size([1, 3, 128])
+        torch.Size([1, 3, 64])
     """
 
     def __init__(self, config):
@@ -125,10 +204,16 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         config.validate_architecture()
         self.wte = nn.Embedding(config.vocab_size, config.embedding_width)
         self.wpe = nn.Embedding(config.n_positions, config.embedding_width)
-        self.project_in = embedding_projection(config.embedding_width, config.n_embd) if config.is_factorized else None
+        self.project_in = self.project_out = None
+        if config.is_factorized:
+            self.project_in = embedding_projection(config.embedding_width, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([ALGPT2Block(config) for _ in range(config.n_block)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if config.tie_projections:
+            self.project_out = ALGPT2TiedProjection(config.embedding_width)
+        elif config.is_factorized:
+            self.project_out = embedding_projection(config.n_embd, config.embedding_width)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -149,9 +234,10 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Hidden states of a batch of token sequences.
+        """The states of a batch of token sequences that the head multiplies.
 
         Args:
             input_ids: int64 (batch, length).
@@ -161,32 +247,37 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
             position_ids: int64 (batch, length); by default counted on from the cache.
             inputs_embeds: float (batch, length, E), instead of `input_ids`.
             use_cache: bool. Whether to return the keys and values.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and those of the attention interface.
+            output_hidden_states: bool. Whether to return `hidden_states`; by default as in the configuration.
+            **kwargs: `output_attentions`, `return_dict` and those of the attention interface.
 
         Returns:
-            `BaseModelOutputWithPast`; `hidden_states` are (batch, length, H), one per depth and the input of the first.
+            `BaseModelOutputWithPast`. `last_hidden_state` is (batch, length, E), and logits are its products with the
+            output embeddings. `hidden_states` are D + 1 tensors (batch, length, H): what enters each depth, and what
+            leaves the last one, after `ln_f`.
 
         Raises:
-            ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given, or for too long a sequence.
+            ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given; for ids, lengths or masks that
+                do not fit the model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if not torch.compiler.is_compiling():
+            self._check_inputs(input_ids, inputs_embeds, attention_mask, position_ids, past_length)
+
         if inputs_embeds is None:
-            inputs_embeds = self.wte(input_ids)
-        length = inputs_embeds.shape[1]
-        if length > self.config.n_positions:
-            raise ValueError(f"the sequence has {length} tokens, more than n_positions {self.config.n_positions}")
+            inputs_embeds = self.wte(input_ids)  # (batch, length, E)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
-
-        hidden_states = inputs_embeds + self.wpe(position_ids)
+        positions = position_ids
+        if positions is None:
+            length = inputs_embeds.shape[1]
+            positions = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        hidden_states = inputs_embeds + self.wpe(positions)
         if token_type_ids is not None:
             hidden_states = hidden_states + self.wte(token_type_ids)
         if self.project_in is not None:
-            hidden_states = linear(self.project_in, hidden_states)
+            hidden_states = self.project_in(hidden_states)  # (batch, length, H)
         hidden_states = self.drop(hidden_states)
 
         attention_mask = create_causal_mask(
@@ -194,10 +285,13 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
+            # Not those that are counted here: in them transformers looks for the starts of packed texts.
             position_ids=position_ids,
         )
+        all_hidden_states = []
         # Early-exit generation lowers n_layer for a while.
         for depth, block in enumerate(self.config.layer_schedule[: self.config.n_layer]):
+            all_hidden_states.append(hidden_states)
             hidden_states = self.h[block](
                 hidden_states,
                 depth,
@@ -206,13 +300,41 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
                 position_ids=position_ids,
                 **kwargs,
             )
+        hidden_states = self.ln_f(hidden_states)
+        all_hidden_states.append(hidden_states)
+        if self.config.tie_projections:
+            hidden_states = self.project_out(hidden_states, self.project_in)  # (batch, length, E)
+        elif self.project_out is not None:
+            hidden_states = self.project_out(hidden_states)  # (batch, length, E)
+
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         return BaseModelOutputWithPast(
-            last_hidden_state=self.ln_f(hidden_states),
+            last_hidden_state=hidden_states,
             past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
         )
 
+    def _check_inputs(self, input_ids, inputs_embeds, attention_mask, position_ids, past_length):
+        """Raise a ValueError for what the embeddings or the mask do not hold; of GPUs values are not asked for."""
+        batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        if not batch or not length:
+            raise ValueError(f"the input is {batch} x {length}; expected at least one sequence of at least one token")
+        for what, ids, field in (("token ids", input_ids, "vocab_size"), ("positions", position_ids, "n_positions")):
+            size = getattr(self.config, field)
+            if ids is not None and ids.device.type == "cpu" and not 0 <= ids.min() <= ids.max() < size:
+                raise ValueError(f"{what} are {ids.min()} to {ids.max()}; {field} {size} allows 0 to {size - 1}")
+        if position_ids is None and past_length + length > self.config.n_positions:
+            raise ValueError(
+                f"the sequence has {past_length + length} tokens, more than n_positions {self.config.n_positions}"
+            )
+        if attention_mask is not None and attention_mask.dim() == 2:
+            found, expected = tuple(attention_mask.shape), (batch, past_length + length)
+            if found != expected:
+                raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
 
-class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
+
+class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
     """ALGPT2 with a language-model head tied to the token embedding.
 
     Args:
@@ -231,11 +353,6 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         self.transformer = ALGPT2Model(config)
-        self.project_out = None
-        if config.tie_projections:
-            self.project_out = ALGPT2TiedProjection(config.embedding_width)
-        elif config.is_factorized:
-            self.project_out = embedding_projection(config.n_embd, config.embedding_width)
         self.lm_head = nn.Linear(config.embedding_width, config.vocab_size, bias=False)
         self.post_init()
 
@@ -251,7 +368,6 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Next-token logits of a batch of token sequences, and their loss.
@@ -262,12 +378,10 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
             labels: int64 (batch, length), -100 where ignored. They are shifted inside: give `labels=input_ids`.
             logits_to_keep: int or 1-d tensor. The number of last positions, or the positions, to compute logits for;
                 0 means all.
-            skip_logits: bool. Whether to compute the loss of `labels` in chunks, which takes much less memory than the
-                logits (batch, length, V), and to return no logits.
             **kwargs: `num_items_in_batch` for the loss, and those of `ALGPT2Model.forward`.
 
         Returns:
-            `CausalLMOutputWithPast`; `logits` are (batch, length, V), or `None` with `skip_logits`.
+            `CausalLMOutputWithPast`; `logits` are (batch, length, V).
         """
         outputs = self.transformer(
             input_ids,
@@ -279,7 +393,7 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        loss, logits = self.compute_loss(outputs.last_hidden_state, labels, logits_to_keep, skip_logits, **kwargs)
+        loss, logits = self.predict(outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -288,34 +402,141 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, ALGPT2GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def compute_loss(self, hidden_states, labels=None, logits_to_keep=0, skip_logits=False, **kwargs):
-        """The loss and the logits of the final hidden states, float (batch, length, H); `None` where not asked for."""
-        if labels is not None and skip_logits:
-            return self._chunked_loss(hidden_states, labels, **kwargs), None
+    def predict(self, states, labels=None, logits_to_keep=0, **kwargs):
+        """The loss of the labels, if there are any, and the logits (batch, length, V) of states (batch, length, E)."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = linear(self.lm_head, self._project_out(hidden_states[:, kept, :]))
+        logits = self.lm_head(states[:, kept, :])
         if labels is None:
             return None, logits
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs), logits
 
-    def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs):
-        states = self._project_out(hidden_states[:, :-1]).flatten(0, 1)
-        labels = labels[:, 1:].flatten().to(states.device)
-        loss = linear_cross_entropy(states, self.lm_head.weight, labels)
-        return loss / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
-    def _project_out(self, hidden_states):
-        if self.config.tie_projections:
-            return self.project_out(hidden_states, self.transformer.project_in.weight)
-        return hidden_states if self.project_out is None else linear(self.project_out, hidden_states)
+@dataclass
+class ALGPT2ForPreTrainingOutput(ModelOutput):
+    """What `ALGPT2ForPreTraining` computes.
+
+    Args:
+        loss: float (). The sum of the losses that labels were given for.
+        logits: float (batch, length, V), of the next token.
+        sop_logits: float (batch, 2), of the order: 0 as in the text, 1 swapped.
+        lm_loss: float (). The language-model loss, if `labels` were given.
+        sop_loss: float (). The sentence-order loss, if `sentence_order_label` was given.
+        past_key_values: `Cache`, if asked for.
+        hidden_states: tuple of float (batch, length, H), if asked for.
+        attentions: tuple of float (batch, n_head, length, length), if asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    sop_logits: torch.FloatTensor | None = None
+    lm_loss: torch.FloatTensor | None = None
+    sop_loss: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-def to_torch(array):
-    """A tensor with a copy of a numpy array, which may be bfloat16."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
+    """ALGPT2 with a language-model head, and a head that tells whether two segments are in their order.
+
+    The order is read from the final hidden state of the last token, which has seen both segments.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    References:
+        Sentence-order prediction: ALBERT (Lan et al., 2020, section 3.1, https://arxiv.org/abs/1909.11942).
+
+    Example:
+        >>> model = ALGPT2ForPreTraining(ALGPT2Config.from_preset("algpt2-tiny"))
+        >>> ids = torch.tensor([[1, 2, 3]])
+        >>> output = model(ids, labels=ids, sentence_order_label=torch.tensor([1]))
+        >>> output.logits.shape, output.sop_logits.shape
+        (torch.Size([1, 3, 2048]), torch.Size([1, 2]))
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.sop_classifier = nn.Linear(config.n_embd, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        sentence_order_label: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_sequences_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> ALGPT2ForPreTrainingOutput:
+        """Next-token logits and order logits of a batch of token sequences, and their losses.
+
+        Args:
+            input_ids, past_key_values, token_type_ids, position_ids, inputs_embeds, use_cache, output_hidden_states,
+                logits_to_keep: as in `ALGPT2LMHeadModel.forward`.
+            attention_mask: as in `ALGPT2Model.forward`. Where it is 2-d, left or right padding is not the last token.
+            labels: int64 (batch, length), -100 where ignored. They are shifted inside: give `labels=input_ids`.
+            sentence_order_label: int64 (batch,), 0 for segments in order, 1 for swapped ones, -100 where ignored.
+            num_sequences_in_batch: int. The sequences of all parts of an accumulated batch, to divide the summed
+                sentence-order loss by; by default the loss is the mean of the sequences given.
+            **kwargs: `num_items_in_batch` for the language-model loss, and those of `ALGPT2Model.forward`.
+
+        Returns:
+            `ALGPT2ForPreTrainingOutput`.
+        """
+        outputs = self.transformer(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=True,
+            **kwargs,
+        )
+        lm_loss, logits = self.predict(outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
+        sop_logits = self.sop_classifier(last_token(outputs.hidden_states[-1], attention_mask))
+        sop_loss, loss = None, lm_loss
+        if sentence_order_label is not None:
+            sop_loss = fixed_cross_entropy(sop_logits.float(), sentence_order_label.view(-1), num_sequences_in_batch)
+            loss = sop_loss if loss is None else loss + sop_loss
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return ALGPT2ForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            sop_logits=sop_logits,
+            lm_loss=lm_loss,
+            sop_loss=sop_loss,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
 
 
-AutoModel.register(ALGPT2Config, ALGPT2Model, exist_ok=True)
-AutoModelForCausalLM.register(ALGPT2Config, ALGPT2LMHeadModel, exist_ok=True)
+def last_token(hidden_states, attention_mask=None):
+    """The hidden state of the last token of each sequence that is not padding.
+
+    Args:
+        hidden_states: float (batch, length, H).
+        attention_mask: (batch, at least length), 0 for padding; anything but a 2-d mask means no padding.
+
+    Returns:
+        float (batch, H).
+    """
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return hidden_states[:, -1]
+    length = hidden_states.shape[1]
+    # With a cache the mask covers earlier tokens too.
+    is_token = attention_mask[:, -length:].to(hidden_states.device) != 0
+    last = (is_token * torch.arange(length, device=hidden_states.device)).argmax(-1)
+    return hidden_states[torch.arange(len(hidden_states), device=hidden_states.device), last]

@@ -3,7 +3,7 @@
 import torch
 from transformers import get_scheduler
 
-from algpt2.optimization import final_decay_steps, hyperparameters
+from algpt2.training.optimization import final_decay_steps, hyperparameters
 
 SCHEDULER_TYPES = {
     "linear": "linear",
@@ -18,7 +18,7 @@ def create_optimizer(model, name, learning_rate, weight_decay):
 
     Args:
         model: `torch.nn.Module`.
-        name: str, one of `algpt2.optimization.OPTIMIZERS`.
+        name: str, one of `algpt2.training.optimization.OPTIMIZERS`.
         learning_rate: float. The peak of the schedule.
         weight_decay: float. Not applied to vectors, which are the biases and the layer norms.
 
@@ -101,7 +101,7 @@ def create_scheduler(optimizer, name, warmup_steps, steps, decay_steps=None):
 
     Args:
         optimizer: `torch.optim.Optimizer`.
-        name: str, one of `algpt2.optimization.SCHEDULES`.
+        name: str, one of `algpt2.training.optimization.SCHEDULES`.
         warmup_steps: int.
         steps: int. All steps, the warm-up included.
         decay_steps: int. The length of the final decay of `"wsd"`; by default a tenth of `steps`.

@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch.ao import quantization
 
+from algpt2_pt.cpu_kernels import use_plain_kernels
+
 
 def quantize_int8(model):
     """Round the matrices of a model to int8, row by row, for inference on a CPU.
@@ -30,5 +32,8 @@ def quantize_int8(model):
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
         return quantization.quantize_dynamic(
-            model, {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}, inplace=True
+            # It knows layers by their class.
+            use_plain_kernels(model),
+            {torch.nn.Linear: quantization.per_channel_dynamic_qconfig},
+            inplace=True,
         )

@@ -1,36 +1,31 @@
 """Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`, or by `torchrun` or `accelerate launch`."""
 
 import datetime
-import os
 import sys
 
-import torch
 from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from algpt2.checkpoint import files_replaced_in, find_checkpoint, read_checkpoint
-from algpt2.checkpointing import StopRequest
-from algpt2.devices import peak_flops
-from algpt2.errors import InputError, exit_on_error
-from algpt2.history import History
-from algpt2.preparation import check_batch, prepare_run
-from algpt2.run import finish_run, report_start
-from algpt2.train_arguments import parse_train_arguments, train_parser
-from algpt2.weights import check_weights
-from algpt2_pt.modeling_algpt2 import ALGPT2LMHeadModel, to_torch
-from algpt2_pt.pretraining import ALGPT2ForPreTraining
-from algpt2_pt.products import matmul_transposed
-from algpt2_pt.trainer import QuietProgress, RunCallback, RunTrainer, Samples, without_tied
+from algpt2.atomic import files_replaced_in
+from algpt2.errors import exit_on_error
+from algpt2.training.arguments import parse_train_arguments, train_parser
+from algpt2.training.history import History
+from algpt2.training.preparation import prepare_run
+from algpt2.training.run import finish_run, report_start
+from algpt2.training.stop import StopRequest
+from algpt2_pt.cpu_kernels import use_fast_kernels
+from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
+from algpt2_pt.models import language_model_class
+from algpt2_pt.training import QuietProgress, RunCallback, RunTrainer, Samples
 from algpt2_pt.training_state import check_checkpoint
+from algpt2_pt.weights import to_torch, without_tied
 
 
 def parser():
     """The command line: that of both frameworks, and `--fsdp`."""
-    result = train_parser(
-        "python -m algpt2_pt.train", "Train ALGPT2 in PyTorch, with transformers' Trainer.", "pytorch"
-    )
+    result = train_parser("pytorch", "transformers' Trainer")
     result.add_argument_group("devices").add_argument(
         "--fsdp", action="store_true", help="under torchrun: shard weights and optimizer over the processes (FSDP2)"
     )
@@ -41,7 +36,7 @@ def train(run):
     """Train a model on a prepared run and write it to the run directory.
 
     Args:
-        run: `algpt2.run.Run`.
+        run: `algpt2.training.run.Run`.
 
     Returns:
         `ALGPT2LMHeadModel`, with `--sop` an `ALGPT2ForPreTraining`.
@@ -93,12 +88,10 @@ def train(run):
 
 
 def initial_model(run):
-    """The model that a run starts from: new, or with the weights of `--init-from`."""
-    model = (ALGPT2ForPreTraining if run.arguments.sop else ALGPT2LMHeadModel)(run.config)
-    if run.arguments.init_from:
-        directory = find_checkpoint(run.arguments.init_from)
-        weights = read_checkpoint(directory)[1]
-        check_weights(run.config, weights, source=directory)
+    """The model that a run starts or goes on with."""
+    model = use_fast_kernels(language_model_class(run.arguments.sop)(run.config))
+    weights = run.starting_weights()
+    if weights:
         # A head that only one of the two has starts new or is left out.
         model.load_state_dict({name: to_torch(array).float() for name, array in weights.items()}, strict=False)
     return model
@@ -108,7 +101,7 @@ def training_arguments(run):
     """The settings of a run as transformers' Trainer takes them.
 
     Args:
-        run: `algpt2.run.Run`.
+        run: `algpt2.training.run.Run`.
 
     Returns:
         `transformers.TrainingArguments`.
@@ -140,45 +133,6 @@ def training_arguments(run):
         logging_nan_inf_filter=False,
         disable_tqdm=not sys.stderr.isatty(),
     )
-
-
-def uses_gpu(arguments):
-    """bool: whether a run uses GPUs."""
-    return arguments.device != "cpu" and torch.cuda.is_available()
-
-
-def process_count(arguments):
-    """int: the parts that a batch is split into: processes of `torchrun`, or else the GPUs of this one."""
-    gpus = torch.cuda.device_count() if uses_gpu(arguments) else 0
-    return int(os.environ.get("WORLD_SIZE", 0)) or max(1, gpus)
-
-
-def machine_flops(arguments):
-    """float: the floating-point operations a second that the devices of a run reach in a matrix product."""
-    gpu = uses_gpu(arguments)
-    size, dtype = (8192 if gpu else 512), {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    matrix = torch.ones(size, size, dtype=dtype[arguments.precision], device="cuda" if gpu else "cpu")
-
-    def multiply():
-        product = matmul_transposed(matrix, matrix)
-        if gpu:
-            torch.cuda.synchronize()
-        return product
-
-    return peak_flops(multiply, size) * (process_count(arguments) if gpu else 1)
-
-
-def check_devices(arguments):
-    """Raise an InputError for what the devices or their number do not allow."""
-    if arguments.device == "gpu" and not torch.cuda.is_available():
-        raise InputError("--device gpu: PyTorch finds no GPU; leave --device out, or install a build with CUDA")
-    if arguments.precision == "fp16" and not uses_gpu(arguments):
-        raise InputError("--precision fp16 needs a GPU; take bf16 on a CPU")
-    if arguments.fsdp and "WORLD_SIZE" not in os.environ:
-        raise InputError("--fsdp shards over several processes; start it by torchrun or accelerate launch")
-    if arguments.fsdp and arguments.optimizer == "adafactor":
-        raise InputError("--fsdp: PyTorch's Adafactor cannot work on shards of a matrix; take another --optimizer")
-    check_batch(arguments, process_count(arguments))
 
 
 def main(argv=None):

@@ -8,23 +8,21 @@ import torch
 from transformers import TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from algpt2.checkpoint import read_checkpoint
+from algpt2.checkpoints.weights import check_tensors
 from algpt2.errors import InputError
-from algpt2.training_state import TrainingState, moment_shapes
-from algpt2.weights import check_tensors
+from algpt2.training.state import TrainingState, moment_shapes
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 
 RANDOM_STATE_FILE = "rng_state.pth"
 
 
 def check_checkpoint(directory):
-    """Raise an InputError unless a checkpoint of Trainer is whole.
+    """Raise an InputError unless a checkpoint of Trainer is whole, but for its weights.
 
     Args:
         directory: path.
     """
     try:
-        read_checkpoint(directory)
         for pattern in (TRAINER_STATE_NAME, "optimizer.*", SCHEDULER_NAME, "rng_state*.pth"):
             if not list(directory.glob(pattern)):
                 raise InputError(f"{directory / pattern}: no such file")
@@ -44,7 +42,7 @@ def read_training_state(directory, model, arguments):
         arguments: `argparse.Namespace`, those of the run.
 
     Returns:
-        `algpt2.training_state.TrainingState`.
+        `algpt2.training.state.TrainingState`.
 
     Raises:
         InputError: if a file is missing, damaged or of another optimizer.
@@ -83,7 +81,7 @@ def write_training_state(state, directory, model, arguments):
     """Write a training state as Trainer does, with random states that start anew from the seed.
 
     Args:
-        state: `algpt2.training_state.TrainingState`.
+        state: `algpt2.training.state.TrainingState`.
         directory: path of the checkpoint.
         model: `ALGPT2LMHeadModel`, whose parameters the moments belong to.
         arguments: `argparse.Namespace`, those of the run.

@@ -19,8 +19,9 @@ if keras.config.backend() != "tensorflow":
 
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
-from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
+from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
 from algpt2_tf.pretraining import TFALGPT2ForPreTraining
+from algpt2_tf.tokenizer import TFALGPT2Tokenizer
 
 __all__ = [
     "TFALGPT2Backbone",

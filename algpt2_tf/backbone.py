@@ -1,6 +1,8 @@
 """The ALGPT2 transformer as a KerasHub backbone."""
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras_hub.layers import PositionEmbedding
 from keras_hub.models import Backbone
 
@@ -20,28 +22,31 @@ class TFALGPT2Backbone(Backbone):
             training is compiled, and is not saved with a model.
         **kwargs: as in `keras_hub.models.Backbone`.
 
+    Attributes:
+        hidden_states: list of symbolic tensors (batch, length, H): what enters each depth, and what leaves the last
+            one, after the last layer normalization. `keras.Model(backbone.input, backbone.hidden_states)` gives them.
+
     Call arguments:
         inputs: dict of `token_ids`, int32 (batch, length), and `padding_mask`, int32 (batch, length), 0 for padding.
 
     Returns:
-        float (batch, length, H), the hidden states after the last layer normalization.
+        float (batch, length, E), what the token embedding multiplies to give logits.
 
     Raises:
-        ValueError: for a configuration with a wrong value, or a sequence longer than `n_positions`.
+        ValueError: for a configuration with a wrong value; for ids, lengths or masks that do not fit the model.
 
     Example:
-        >>> import numpy as np
         >>> backbone = TFALGPT2Backbone(ALGPT2Config.from_preset("algpt2-tiny"))
         >>> ids = np.array([[1, 2, 3]])
         >>> backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)}).shape
-        TensorShape([1, 3, 128])
+        TensorShape([1, 3, 64])
     """
 
     def __init__(self, config, dtype=None, gradient_checkpointing=False, **kwargs):
+        # === Layers ===
         # A copy: a model keeps the depth it was built with.
         self.config = config = ALGPT2Config.from_dict(config if isinstance(config, dict) else config.to_dict())
         normal = {"stddev": config.initializer_range}
-
         self.token_embedding = keras.layers.ReversibleEmbedding(
             config.vocab_size,
             config.embedding_width,
@@ -57,13 +62,11 @@ class TFALGPT2Backbone(Backbone):
             name="position_embedding",
         )
         self.embeddings_add = keras.layers.Add(dtype=dtype, name="embeddings_add")
-        self.project_in = None
+        self.project_in = self.project_out = None
         if config.tie_projections:
             self.project_in = ReversibleDense(config.n_embd, dtype=dtype, name="project_in")
         elif config.is_factorized:
-            self.project_in = keras.layers.Dense(
-                config.n_embd, kernel_initializer=projection_initializer(), dtype=dtype, name="project_in"
-            )
+            self.project_in = self._projection(config.n_embd, dtype, "project_in")
         self.embeddings_dropout = keras.layers.Dropout(config.embd_pdrop, dtype=dtype, name="embeddings_dropout")
         self.transformer_layers = [
             TFALGPT2Block(config, dtype=dtype, name=f"block_{block}") for block in range(config.n_block)
@@ -72,19 +75,29 @@ class TFALGPT2Backbone(Backbone):
         self.layer_norm = keras.layers.LayerNormalization(
             epsilon=config.layer_norm_epsilon, dtype=dtype, name="layer_norm"
         )
+        if config.is_factorized and not config.tie_projections:
+            self.project_out = self._projection(config.embedding_width, dtype, "project_out")
 
+        # === Functional model ===
         token_ids = keras.Input(shape=(None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input(shape=(None,), dtype="int32", name="padding_mask")
-        states = [self._embed(token_ids)]
+        states = [self.project_embeddings(self.embed(token_ids))]
         for block in config.layer_schedule:
             states.append(self.transformer_layers[block](states[-1], padding_mask=padding_mask))
         states[-1] = self.layer_norm(states[-1])
         super().__init__(
-            inputs={"token_ids": token_ids, "padding_mask": padding_mask}, outputs=states[-1], dtype=dtype, **kwargs
+            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
+            outputs=self.project_states(states[-1]),
+            dtype=dtype,
+            **kwargs,
         )
 
-        # The symbolic input of every depth and the output, for `keras.Model(backbone.input, backbone.hidden_states)`.
+        # === Config ===
         self.hidden_states = states
+
+    @staticmethod
+    def _projection(units, dtype, name):
+        return keras.layers.Dense(units, kernel_initializer=projection_initializer(), dtype=dtype, name=name)
 
     @property
     def gradient_checkpointing(self):
@@ -95,15 +108,23 @@ class TFALGPT2Backbone(Backbone):
         for block in self.transformer_layers:
             block.gradient_checkpointing = value
 
-    def _embed(self, token_ids, start_index=0):
+    def embed(self, token_ids, start_index=0):
+        """The embeddings, float (batch, length, E), of tokens, int32 (batch, length), from a position on."""
         tokens = self.token_embedding(token_ids)
-        x = self.embeddings_add((tokens, self.position_embedding(tokens, start_index=start_index)))
-        if self.project_in is not None:
-            x = self.project_in(x)
-        return self.embeddings_dropout(x)
+        return self.embeddings_add((tokens, self.position_embedding(tokens, start_index=start_index)))
+
+    def project_embeddings(self, embeddings):
+        """What enters the first block, float (batch, length, H), of embeddings, float (batch, length, E)."""
+        return self.embeddings_dropout(embeddings if self.project_in is None else self.project_in(embeddings))
+
+    def project_states(self, hidden_states):
+        """The output, float (batch, length, E), of the last hidden states, float (batch, length, H)."""
+        if self.config.tie_projections:
+            return self.project_in(hidden_states, reverse=True)
+        return hidden_states if self.project_out is None else self.project_out(hidden_states)
 
     def call_with_cache(self, token_ids, cache, cache_update_index):
-        """The hidden states of some positions, with the keys and values of all earlier ones.
+        """The output for some positions, with the keys and values of all earlier ones.
 
         Args:
             token_ids: int32 (batch, length), the tokens from `cache_update_index` on.
@@ -112,19 +133,25 @@ class TFALGPT2Backbone(Backbone):
             cache_update_index: int. The position of the first of `token_ids`.
 
         Returns:
-            tuple of the hidden states, float (batch, length, H), and the updated cache.
+            tuple of the output, float (batch, length, E), and the updated cache.
+
+        Raises:
+            ValueError: if the cache has no room for the tokens, as far as that is known.
         """
-        x = self._embed(token_ids, cache_update_index)
+        length, room = token_ids.shape[1], cache[0][0].shape[2]
+        if isinstance(cache_update_index, int) and length is not None:
+            check_length(cache_update_index + length, self.config)
+            if room is not None and cache_update_index + length > room:
+                raise ValueError(f"the cache has room for {room} tokens, not for {cache_update_index + length}")
+        x = self.project_embeddings(self.embed(token_ids, cache_update_index))
         entries = []
         for block, entry in zip(self.config.layer_schedule, cache, strict=True):
             x, entry = self.transformer_layers[block](x, cache=entry, cache_update_index=cache_update_index)
             entries.append(entry)
-        return self.layer_norm(x), tuple(entries)
+        return self.project_states(self.layer_norm(x)), tuple(entries)
 
     def call(self, inputs, training=None, mask=None):
-        length = inputs["token_ids"].shape[-1]
-        if length is not None and length > self.config.n_positions:
-            raise ValueError(f"the sequence has {length} tokens, more than n_positions {self.config.n_positions}")
+        check_inputs(inputs, self.config)
         return super().call(inputs, training=training, mask=mask)
 
     def default_lora_layer_names(self):
@@ -132,3 +159,33 @@ class TFALGPT2Backbone(Backbone):
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
+
+
+def check_length(length, config):
+    """Raise a ValueError for more tokens than a model has positions."""
+    if length > config.n_positions:
+        raise ValueError(f"the sequence has {length} tokens, more than n_positions {config.n_positions}")
+
+
+def check_inputs(inputs, config):
+    """Raise a ValueError for inputs that do not fit a model, as far as shapes and values are known.
+
+    Args:
+        inputs: dict of `token_ids` and `padding_mask`, int (batch, length), arrays or tensors. In a graph their values
+            are not known.
+        config: `ALGPT2Config`.
+    """
+    token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
+    batch, length = token_ids.shape
+    if 0 in (batch, length):
+        raise ValueError(f"the input is {batch} x {length}; expected at least one sequence of at least one token")
+    if length is not None:
+        check_length(length, config)
+    if None not in (*token_ids.shape, *padding_mask.shape) and tuple(token_ids.shape) != tuple(padding_mask.shape):
+        found, expected = tuple(padding_mask.shape), tuple(token_ids.shape)
+        raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
+    if isinstance(token_ids, np.ndarray) or (tf.is_tensor(token_ids) and hasattr(token_ids, "numpy")):
+        least, largest = int(np.min(token_ids)), int(np.max(token_ids))
+        if least < 0 or largest >= config.vocab_size:
+            allowed = f"vocab_size {config.vocab_size} allows 0 to {config.vocab_size - 1}"
+            raise ValueError(f"token ids are {least} to {largest}; {allowed}")

@@ -12,20 +12,15 @@ from transformers import GenerationConfig
 from transformers.utils import PushToHubMixin
 
 from algpt2 import ALGPT2Config
-from algpt2.checkpoint import (
-    files_replaced_in,
-    find_checkpoint,
-    open_checkpoint,
-    read_config,
-    write_checkpoint_weights,
-)
-from algpt2.formats import KERAS
-from algpt2.tokenization import has_tokenizer, stored_special_token_ids
-from algpt2_tf.backbone import TFALGPT2Backbone
-from algpt2_tf.layers import projection_initializer
-from algpt2_tf.preprocessing import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
+from algpt2.atomic import files_replaced_in
+from algpt2.checkpoints.checkpoint import find_checkpoint, open_checkpoint, write_checkpoint_weights
+from algpt2.checkpoints.formats import KERAS
+from algpt2_tf.backbone import TFALGPT2Backbone, check_inputs, check_length
+from algpt2_tf.cpu_kernels import StreamedWeights
+from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
+from algpt2_tf.quantization import calibration_structure
+from algpt2_tf.tokenizer import TFALGPT2Tokenizer
 from algpt2_tf.weights import assign_weights, canonical_weights
-from algpt2_tf.xla import StreamedWeights
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -35,7 +30,6 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
     Args:
         backbone: `TFALGPT2Backbone`.
         preprocessor: `TFALGPT2CausalLMPreprocessor`, or `None` for inputs that are token ids already.
-        project_out_dtype: str or `keras.DTypePolicy` of the projection to the embeddings; by default the backbone's.
         **kwargs: as in `keras_hub.models.CausalLM`.
 
     Call arguments:
@@ -58,46 +52,16 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
     # The name of the PyTorch model with the same heads, for config.json.
     architecture = "ALGPT2LMHeadModel"
 
-    def __init__(self, backbone, preprocessor=None, project_out_dtype=None, **kwargs):
+    def __init__(self, backbone, preprocessor=None, **kwargs):
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.project_out = None
-        config = backbone.config
-        if config.is_factorized and not config.tie_projections:
-            self.project_out = keras.layers.Dense(
-                config.embedding_width,
-                kernel_initializer=projection_initializer(),
-                dtype=project_out_dtype or backbone.dtype_policy,
-                name="project_out",
-            )
-        outputs = self._outputs(backbone(backbone.input), backbone.input["padding_mask"])
-        super().__init__(inputs=backbone.input, outputs=outputs, **kwargs)
+        super().__init__(inputs=backbone.input, outputs=self._outputs(), **kwargs)
 
-    def _outputs(self, hidden_states, padding_mask):
-        return self._logits(hidden_states)
+    def _outputs(self):
+        return self._logits(self.backbone(self.backbone.input))
 
-    def _logits(self, hidden_states):
-        return self.backbone.token_embedding(self.project_states(hidden_states), reverse=True)
-
-    def project_states(self, hidden_states):
-        """The final hidden states, float (batch, length, H), projected to the width of the embeddings."""
-        if self.config.tie_projections:
-            return self.backbone.project_in(hidden_states, reverse=True)
-        return hidden_states if self.project_out is None else self.project_out(hidden_states)
-
-    def get_config(self):
-        config = super().get_config()
-        if self.project_out is not None and self.project_out.dtype_policy != self.backbone.dtype_policy:
-            # The backbone's configuration tells which of its own layers are quantized, not that this one is.
-            config["project_out_dtype"] = keras.dtype_policies.serialize(self.project_out.dtype_policy)
-        return config
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("project_out_dtype"), dict):
-            config["project_out_dtype"] = keras.dtype_policies.deserialize(config["project_out_dtype"])
-        return super().from_config(config)
+    def _logits(self, states):
+        return self.backbone.token_embedding(states, reverse=True)
 
     @property
     def config(self):
@@ -110,10 +74,11 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
         Args:
             pretrained_model_name_or_path: str or path. A directory with config.json and weights of any of
-                `algpt2.dialects.DIALECTS`, or the id of a hub repository.
+                `algpt2.checkpoints.weight_maps.DIALECTS`, or the id of a hub repository.
             dtype: str or `keras.DTypePolicy`. By default Keras's global policy.
             preprocessor: `"auto"` builds one from the tokenizer if it is there; or a preprocessor, or `None`.
-            **kwargs: `revision`, `token` or `cache_dir` for the hub; fields of `ALGPT2Config` to set otherwise.
+            **kwargs: `revision`, `token` or `cache_dir` for the hub; `subfolder`; fields of `ALGPT2Config` to set
+                otherwise.
 
         Raises:
             algpt2.errors.InputError: if the checkpoint cannot be read.
@@ -124,20 +89,35 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             >>> model.generate("The meaning of", max_length=30)  # doctest: +SKIP
         """
         hub_options = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
+        directory = find_checkpoint(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub_options)
+        return cls.from_checkpoint(open_checkpoint(directory, "tensorflow"), dtype, preprocessor, **kwargs)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint, dtype=None, preprocessor="auto", **kwargs):
+        """A model with the weights of an open checkpoint, which are read once and checked.
+
+        Args:
+            checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
+            dtype, preprocessor: as in `from_pretrained`.
+            **kwargs: fields of `ALGPT2Config` to set otherwise.
+
+        Raises:
+            algpt2.errors.InputError: if the weights do not fit or are not finite, or another file is damaged.
+            TypeError: for an unknown keyword argument.
+        """
         unknown = set(kwargs) - {*ALGPT2Config.__dataclass_fields__, *ALGPT2Config.attribute_map}
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected keyword arguments {sorted(unknown)}")
-        directory = find_checkpoint(pretrained_model_name_or_path, **hub_options)
-        config = read_config(directory, **{**stored_special_token_ids(directory), **kwargs})
+        config = checkpoint.model_config(**kwargs)
         if preprocessor == "auto":
             preprocessor = None
-            if has_tokenizer(directory):
+            if checkpoint.tokenizer:
                 preprocessor = TFALGPT2CausalLMPreprocessor(
-                    TFALGPT2Tokenizer.from_directory(directory), sequence_length=config.n_positions
+                    TFALGPT2Tokenizer.from_tokenizer(checkpoint.tokenizer, checkpoint.directory),
+                    sequence_length=config.n_positions,
                 )
-        checkpoint = open_checkpoint(directory, "tensorflow")
         model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor)
-        assign_weights(model, checkpoint.weights, source=checkpoint.path)
+        assign_weights(model, checkpoint.read_weights(config), source=checkpoint.path)
         return model
 
     def save_pretrained(self, save_directory, push_to_hub=False, max_shard_size="5GB", **kwargs):
@@ -178,19 +158,19 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             cache_update_index: int. The position of the first of `token_ids`.
 
         Returns:
-            tuple of logits (batch, length, V), hidden states (batch, length, H) and the updated cache.
+            tuple of logits (batch, length, V), the states (batch, length, E) that they come from and the updated cache.
         """
-        hidden_states, cache = self.backbone.call_with_cache(token_ids, cache, cache_update_index)
-        return self._logits(hidden_states), hidden_states, cache
+        states, cache = self.backbone.call_with_cache(token_ids, cache, cache_update_index)
+        return self._logits(states), states, cache
 
     def _build_cache(self, token_ids, prefill=None):
         config = self.config
         batch, length = ops.shape(token_ids)
         empty = ops.zeros((batch, config.n_head, length, config.n_embd // config.n_head), dtype=self.compute_dtype)
         cache = ((empty, empty),) * config.n_layer
-        hidden_states, cache = self.backbone.call_with_cache(token_ids[:, :prefill], cache, 0)
-        # Samplers are promised the hidden states of all positions.
-        return tf.pad(hidden_states, ((0, 0), (0, length - tf.shape(hidden_states)[1]), (0, 0))), cache
+        states, cache = self.backbone.call_with_cache(token_ids[:, :prefill], cache, 0)
+        # Samplers are promised the states of all positions.
+        return tf.pad(states, ((0, 0), (0, length - tf.shape(states)[1]), (0, 0))), cache
 
     def compile(self, *args, repetition_penalty=1.0, streamer=None, **kwargs):
         """Choose how the model trains and generates, as in `keras_hub.models.CausalLM.compile`.
@@ -233,27 +213,39 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     def make_generate_function(self):
         """The function that `generate` calls; XLA compiles it for each length and few lengths of prompts."""
-        if not self._jit_generate:
-            return super().make_generate_function()
         if self.generate_function is None:
-            step = tf.function(self.generate_step, jit_compile=True)
+            step = self._xla_step() if self._jit_generate else super().make_generate_function()
 
             def generate(inputs, stop_token_ids=None):
-                # Powers of two: XLA compiles for every length of what is computed at once.
-                shortest = max(int(np.sum(inputs["padding_mask"], axis=-1).min()), 1)
-                length = inputs["padding_mask"].shape[1]
-                try:
-                    return step(inputs, stop_token_ids, min(max(32, 1 << (shortest - 1).bit_length()), length))
-                except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-                    if self._jit_generate is True:
-                        raise
-                    reason = error.message.partition("\n")[0]
-                    warnings.warn(f"XLA cannot compile generation ({reason}); going on without", stacklevel=3)
-                    self.generate_function = tf.function(self.generate_step)
-                    return self.generate_function(inputs, stop_token_ids)
+                # Before TensorFlow traces, whose own errors have many lines.
+                check_inputs(inputs, self.config)
+                return step(inputs, stop_token_ids)
 
             self.generate_function = generate
         return self.generate_function
+
+    def _xla_step(self):
+        compiled = tf.function(self.generate_step, jit_compile=True)
+        without_xla = None
+
+        def step(inputs, stop_token_ids):
+            nonlocal without_xla
+            if without_xla is not None:
+                return without_xla(inputs, stop_token_ids)
+            # Powers of two: XLA compiles for every length of what is computed at once.
+            shortest = max(int(np.sum(inputs["padding_mask"], axis=-1).min()), 1)
+            length = inputs["padding_mask"].shape[1]
+            try:
+                return compiled(inputs, stop_token_ids, min(max(32, 1 << (shortest - 1).bit_length()), length))
+            except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+                if self._jit_generate is True:
+                    raise
+                reason = error.message.partition("\n")[0]
+                warnings.warn(f"XLA cannot compile generation ({reason}); going on without", stacklevel=4)
+                without_xla = tf.function(self.generate_step)
+                return without_xla(inputs, stop_token_ids)
+
+        return step
 
     def generate_step(self, inputs, stop_token_ids=None, prefill=None):
         """Continue a batch of padded prompts; `generate` compiles and calls this.
@@ -268,9 +260,8 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             dict of `token_ids` and `padding_mask`, as the inputs; the mask ends at the first stop token.
         """
         token_ids, padding_mask = inputs["token_ids"], ops.cast(inputs["padding_mask"], "bool")
-        length = token_ids.shape[1]
-        if length is not None and length > self.config.n_positions:
-            raise ValueError(f"max_length {length} is more than n_positions {self.config.n_positions}")
+        if token_ids.shape[1] is not None:
+            check_length(token_ids.shape[1], self.config)
         # KerasHub's samplers would take padding that equals a stop token for the end of the sequence.
         filler = min(set(range(len(stop_token_ids or ()) + 1)) - set(stop_token_ids or ()))
         token_ids = ops.where(padding_mask, token_ids, filler)
@@ -310,3 +301,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         is_stop = ops.cast(any_equal(token_ids, stop_token_ids, ops.logical_not(padding_mask)), "int32")
         stops_before = ops.cumsum(is_stop, axis=-1) - is_stop
         return {"token_ids": token_ids, "padding_mask": ops.equal(stops_before, 0)}
+
+    def get_quantization_layer_structure(self, mode):
+        """The order in which Keras's `quantize` goes through the layers, with `"gptq"` and `"awq"`."""
+        return calibration_structure(self.backbone) if mode in ("gptq", "awq") else None

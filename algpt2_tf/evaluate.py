@@ -3,8 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from algpt2.checkpoint import read_config
-from algpt2.commands import run_evaluation
+from algpt2.evaluation.command import evaluate_parser, run_evaluation
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights, canonical_weights
@@ -27,27 +26,43 @@ def token_loss_function(model):
     return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
 
 
-def losses_at_depths(directory, depths):
+def order_function(model):
+    """A compiled function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,).
+
+    Args:
+        model: `TFALGPT2ForPreTraining`.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def compute(ids):
+        logits = model({"token_ids": ids, "padding_mask": tf.ones_like(ids)}, training=False)["sop_logits"]
+        return tf.argmax(logits, axis=-1)
+
+    return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
+
+
+def losses_at_depths(checkpoint, depths, arguments):
     """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
 
     Args:
-        directory: path.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         depths: list of int; `None` for the checkpoint's own.
+        arguments: `argparse.Namespace`, of which nothing is used.
 
     Yields:
         function of `token_loss_function`.
     """
-    loaded = TFALGPT2LMHeadModel.from_pretrained(directory, preprocessor=None)
+    loaded = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None)
     for depth in depths:
         model = loaded
         if depth and depth != loaded.config.n_layer:
-            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(read_config(directory, n_layer=depth)))
+            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(checkpoint.at_depth(depth)))
             assign_weights(model, canonical_weights(loaded))
         yield token_loss_function(model)
 
 
 def main(argv=None):
-    run_evaluation("algpt2_tf", losses_at_depths, argv)
+    run_evaluation(evaluate_parser("tensorflow"), losses_at_depths, argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import ops
 from keras_hub.samplers import GreedySampler, RandomSampler, TopKSampler, TopPSampler
 
-from algpt2.commands import run_generation
+from algpt2.generation.command import generate_parser, run_generation
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 
 
@@ -27,7 +27,7 @@ class TopKTopPSampler(TopPSampler):
 
 
 def select_sampler(sampling):
-    """The KerasHub sampler for an `algpt2.generation.Sampling`."""
+    """The KerasHub sampler for an `algpt2.generation.continuation.Sampling`."""
     options = {"seed": sampling.seed, "temperature": sampling.temperature or 1.0}
     if sampling.top_p:
         if sampling.top_k:
@@ -39,11 +39,11 @@ def select_sampler(sampling):
 
 
 def token_generator(model, sampling, stop_token_id, stream=False):
-    """The function that `algpt2.generation.continue_tokens` takes, over `TFALGPT2LMHeadModel.generate_step`.
+    """What `algpt2.generation.continuation.continue_tokens` takes, over `TFALGPT2LMHeadModel.generate_step`.
 
     Args:
         model: `TFALGPT2LMHeadModel`. It is compiled anew.
-        sampling: `algpt2.generation.Sampling`.
+        sampling: `algpt2.generation.continuation.Sampling`.
         stop_token_id: int.
         stream: bool. Whether to emit tokens as they come; all come with the result as well.
     """
@@ -73,14 +73,14 @@ def token_generator(model, sampling, stop_token_id, stream=False):
     return generate
 
 
-def open_generator(directory, sampling, stop_token_id, stream):
-    """`token_generator` with the model of a checkpoint directory."""
-    model = TFALGPT2LMHeadModel.from_pretrained(directory, preprocessor=None)
+def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
+    """`token_generator` with the model of a checkpoint."""
+    model = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None)
     return token_generator(model, sampling, stop_token_id, stream)
 
 
 def main(argv=None):
-    run_generation("algpt2_tf", open_generator, argv)
+    run_generation(generate_parser("tensorflow"), open_generator, argv)
 
 
 if __name__ == "__main__":

@@ -216,5 +216,9 @@ class ReversibleDense(keras.layers.Layer):
             return ops.matmul(inputs, ops.transpose(self.kernel)) + self.reverse_bias
         return ops.matmul(inputs, self.kernel) + self.bias
 
+    def compute_output_spec(self, inputs, reverse=False):
+        width = self.kernel.shape[0] if reverse else self.units
+        return keras.KerasTensor((*inputs.shape[:-1], width), dtype=self.compute_dtype)
+
     def get_config(self):
         return {**super().get_config(), "units": self.units}

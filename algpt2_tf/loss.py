@@ -3,28 +3,27 @@
 import keras
 import tensorflow as tf
 
-from algpt2.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
+from algpt2.training.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
 
 
-def next_token_loss(model, hidden_states, labels):
+def next_token_loss(model, states, labels):
     """The sum of the negative log-likelihoods of the next tokens.
 
     Args:
         model: `TFALGPT2LMHeadModel`.
-        hidden_states: float (batch, length, H), those of its backbone.
+        states: float (batch, length, E), the output of its backbone.
         labels: int32 (batch, length), -100 where ignored; the label of a position is what the one before predicts.
 
     Returns:
         float32 scalar, in nats.
     """
-    states = model.project_states(hidden_states[:, :-1])
     embedding = model.backbone.token_embedding
     if embedding.tie_weights:
         weight = tf.convert_to_tensor(embedding.embeddings)
     else:
         weight = tf.transpose(tf.convert_to_tensor(embedding.reverse_embeddings))
     width = weight.shape[1]
-    return linear_cross_entropy(tf.reshape(states, (-1, width)), weight, tf.reshape(labels[:, 1:], (-1,)))
+    return linear_cross_entropy(tf.reshape(states[:, :-1], (-1, width)), weight, tf.reshape(labels[:, 1:], (-1,)))
 
 
 def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK["cpu"]):
@@ -36,7 +35,7 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         states: float (tokens, E).
         weight: float (V, E). The products are computed in the dtype of `states`, the rest in float32 at least.
         labels: int32 (tokens,), -100 where ignored.
-        logits_in_chunk: int, as in `algpt2.loss.tokens_in_chunk`.
+        logits_in_chunk: int, as in `algpt2.training.loss.tokens_in_chunk`.
 
     Returns:
         scalar, float32 at least, in nats.

@@ -6,14 +6,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from algpt2.optimization import final_decay_steps, hyperparameters
+from algpt2.training.optimization import final_decay_steps, hyperparameters
 
 
 def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):
     """An optimizer for a model to be compiled with, in the scope of its strategy.
 
     Args:
-        name: str, one of `algpt2.optimization.OPTIMIZERS`.
+        name: str, one of `algpt2.training.optimization.OPTIMIZERS`.
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: float. Not applied to vectors, which are the biases and the layer norms.
         max_grad_norm: float. The norm of all gradients together that they are clipped to; `None` does not clip.
@@ -222,7 +222,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then a constant rate or a decay to 0, as `transformers.get_scheduler` computes them.
 
     Args:
-        decay: str, one of `algpt2.optimization.SCHEDULES`.
+        decay: str, one of `algpt2.training.optimization.SCHEDULES`.
         peak: float. The learning rate after warm-up.
         warmup_steps: int.
         steps: int. All steps, the warm-up included.

@@ -76,12 +76,15 @@ class TFALGPT2ForPreTraining(TFALGPT2LMHeadModel):
         self.sop_classifier = SentenceOrderHead(
             backbone.config.initializer_range, dtype=backbone.dtype_policy, name="sop_classifier"
         )
+        # The backbone gives only what its embedding multiplies.
+        self.both_states = keras.Model(backbone.input, (backbone.hidden_states[-1], backbone.output))
         super().__init__(backbone, preprocessor, **kwargs)
 
-    def _outputs(self, hidden_states, padding_mask):
+    def _outputs(self):
+        hidden_states, states = self.both_states(self.backbone.input)
         return {
-            "logits": super()._outputs(hidden_states, padding_mask),
-            "sop_logits": self.sop_classifier(hidden_states, padding_mask),
+            "logits": self._logits(states),
+            "sop_logits": self.sop_classifier(hidden_states, self.backbone.input["padding_mask"]),
         }
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
@@ -96,3 +99,8 @@ class TFALGPT2ForPreTraining(TFALGPT2LMHeadModel):
     def language_model(self):
         """`keras.Model` of the same layers from the inputs to `logits` alone, as `TFALGPT2LMHeadModel` gives them."""
         return keras.Model(self.input, self.output["logits"])
+
+
+def language_model_class(with_sop):
+    """The class of a language model, with or without a sentence-order head (bool)."""
+    return TFALGPT2ForPreTraining if with_sop else TFALGPT2LMHeadModel

@@ -12,13 +12,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from algpt2.arguments import HelpFormatter, add_dataset_arguments, positive_int, text_options
-from algpt2.checkpoint import TOKENIZER_FILE
-from algpt2.corpus import PYTHON_DOCS, read_corpus
+from algpt2.cli import HelpFormatter, positive_int
+from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments, read_corpus, text_options
+from algpt2.data.packing import TokenizedText, pack_corpus
+from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_hash
 from algpt2.errors import InputError, exit_on_error
-from algpt2.packing import TokenizedText
-from algpt2.preparation import pack_corpus
-from algpt2.tokenization import load_tokenizer, tokenizer_hash
 
 INDEX_FILE = "tfrecords.json"
 VALIDATION_FILE = "validation.tfrecord"
@@ -36,8 +34,8 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
 
     Args:
         directory: str or path, local or such as `gs://bucket/folder`; made if it is not there.
-        blocks: `algpt2.packing.Blocks`.
-        validation: `algpt2.packing.TokenizedText`.
+        blocks: `algpt2.data.packing.Blocks`.
+        validation: `algpt2.data.packing.TokenizedText`.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         shard_count: int. One for each host or worker that reads them is usual.
         progress: bool. Whether to show a progress bar, on a terminal.
@@ -84,7 +82,7 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
 
 
 class TFRecordBlocks:
-    """The blocks of a directory that `write_tfrecords` wrote, with the interface of `algpt2.packing.Blocks`.
+    """The blocks of a directory that `write_tfrecords` wrote, with the interface of `algpt2.data.packing.Blocks`.
 
     Any block is read on its own, and the shards at the same time, so that a run has the batches, and to the bit the
     weights, of a run on the text itself. A block's length and token ids are checked as it is read, its checksum is not.
@@ -150,7 +148,7 @@ class TFRecordBlocks:
         """The validation text.
 
         Returns:
-            `algpt2.packing.TokenizedText`.
+            `algpt2.data.packing.TokenizedText`.
 
         Raises:
             InputError: if its file is missing or damaged.

@@ -1,9 +1,17 @@
 """The training step of Keras's fit: the loss over all tokens of a step, on any number of replicas, in any parts."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from algpt2.checkpoints.weights import parameter_count
+from algpt2.training.history import History, divergence
+from algpt2.training.run import evaluate_run
+from algpt2_tf.devices import machine_flops, wait_for_everyone
+from algpt2_tf.evaluate import order_function, token_loss_function
 from algpt2_tf.loss import counted, next_token_loss
+from algpt2_tf.training_state import save_training_state
+from algpt2_tf.weights import canonical_weights
 
 
 class TrainingModel(keras.Model):
@@ -75,10 +83,14 @@ class TrainingModel(keras.Model):
         sequences, tokens = counts
         with tf.GradientTape() as tape:
             inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
-            hidden_states = self.model.backbone(inputs, training=True)
-            loss = next_token_loss(self.model, hidden_states, data["labels"])
+            learns_order = "sentence_order_label" in data
+            if learns_order:
+                hidden_states, states = self.model.both_states(inputs, training=True)
+            else:
+                states = self.model.backbone(inputs, training=True)
+            loss = next_token_loss(self.model, states, data["labels"])
             losses = [loss / tokens, tf.constant(0.0)]
-            if "sentence_order_label" in data:
+            if learns_order:
                 logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])
                 order = tf.nn.sparse_softmax_cross_entropy_with_logits(
                     data["sentence_order_label"], tf.cast(logits, "float32")
@@ -93,7 +105,7 @@ def batches(run):
     """The batches of a run in their order, from its step on.
 
     Args:
-        run: `algpt2.run.Run`.
+        run: `algpt2.training.run.Run`.
 
     Returns:
         `tf.data.Dataset` of dicts, as `TrainingModel.train_step` takes them.
@@ -117,3 +129,85 @@ def batches(run):
     # Else TensorFlow's tuning thread holds up the end of `fit`, by up to a minute after long runs.
     options.autotune.enabled = False
     return samples.map(gather).prefetch(2).with_options(options)
+
+
+class Reporter(keras.callbacks.Callback):
+    """Writes the history, evaluates and saves at the intervals of the run, and when a stop is requested."""
+
+    def __init__(self, run, model, schedule, strategy, request):
+        super().__init__()
+        self.run, self.trained, self.schedule, self.strategy, self.request = run, model, schedule, strategy, request
+        self.history = History(run, machine_flops(run.arguments, strategy))
+        self.report = _report_function(run) if run.is_first else lambda step, values: None
+        language_model = model.language_model() if run.arguments.sop else model
+        self.losses, self.orders = token_loss_function(language_model), order_function(model)
+        self.stopped = False
+        self._restart_means(run.step)
+
+    def on_train_batch_end(self, batch, logs=None):
+        run, arguments, step = self.run, self.run.arguments, self.run.step + batch + 1
+        self.sums = {name: self.sums.get(name, 0.0) + np.asarray(value).item() for name, value in logs.items()}
+        if batch == 0:
+            # The first step compiles.
+            self.history.restart_clock(step)
+        is_last = step == run.steps
+        self.stopped = bool(self.request and self.request.made and not is_last)
+        saves = self.stopped or (arguments.save_steps and (step % arguments.save_steps == 0 or is_last))
+        # A checkpoint begins new means, so that a resumed run records the same ones.
+        if step % arguments.logging_steps == 0 or is_last or saves:
+            means = {name: total / (step - self.mean_start) for name, total in self.sums.items()}
+            # A step whose gradients overflow, in fp16, does not count for the schedule.
+            learning_rate = float(self.schedule(self.model.optimizer.iterations - 1))
+            self.report(step, self.history.log_train(step, means.pop("loss"), learning_rate, **means))
+            self._restart_means(step)
+        if step % arguments.eval_steps == 0 or is_last or saves:
+            self.report(step, self.history.log_evaluation(step, *evaluate_run(run, self.losses, self.orders)))
+            self.history.restart_clock(step)
+        if saves:
+            self._save(step)
+            self.history.restart_clock(step)
+        if self.stopped:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        if self.run.arguments.report_to == "wandb":
+            import wandb
+
+            wandb.finish()
+
+    def _restart_means(self, step):
+        self.sums, self.mean_start = {}, step
+
+    def _save(self, step):
+        run = self.run
+        if not all(np.isfinite(weight).all() for weight in canonical_weights(self.trained).values()):
+            raise divergence(step, "a weight is not finite")
+        # Other workers hold the same, and go on when this one has written it.
+        if run.is_first:
+            with run.checkpoints.writing(step, self.history.evaluation_losses()) as directory:
+                self.trained.save_pretrained(directory)
+                run.tokenizer.save_pretrained(directory)
+                save_training_state(self.trained, self.model.optimizer, step, directory)
+        wait_for_everyone(self.strategy)
+
+
+def _report_function(run):
+    """A function from a step and its values to wandb or TensorBoard, as `--report-to` asks."""
+    if run.arguments.report_to == "wandb":
+        import wandb
+
+        config = {**vars(run.arguments), "parameters": parameter_count(run.config)}
+        wandb_run = wandb.init(dir=run.directory, config=config)
+        return lambda step, values: wandb_run.log(values, step=step)
+    if run.arguments.report_to == "tensorboard":
+        writer = tf.summary.create_file_writer(str(run.directory / "tensorboard"))
+
+        def write(step, values):
+            with writer.as_default(step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            writer.flush()
+
+        write(0, {"parameters": parameter_count(run.config)})
+        return write
+    return lambda step, values: None

@@ -3,9 +3,9 @@
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from algpt2.checkpoints.weights import check_tensors
 from algpt2.errors import InputError
-from algpt2.training_state import TrainingState
-from algpt2.weights import check_tensors
+from algpt2.training.state import TrainingState
 from algpt2_tf.optimization import SGD, Adafactor, LossScaleOptimizer
 from algpt2_tf.weights import canonical_variables
 
@@ -17,7 +17,7 @@ def save_training_state(model, optimizer, step, directory):
     """Write what a model and its optimizer know besides the weights: moments, iterations, random states.
 
     The file names everything: `step`, `iterations`, `moment.` with the name and in the layout that
-    `algpt2.training_state.moment_shapes` gives, `random_state.` with the layer, and with fp16 `loss_scale` and
+    `algpt2.training.state.moment_shapes` gives, `random_state.` with the layer, and with fp16 `loss_scale` and
     `loss_scale_steps`.
 
     Args:
@@ -41,7 +41,7 @@ def write_training_state(state, model, directory):
     """Write a training state, and the random states of a model beside it.
 
     Args:
-        state: `algpt2.training_state.TrainingState`.
+        state: `algpt2.training.state.TrainingState`.
         model: `TFALGPT2LMHeadModel`.
         directory: path.
     """
@@ -91,7 +91,7 @@ def read_training_state(directory, shapes):
         shapes: dict of str to tuple of int, of the moments that it should hold, as `moment_shapes` gives them.
 
     Returns:
-        tuple of `algpt2.training_state.TrainingState` and the random states, dict of str to int64 array (2,).
+        tuple of `algpt2.training.state.TrainingState` and the random states, dict of str to int64 array (2,).
 
     Raises:
         InputError: if the file is missing, damaged or of another optimizer.
@@ -119,7 +119,7 @@ def moment_variables(model, optimizer):
         model, optimizer: as in `save_training_state`.
 
     Returns:
-        dict of str to tuple of (variable, bool), named as in `algpt2.training_state.moment_shapes`.
+        dict of str to tuple of (variable, bool), named as in `algpt2.training.state.moment_shapes`.
     """
     inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
     return {

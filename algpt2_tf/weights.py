@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from algpt2.weights import check_weights
+from algpt2.checkpoints.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def assign_weights(model, weights, source="weights"):
 
     Args:
         model: `TFALGPT2LMHeadModel`.
-        weights: dict of str to numpy array or `algpt2.formats.tensors.LazyTensor`, canonical.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
         source: str or path. Names the weights in an error.
 
     Raises:
@@ -72,9 +72,9 @@ def canonical_variables(model):
         variables |= _dense(f"{prefix}.mlp.c_proj", block.mlp_c_proj)
     variables |= _norm("transformer.ln_f", backbone.layer_norm)
     if model.config.tie_projections:
-        variables["project_out.bias"] = (backbone.project_in.reverse_bias, False)
+        variables["transformer.project_out.bias"] = (backbone.project_in.reverse_bias, False)
     elif model.config.is_factorized:
-        variables |= _dense("project_out", model.project_out)
+        variables |= _dense("transformer.project_out", backbone.project_out)
     if not model.config.tie_word_embeddings:
         variables["lm_head.weight"] = (backbone.token_embedding.reverse_embeddings, True)
     if getattr(model, "sop_classifier", None) is not None:

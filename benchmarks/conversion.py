@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from algpt2 import ALGPT2Config, layer_schedule, parameter_count
-from algpt2.arguments import HelpFormatter, natural_int, positive_int
-from algpt2.checkpoint import write_checkpoint_weights
-from algpt2.formats.tensors import DTYPES, LazyTensor
-from algpt2.reporting import markdown_table
-from algpt2.weights import weight_shapes
+from algpt2.checkpoints.checkpoint import write_checkpoint_weights
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor
+from algpt2.checkpoints.weights import weight_shapes
+from algpt2.cli import HelpFormatter, natural_int, positive_int
+from algpt2.tables import markdown_table
 
 STEPS = ("copy", "to_tf", "to_pt")
 

@@ -24,8 +24,8 @@ from side_by_side import (
 )
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import positive_int
-from algpt2.history import training_flops
+from algpt2.cli import positive_int
+from algpt2.training.flops import training_flops
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
 TYPES = ("", ", bf16", ", int8")

@@ -34,10 +34,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import HelpFormatter, positive_float
-from algpt2.devices import peak_flops
-from algpt2.history import training_flops
-from algpt2.reporting import markdown_table
+from algpt2.cli import HelpFormatter, positive_float
+from algpt2.tables import markdown_table
+from algpt2.training.flops import peak_flops, training_flops
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.loss import linear_cross_entropy
 from algpt2_pt.optimization import create_optimizer

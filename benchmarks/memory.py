@@ -15,7 +15,7 @@ import numpy as np
 from side_by_side import check_variants, framework_parser, report, threads
 from training import PEERS, STEPS, VARIANTS, check_shape
 
-from algpt2.arguments import positive_int
+from algpt2.cli import positive_int
 
 
 def measure(framework, name, shape):

@@ -24,8 +24,8 @@ SIDES = ("algpt2", "datasets")
 
 def with_algpt2(file, tokenizer, length, cache):
     """Our blocks of a text file, as (blocks, tokens)."""
-    from algpt2.corpus import read_documents
-    from algpt2.packing import Blocks, tokenize
+    from algpt2.data.corpus import read_documents
+    from algpt2.data.packing import Blocks, tokenize
 
     text = tokenize(read_documents(file), tokenizer, cache=cache)
     return len(Blocks(text, length)), len(text.tokens)
@@ -52,7 +52,7 @@ def with_datasets(file, tokenizer, length, cache):
 
 def measure(side, file, tokenizer, length):
     """One round of one side, in this process."""
-    from algpt2.tokenization import load_tokenizer
+    from algpt2.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer)
     prepare = with_algpt2 if side == "algpt2" else with_datasets
@@ -97,8 +97,8 @@ def main():
 
     with tempfile.TemporaryDirectory() as directory:
         if not arguments.tokenizer:
-            from algpt2.corpus import read_documents
-            from algpt2.tokenization import train_tokenizer
+            from algpt2.data.corpus import read_documents
+            from algpt2.data.train_tokenizer import train_tokenizer
 
             arguments.tokenizer = directory
             train_tokenizer(read_documents(arguments.file), 8192).save_pretrained(directory)

@@ -15,8 +15,8 @@ import torch
 from side_by_side import add_rounds, json_file, threads, time_in_turns
 
 from algpt2 import ALGPT2Config, layer_schedule
-from algpt2.arguments import HelpFormatter
-from algpt2.reporting import markdown_table
+from algpt2.cli import HelpFormatter
+from algpt2.tables import markdown_table
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 from side_by_side import add_rounds, time_in_turns
 
 from algpt2 import layer_schedule, parameter_count
-from algpt2.arguments import HelpFormatter, positive_int
-from algpt2.checkpoint import read_config
-from algpt2.reporting import markdown_table
+from algpt2.checkpoints.checkpoint import read_config
+from algpt2.cli import HelpFormatter, positive_int
+from algpt2.tables import markdown_table
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 from algpt2_tf.optimization import create_optimizer
 from algpt2_tf.training import TrainingModel

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from algpt2.arguments import HelpFormatter, positive_int
-from algpt2.reporting import markdown_table
+from algpt2.cli import HelpFormatter, positive_int
+from algpt2.tables import markdown_table
 
 
 def json_file(text):

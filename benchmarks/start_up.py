@@ -14,9 +14,9 @@ import tempfile
 from side_by_side import add_rounds, json_file, report, threads, time_in_turns
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import HelpFormatter
-from algpt2.corpus import read_corpus
-from algpt2.tokenization import train_tokenizer
+from algpt2.cli import HelpFormatter
+from algpt2.data.corpus import read_corpus
+from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2_pt import ALGPT2LMHeadModel
 
 IMPORTS = {

@@ -23,9 +23,8 @@ from side_by_side import (
 )
 
 from algpt2 import ALGPT2Config
-from algpt2.arguments import positive_int
-from algpt2.devices import peak_flops
-from algpt2.history import training_flops
+from algpt2.cli import positive_int
+from algpt2.training.flops import peak_flops, training_flops
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
 CHECKPOINTING = "gradient checkpointing"
@@ -62,8 +61,8 @@ def pytorch_steps(ids, precision, dropout, names):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from algpt2_pt import ALGPT2LMHeadModel
+    from algpt2_pt.cpu_kernels import matmul_transposed
     from algpt2_pt.optimization import create_optimizer
-    from algpt2_pt.products import matmul_transposed
 
     ids = torch.from_numpy(ids).long()
 

@@ -4,8 +4,8 @@ import importlib
 
 _MODULES = {
     **dict.fromkeys(("pt2tf", "tf2pt", "to_tf", "to_pt"), "convert.conversion"),
-    "to_gpt2": "convert.gpt2",
-    **dict.fromkeys(("pt2tf_run", "tf2pt_run"), "convert.training_state"),
+    "to_gpt2": "convert.plain_gpt2",
+    **dict.fromkeys(("pt2tf_run", "tf2pt_run"), "convert.carry_run"),
     "inspect_checkpoint": "convert.inspection",
     **dict.fromkeys(("compare_directory", "verify"), "convert.verification"),
 }

@@ -8,7 +8,7 @@ if sys.argv[1:2] == ["inspect"]:
     sys.modules.setdefault("torch", None)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-from convert.command_line import main
+from convert.cli import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from algpt2.reporting import markdown_table
+from algpt2.tables import markdown_table
 
 # The largest difference, relative to the largest value, by the dtype of the computation.
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}

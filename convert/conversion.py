@@ -8,28 +8,21 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from algpt2.checkpoint import (
-    GENERATION_FILE,
+from algpt2.atomic import files_replaced_in
+from algpt2.checkpoints.casting import Casting
+from algpt2.checkpoints.checkpoint import (
     METADATA_FILES,
     MODEL_CARD,
-    files_replaced_in,
+    Checkpoint,
     find_checkpoint,
     open_checkpoint,
+    opened,
     read_config,
     write_checkpoint_weights,
 )
-from algpt2.configuration import ALGPT2Config
-from algpt2.dialects import algpt2
+from algpt2.checkpoints.formats import FORMATS, KERAS, SAFETENSORS
+from algpt2.checkpoints.weight_maps import own
 from algpt2.errors import InputError
-from algpt2.formats import FORMATS, KERAS, SAFETENSORS
-from algpt2.tokenization import (
-    SPECIAL_TOKEN_FIELDS,
-    check_vocabulary,
-    has_tokenizer,
-    load_tokenizer,
-    special_token_ids,
-)
-from algpt2.weights import Casting
 
 # What another checkpoint in the target leaves behind.
 CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
@@ -41,12 +34,14 @@ class Conversion:
     """What was written.
 
     Args:
+        source: `algpt2.checkpoints.checkpoint.Checkpoint`.
         directory: `Path`.
         dtype: str. That of the weights.
         rounding_error: float. The largest change of a value by rounding, relative to the largest around it.
         rounded_tensor: str. The canonical name of the weight with that change; `None` if nothing was rounded.
     """
 
+    source: Checkpoint
     directory: Path
     dtype: str
     rounding_error: float
@@ -57,9 +52,10 @@ def pt2tf(directory, output=None, dtype=None, force=False, max_shard_size="5GB")
     """Write Keras's weights for a directory with PyTorch's.
 
     Args:
-        directory: path. A checkpoint in any of `algpt2.dialects.DIALECTS` whose files are PyTorch's.
+        directory: path. A checkpoint in any of `algpt2.checkpoints.weight_maps.DIALECTS` whose files are PyTorch's.
         output: path of a new directory; `None` adds the weights to `directory`, which must then be ALGPT2's own.
-        dtype: str, one of `algpt2.formats.tensors.DTYPES`, for a directory of its own; `None` keeps the stored one.
+        dtype: str, one of `algpt2.checkpoints.formats.lazy_tensor.DTYPES`, for a directory of its own; `None` keeps
+            the stored one.
         force: bool. Whether to replace weights that are there already.
         max_shard_size: int in bytes, or str such as `"5GB"`. Larger weights become shards with an index.
 
@@ -90,7 +86,7 @@ def to_tf(directory, output, dtype=None, force=False, max_shard_size="5GB"):
     Example:
         >>> to_tf("gpt2/", "gpt2-tf/")  # doctest: +SKIP
     """
-    checkpoint = open_checkpoint(find_checkpoint(directory))
+    checkpoint = opened(directory)
     return convert_checkpoint(checkpoint, "tensorflow", output, dtype, force, max_shard_size)
 
 
@@ -100,7 +96,7 @@ def to_pt(directory, output, dtype=None, force=False, max_shard_size="5GB"):
     Example:
         >>> to_pt("gpt2-preset/", "gpt2-pt/")  # doctest: +SKIP
     """
-    checkpoint = open_checkpoint(find_checkpoint(directory))
+    checkpoint = opened(directory)
     return convert_checkpoint(checkpoint, "pytorch", output, dtype, force, max_shard_size)
 
 
@@ -119,7 +115,7 @@ def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=Fal
     The values go from file to file in small pieces, so that memory does not grow with the model.
 
     Args:
-        checkpoint: `algpt2.checkpoint.Checkpoint`.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         framework: str, `"pytorch"` or `"tensorflow"`.
         output, dtype, force, max_shard_size: as in `pt2tf`.
 
@@ -138,27 +134,31 @@ def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=Fal
         write_checkpoint_weights(directory, checkpoint.config, weights, framework, dtype, max_shard_size, cast)
         if target != checkpoint.directory:
             write_metadata(directory, metadata, dtype)
+        elif "auto_map" not in checkpoint.stored:
+            # So that the directory loads where this project is not installed.
+            checkpoint.config.save_pretrained(directory)
 
     stale = TARGETS[framework].patterns if target == checkpoint.directory else CHECKPOINT_FILES
-    return write_conversion(target, weights, Casting(dtype, checkpoint.path), write, stale)
+    return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, stale)
 
 
-def write_conversion(target, weights, casting, write, stale):
+def write_conversion(source, target, weights, casting, write, stale):
     """Write what was converted, all at once or not at all.
 
     Args:
+        source: `algpt2.checkpoints.checkpoint.Checkpoint`.
         target: `Path` of a directory.
         weights: dict of str to tensor, all that is going to be cast.
-        casting: `algpt2.weights.Casting`.
+        casting: `algpt2.checkpoints.casting.Casting`.
         write: function of a directory and of a function as `casting`.
-        stale: iterable of str, as in `algpt2.checkpoint.files_replaced_in`.
+        stale: iterable of str, as in `algpt2.atomic.files_replaced_in`.
 
     Returns:
         `Conversion`.
     """
     with files_replaced_in(target, stale) as temporary, _with_progress(weights, casting) as cast:
         write(temporary, cast)
-    return Conversion(target, casting.dtype.name, casting.error, casting.tensor)
+    return Conversion(source, target, casting.dtype.name, casting.error, casting.tensor)
 
 
 @contextlib.contextmanager
@@ -177,7 +177,7 @@ def new_target(checkpoint, output, force):
     """The directory to write, which is apart from the source and empty, or a checkpoint that is to be replaced.
 
     Args:
-        checkpoint: `algpt2.checkpoint.Checkpoint`, the source.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`, the source.
         output: path.
         force: bool. Whether to replace what is there already.
 
@@ -212,7 +212,7 @@ def _target(checkpoint, output, dtype, kind, force):
         return new_target(checkpoint, output, force)
     if dtype:
         raise InputError("--dtype makes another model; give it an --output of its own")
-    if checkpoint.dialect not in algpt2.DIALECTS:
+    if checkpoint.dialect not in own.DIALECTS:
         raise InputError(f"{source}: holds a checkpoint of {checkpoint.dialect.name}; give an --output of its own")
     if checkpoint.format.framework == kind.framework:
         raise InputError(f"{source}: is the source as well as the target; give another --output")
@@ -243,7 +243,7 @@ def read_metadata(checkpoint):
     """What a checkpoint has besides its weights.
 
     Args:
-        checkpoint: `algpt2.checkpoint.Checkpoint`.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
 
     Returns:
         `Metadata`; its special tokens are those of the tokenizer, if there is one.
@@ -251,23 +251,9 @@ def read_metadata(checkpoint):
     Raises:
         algpt2.errors.InputError: if a file is damaged, or the tokenizer does not fit the model.
     """
-    directory, tokenizer, tokens = checkpoint.directory, None, {}
-    if has_tokenizer(directory):
-        tokenizer = load_tokenizer(directory)
-        check_vocabulary(tokenizer, checkpoint.config, directory)
-        tokens = special_token_ids(tokenizer)
-    head = "ForPreTraining" if "sop_classifier.weight" in checkpoint.weights else "LMHeadModel"
-    config = ALGPT2Config.from_dict(checkpoint.config.to_dict(), **tokens)
-    config.architectures = [f"ALGPT2{head}"]
-    generation = GenerationConfig.from_model_config(config)
-    if (directory / GENERATION_FILE).is_file():
-        kept = {name: getattr(config, name) for name in SPECIAL_TOKEN_FIELDS}
-        try:
-            generation = GenerationConfig.from_pretrained(directory, **kept)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise InputError(f"{directory / GENERATION_FILE}: {error}; correct it, or delete it") from error
-    model_card = directory / MODEL_CARD
-    return Metadata(config, tokenizer, generation, model_card if model_card.is_file() else None)
+    config, model_card = checkpoint.model_config(), checkpoint.directory / MODEL_CARD
+    generation = checkpoint.generation_config(config)
+    return Metadata(config, checkpoint.tokenizer, generation, model_card if model_card.is_file() else None)
 
 
 def write_metadata(directory, metadata, dtype):

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from algpt2.checkpoint import files_replaced_in, find_checkpoint, open_checkpoint, read_config
-from algpt2.commands import checkpoint_tokenizer
+from algpt2.atomic import files_replaced_in
+from algpt2.checkpoints.checkpoint import opened
+from algpt2.checkpoints.weights import parameter_count
 from algpt2.errors import InputError
-from algpt2.tokenization import has_tokenizer
-from algpt2.weights import parameter_count
-from convert import runtimes
 from convert.comparison import TOLERANCES, Comparison, compare_logits, fixed_batches
-from convert.sides import open_side
+from convert.sides import open_side, runtimes
 
 # The packages that a format takes, and the extras of setup.py that bring them.
 PACKAGES = {
@@ -41,7 +39,8 @@ def export(directory, to, output, quantize=None, length=None, force=False):
     """Write a checkpoint in a format for deployment, with float32 weights if they are not quantized.
 
     Args:
-        directory: str or path. A checkpoint directory of any system, or the id of a hub repository.
+        directory: str or path. A checkpoint directory of any system, or the id of a hub repository; or an open
+            checkpoint.
         to: str. `"savedmodel"`, `"litert"` or `"onnx"`.
         output: path. A directory for `"savedmodel"`, else a file that ends in .tflite or .onnx.
         quantize: str. `"int8"`, for `"litert"`.
@@ -61,14 +60,16 @@ def export(directory, to, output, quantize=None, length=None, force=False):
     _check_packages(to)
     if to != "litert" and (quantize or length):
         raise InputError(f"--quantize and --length are for --to litert, not for {to}")
-    checkpoint, output = open_checkpoint(find_checkpoint(directory)), Path(output)
+    checkpoint, output = opened(directory), Path(output)
     config = checkpoint.config
     if length and length > config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {config.n_positions}")
     if to == "onnx" and config.n_positions < 2:
         raise InputError("n_positions is 1; an ONNX file is of a model with 2 or more, whose length is open")
     if to in SUFFIXES and 4 * parameter_count(config) >= FILE_LIMIT:
-        raise InputError(f"{directory}: has more weights than the 2 GB that a file can hold; export it to savedmodel")
+        raise InputError(
+            f"{checkpoint.directory}: has more weights than the 2 GB that a file can hold; export it to savedmodel"
+        )
     _check_output(output, to, force)
     model = open_side(checkpoint, "float32", FRAMEWORKS[to]).model
     # `_check_output` has seen that a directory that is there holds an earlier export.
@@ -98,7 +99,7 @@ def compare_export(directory, to, output, quantize=None, length=None):
     Example:
         >>> compare_export("runs/demo", "litert", "model.tflite", quantize="int8")  # doctest: +SKIP
     """
-    checkpoint = open_checkpoint(find_checkpoint(directory))
+    checkpoint = opened(directory)
     side = open_side(checkpoint, "float32", FRAMEWORKS[to])
     functions = [side.outputs, RUNTIMES[to](output)]
     tolerance = INT8_TOLERANCE if quantize else TOLERANCES["float32"]
@@ -120,7 +121,7 @@ def describe_size(directory, output):
     Returns:
         str.
     """
-    output, count = Path(output), parameter_count(read_config(find_checkpoint(directory)))
+    output, count = Path(output), parameter_count(opened(directory).config)
     size = sum(file.stat().st_size for file in (output, *output.rglob("*")) if file.is_file())
     return f"{output}: {size:,} bytes; {count:,} parameters take {4 * count:,} in float32"
 
@@ -162,9 +163,8 @@ def _export_keras(model, stop_token_ids, to, path, quantize, length):
 
 
 def _stop_token_ids(checkpoint):
-    directory, config = checkpoint.directory, checkpoint.config
     # Where there is a tokenizer, it knows better than some configurations.
-    holder = checkpoint_tokenizer(directory, config) if has_tokenizer(directory) else config
+    holder = checkpoint.require_tokenizer() if checkpoint.tokenizer else checkpoint.config
     return None if holder.eos_token_id is None else tuple(np.atleast_1d(holder.eos_token_id).tolist())
 
 

@@ -2,11 +2,10 @@
 
 from tqdm.auto import tqdm
 
-from algpt2.checkpoint import find_checkpoint, open_checkpoint
-from algpt2.commands import prepare_prompts, validation_text
+from algpt2.checkpoints.checkpoint import open_checkpoint, opened
 from algpt2.errors import InputError
-from algpt2.evaluation import evaluate, perplexity
-from algpt2.generation import continue_tokens
+from algpt2.evaluation.perplexity import evaluate, perplexity, validation_text
+from algpt2.generation.continuation import continue_tokens, prepare_prompts
 from convert.comparison import TOLERANCES, Comparison, compare_logits, compare_numbers, fixed_batches
 from convert.sides import both_frameworks, open_side
 
@@ -20,7 +19,8 @@ def compare_conversion(source, target, to, dtype=None):
     """Compare the logits of a converted checkpoint with those of its source.
 
     Args:
-        source, target: path.
+        source: `algpt2.checkpoints.checkpoint.Checkpoint`.
+        target: path.
         to: str. The function that converted it: `"pt2tf"`, `"tf2pt"`, `"to_tf"`, `"to_pt"` or `"to_gpt2"`.
         dtype: str. What the weights were rounded to; `None` if they were not.
 
@@ -28,7 +28,6 @@ def compare_conversion(source, target, to, dtype=None):
         tuple of the names of the sides and the list of `Comparison`.
     """
     target_framework = {"pt2tf": "tensorflow", "to_tf": "tensorflow"}.get(to, "pytorch")
-    source = open_checkpoint(source, "tensorflow" if to == "tf2pt" else "pytorch")
     target = open_checkpoint(target, target_framework)
     compute = _compute_dtype(source, target)
     tolerance, rounded_to = TOLERANCES[compute], None
@@ -45,7 +44,7 @@ def compare_directory(directory):
     """Compare the logits of both frameworks for one directory.
 
     Args:
-        directory: path with the weights of both frameworks, or of one, which then both run.
+        directory: path with the weights of both frameworks, or of one, which then both run; or that, opened.
 
     Returns:
         list of `Comparison`.
@@ -54,7 +53,7 @@ def compare_directory(directory):
         >>> all(c.passed for c in compare_directory("runs/demo"))  # doctest: +SKIP
         True
     """
-    first, second = both_frameworks(find_checkpoint(directory))
+    first, second = both_frameworks(opened(directory))
     dtype = _compute_dtype(first["checkpoint"], second["checkpoint"])
     sides = [open_side(dtype=dtype, **side) for side in (first, second)]
     return compare_logits([side.outputs for side in sides], first["checkpoint"].config, TOLERANCES[dtype])
@@ -68,8 +67,8 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
     """Compare loss, logits, hidden states and a greedy continuation of two checkpoints.
 
     Args:
-        directory: path.
-        other: path; `None` compares what both frameworks compute with `directory`.
+        directory: path, or a checkpoint that is open.
+        other: the same; `None` compares what both frameworks compute with `directory`.
         dataset: str, as `--dataset` of evaluation, to measure the loss on; `None` takes fixed token ids.
         prompt: str, to continue; `None` takes fixed token ids. Both need a tokenizer in `directory`.
         length: int. The tokens of a row of the text; `None` means `n_positions`.
@@ -81,11 +80,11 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
     Raises:
         algpt2.errors.InputError: if anything cannot be read, or the models are not of one shape.
     """
-    directory = find_checkpoint(directory)
+    checkpoint = opened(directory)
     if other is None:
-        openings = both_frameworks(directory)
+        openings = both_frameworks(checkpoint)
     else:
-        openings = [{"checkpoint": open_checkpoint(path)} for path in (directory, find_checkpoint(other))]
+        openings = [{"checkpoint": checkpoint}, {"checkpoint": opened(other)}]
     configs = [opening["checkpoint"].config for opening in openings]
     for field in ("vocab_size", "n_positions", "n_layer", "n_embd"):
         values = [getattr(config, field) for config in configs]
@@ -93,8 +92,8 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
             raise InputError(f"{directory} and {other}: {field} is {values[0]} and {values[1]}; nothing to compare")
     if configs[0].n_positions < 2:
         raise InputError(f"{directory}: n_positions is {configs[0].n_positions}; a loss needs at least 2")
-    context, stop_token_id, tokenizer = _context(directory, configs[0], prompt)
-    text = validation_text(directory, dataset, length) if dataset else None
+    context, stop_token_id, tokenizer = _context(checkpoint, prompt)
+    text = validation_text(checkpoint, dataset, length) if dataset else None
     dtype = _compute_dtype(*(opening["checkpoint"] for opening in openings))
     sides = [open_side(dtype=dtype, **opening) for opening in openings]
     tolerance = TOLERANCES[dtype]
@@ -111,12 +110,12 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
     return [side.name for side in sides], comparisons
 
 
-def _context(directory, config, prompt):
+def _context(checkpoint, prompt):
     """The ids to continue, the id that ends a text, and the tokenizer, which fixed ids do without."""
     if prompt is None:
         # An id that no model can give ends nothing.
-        return _fixed_ids(config)[0, :16].tolist(), config.vocab_size, None
-    _, _, tokenizer = prepare_prompts(directory, [prompt])
+        return _fixed_ids(checkpoint.config)[0, :16].tolist(), checkpoint.config.vocab_size, None
+    tokenizer = prepare_prompts(checkpoint, [prompt])
     return tokenizer.encode(prompt), tokenizer.eos_token_id, tokenizer
 
 

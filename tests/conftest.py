@@ -15,8 +15,8 @@ import tensorflow as tf
 import torch
 
 import algpt2_tf  # noqa: F401  selects Keras's backend
-from algpt2.corpus import read_corpus
-from algpt2.tokenization import train_tokenizer
+from algpt2.data.corpus import read_corpus
+from algpt2.data.train_tokenizer import train_tokenizer
 
 atexit.register(shutil.rmtree, os.environ["ALGPT2_CACHE"], ignore_errors=True)
 # Two logical devices stand for two GPUs; TensorFlow takes them only before it starts.

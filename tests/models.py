@@ -5,10 +5,11 @@ import torch
 from safetensors.numpy import save_file
 
 from algpt2 import ALGPT2Config, layer_schedule
+from algpt2.checkpoints.checkpoint import open_checkpoint
+from algpt2.checkpoints.weights import sop_shapes, weight_shapes
 from algpt2.configuration import ACTIVATIONS
-from algpt2.weights import sop_shapes, weight_shapes
 from algpt2_pt import ALGPT2ForPreTraining, ALGPT2LMHeadModel
-from algpt2_pt.modeling_algpt2 import to_torch
+from algpt2_pt.weights import to_torch
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights
 
@@ -85,6 +86,16 @@ def save_checkpoint(directory, config=None, weights=None, tokenizer=None, dtype=
     if tokenizer:
         tokenizer.save_pretrained(directory)
     return directory
+
+
+def read_checkpoint(directory, framework="pytorch"):
+    """The configuration and the canonical weights of a directory, checked.
+
+    Returns:
+        tuple of (`ALGPT2Config`, dict of str to numpy array).
+    """
+    checkpoint = open_checkpoint(directory, framework)
+    return checkpoint.config, checkpoint.read_weights()
 
 
 def both_models(config, dtype="float64", seed=0):

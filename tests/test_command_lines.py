@@ -12,10 +12,10 @@ from command_lines import FRAMEWORKS, history, run
 from transformers import AutoTokenizer
 
 import algpt2_pt.train
-from algpt2.checkpoint import read_config
-from algpt2.corpus import read_corpus
-from algpt2.preparation import prepare_run
-from algpt2_pt.trainer import Samples
+from algpt2.checkpoints.checkpoint import read_config
+from algpt2.data.corpus import read_corpus
+from algpt2.training.preparation import prepare_run
+from algpt2_pt.training import Samples
 from algpt2_tf.training import batches
 
 TEXT = "".join(list(read_corpus("python-docs").train)[:6])

@@ -15,7 +15,7 @@ from command_lines import TINY_CONFIG, history, stored_weights
 
 import algpt2_pt.train
 import algpt2_tf.train
-from algpt2.corpus import read_corpus
+from algpt2.data.corpus import read_corpus
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {**TINY_CONFIG, "vocab_size": 300, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

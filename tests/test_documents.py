@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from algpt2.checkpoints.weight_maps import DIALECTS, gpt2, weight_map
+from algpt2.checkpoints.weights import weight_shapes
 from algpt2.configuration import ALGPT2Config
-from algpt2.dialects import DIALECTS, dialect, gpt2
-from algpt2.weights import weight_shapes
 
 ROOT = Path(__file__).parent.parent
 LAYOUTS = {
-    dialect.SAME: "",
-    dialect.TRANSPOSED: "transposed",
+    weight_map.SAME: "",
+    weight_map.TRANSPOSED: "transposed",
     gpt2.ROW: "(1, n)",
     gpt2.HEADS_LAST: "(H, heads, width), transposed",
     gpt2.HEADS_FIRST: "(heads, width, H), transposed",

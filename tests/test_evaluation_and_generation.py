@@ -20,8 +20,8 @@ from transformers.generation import (
 )
 
 from algpt2 import layer_schedule
-from algpt2.corpus import read_corpus
-from algpt2.generation import Sampling, continue_tokens
+from algpt2.data.corpus import read_corpus
+from algpt2.generation.continuation import Sampling, continue_tokens
 from algpt2_pt.generate import token_generator as pt_token_generator
 from algpt2_tf.generate import select_sampler
 from algpt2_tf.generate import token_generator as tf_token_generator
@@ -152,32 +152,6 @@ def test_several_depths_as_a_table_and_a_named_figure(shared, text_file, tmp_pat
     )  # fmt: skip
     assert code == 0 and "<svg" in figure.read_text()
     assert "perplexity (line)" in out and [line.split()[1] for line in out.splitlines()[4:]] == ["2", "3"]
-
-
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_comparison_with_the_other_framework(shared, text_file, framework, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = ["--dataset", text_file, "--protocol", "sliding", "--stride", 10, "--length", 20, "--depth", "3,4"]
-    options += ["--figure", tmp_path / "depths.png", "--batch-size", 32]
-    code, out, err = run(capsys, f"algpt2_{framework}.evaluate", shared[0], "--compare", shared[0], *options, "--json")
-    assert code == 0, err
-    for record in json.loads(out):
-        other = record["compared"]
-        assert {record["framework"], other["framework"]} == {"PyTorch", "TensorFlow"}
-        assert (other["stride"], other["length"], other["depth"]) == (10, 20, record["depth"])
-        assert record["tokens"] == other["tokens"]
-        for measure in ("loss", "bits_per_byte"):
-            assert record["difference"][measure] == abs(record[measure] - other[measure]) < 1e-5 * record[measure]
-    assert [path.name for path in tmp_path.iterdir()] == ["depths.png"]
-
-
-def test_comparison_passes_errors_of_the_other_framework_on(shared, text_file, tmp_path, capsys):
-    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / file).write_bytes((shared[0] / file).read_bytes())
-    arguments = (shared[0], "--dataset", text_file, "--compare", tmp_path)
-    code, out, err = run(capsys, "algpt2_pt.evaluate", *arguments)
-    assert code == 2 and not out
-    assert "error: --compare, in TensorFlow: " in err and str(tmp_path) in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

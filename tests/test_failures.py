@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_lines import TINY_CONFIG, history
+from models import read_checkpoint
 
 import algpt2_pt.train
 import algpt2_tf.train
-from algpt2.checkpoint import read_checkpoint
-from algpt2.corpus import read_corpus
+from algpt2.data.corpus import read_corpus
 from algpt2_tf import TFALGPT2LMHeadModel
 
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}

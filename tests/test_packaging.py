@@ -16,9 +16,9 @@ WITHOUT_FRAMEWORKS = (
     "convert.comparison",
     "convert.conversion",
     "convert.export",
-    "convert.gpt2",
+    "convert.plain_gpt2",
     "convert.inspection",
-    "convert.runtimes",
+    "convert.sides.runtimes",
     "convert.sides",
     "convert.verification",
 )
@@ -34,8 +34,8 @@ WITHOUT_FRAMEWORKS = (
         ("algpt2_tf", TORCH),
         ("algpt2_tf.train", TORCH),
         *((module, TORCH + TENSORFLOW) for module in WITHOUT_FRAMEWORKS),
-        ("convert.pytorch_side", TENSORFLOW),
-        ("convert.tensorflow_side", TORCH),
+        ("convert.sides.pytorch", TENSORFLOW),
+        ("convert.sides.tensorflow", TORCH),
     ],
 )
 def test_a_framework_is_imported_without_the_other(module, blocked):

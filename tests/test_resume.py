@@ -14,7 +14,7 @@ from command_lines import TINY_CONFIG, WEIGHTS_FILES, history, stored_weights
 
 import algpt2_pt.train
 import algpt2_tf.train
-from algpt2.corpus import read_corpus
+from algpt2.data.corpus import read_corpus
 
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 STATE = {"pt": "optimizer.pt", "tf": "training_state.safetensors"}

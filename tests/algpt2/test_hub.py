@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import pytorch_model, random_weights, tiny_config
+from models import pytorch_model, random_weights, read_checkpoint, tiny_config
 from safetensors.numpy import load
 
-from algpt2.checkpoint import read_checkpoint
+from algpt2.configuration import CODE_FILES
 from algpt2.hub import main
 
 TOKEN = "hf_standInTokenThatMayWrite"
@@ -241,7 +241,7 @@ import logging, sys
 logging.basicConfig(level=logging.DEBUG)
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from algpt2.checkpoint import find_checkpoint
+from algpt2.checkpoints.checkpoint import find_checkpoint
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2LMHeadModel
 from algpt2_tf.weights import canonical_weights
@@ -274,7 +274,7 @@ assert (find_checkpoint("me/tf") / "model.weights.h5").is_file()
     assert "DEBUG" in result.stderr and TOKEN not in result.stdout + result.stderr
     pushed = {name: set(branches["main"]) for name, branches in stand_in.repositories.items()}
     assert set(pushed) == {"me/pt", "me/tf", "me/pt-saved", "me/tf-saved"}
-    assert all({"config.json", "generation_config.json"} <= files for files in pushed.values())
+    assert all({"config.json", "generation_config.json", *CODE_FILES} <= files for files in pushed.values())
     assert "model.safetensors" in pushed["me/pt"] & pushed["me/pt-saved"]
     assert {"model.weights.h5", "tokenizer.json"} <= pushed["me/tf"] & pushed["me/tf-saved"]
     assert "tokenizer.json" in pushed["me/pt"]

@@ -13,7 +13,7 @@ from models import (
 )
 
 from algpt2 import ALGPT2Config
-from algpt2.weights import parameter_count
+from algpt2.checkpoints.weights import parameter_count
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.export import export_onnx
 

@@ -10,15 +10,15 @@ from torch.profiler import profile
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from algpt2_pt import generation
-from algpt2_pt.generation import GrowingLayer
-from algpt2_pt.products import is_bfloat16_fast
+from algpt2_pt import cache
+from algpt2_pt.cache import GrowingLayer
+from algpt2_pt.cpu_kernels import is_bfloat16_fast, use_fast_kernels
 
 
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch):
     # So that short texts outgrow it too.
-    monkeypatch.setattr(generation, "ROOM", 4)
+    monkeypatch.setattr(cache, "ROOM", 4)
 
 
 @pytest.mark.parametrize("make_cache", [lambda c: DynamicCache(config=c), lambda c: StaticCache(c, max_cache_len=20)])
@@ -196,7 +196,7 @@ def test_gradients_pass_through_a_growing_cache():
 
 
 def test_generation_packs_the_weights_of_bfloat16(model):
-    model.bfloat16()
+    use_fast_kernels(model.bfloat16())
     prompt = torch.tensor([[3, 5, 8, 3, 5]])
     options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with profile() as profiler:

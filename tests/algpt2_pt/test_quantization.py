@@ -3,7 +3,7 @@
 import torch
 from models import tiny_config
 
-from algpt2.corpus import read_corpus
+from algpt2.data.corpus import read_corpus
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.quantization import quantize_int8
 
@@ -15,8 +15,8 @@ def test_int8_weights_predict_nearly_the_same(text_tokenizer):
     trained = ALGPT2LMHeadModel(config)
     text = "".join(read_corpus("python-docs").train)[:20_000]
     ids = torch.tensor(text_tokenizer.encode(text)[: 64 * 64]).view(64, 64)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
+    for _ in range(100):
         trained(ids, labels=ids, skip_logits=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from models import (
     tiny_config,
 )
 
-from algpt2.weights import parameter_count
+from algpt2.checkpoints.weights import parameter_count
 from algpt2_tf.export import export_litert, export_saved_model
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [3]]

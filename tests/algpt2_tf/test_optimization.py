@@ -8,7 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from algpt2.errors import InputError
-from algpt2.optimization import OPTIMIZERS, SCHEDULES
+from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
 from algpt2_pt.optimization import create_optimizer as create_torch_optimizer
 from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from algpt2.corpus import read_corpus
+from algpt2.data.corpus import read_corpus
+from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
+from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
-from algpt2.packing import Blocks, TokenizedText, TrainingOrder, tokenize
-from algpt2.tokenization import train_tokenizer
 from algpt2_tf.tfrecords import TFRecordBlocks, main, write_tfrecords
 
 

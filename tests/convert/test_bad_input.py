@@ -15,8 +15,8 @@ from command_lines import run
 from models import random_weights, save_checkpoint, tiny_config
 
 import convert.__main__ as main_module
-from algpt2.checkpoint import write_checkpoint_weights
-from algpt2.tokenization import train_tokenizer
+from algpt2.checkpoints.checkpoint import write_checkpoint_weights
+from algpt2.data.train_tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from command_lines import run
-from models import random_config, random_weights, relative_difference, save_checkpoint, tiny_config
+from models import random_config, random_weights, read_checkpoint, relative_difference, save_checkpoint, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import convert.__main__ as main_module
-from algpt2.checkpoint import read_checkpoint
+from algpt2.checkpoints.casting import Casting
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.errors import InputError
-from algpt2.formats.tensors import DTYPES
-from algpt2.weights import Casting
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights, canonical_weights
@@ -157,10 +156,13 @@ class TestCommandLine:
 
     def test_values_too_large_for_the_dtype(self, capsys, tmp_path):
         weights = random_weights(tiny_config(), "float32")
-        weights["project_out.bias"][3] = 1e6
+        weights["transformer.project_out.bias"][3] = 1e6
         directory = save_checkpoint(tmp_path / "checkpoint", weights=weights)
         code, _, err = run(capsys, main_module, "to-tf", directory, "--output", tmp_path / "out", "--dtype", "float16")
-        assert code == 2 and "project_out.bias holds values too large for float16; choose another --dtype" in err
+        assert (
+            code == 2
+            and "transformer.project_out.bias holds values too large for float16; choose another --dtype" in err
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -172,7 +174,9 @@ def test_a_new_layout_of_the_weights_replaces_the_old(tmp_path):
     tf2pt(directory, force=True, max_shard_size=4000)
     assert not (directory / "model.safetensors").exists()
     assert len(list(directory.glob("model-*.safetensors"))) > 3
-    np.testing.assert_array_equal(read_checkpoint(directory)[1]["project_out.bias"], expected["project_out.bias"])
+    np.testing.assert_array_equal(
+        read_checkpoint(directory)[1]["transformer.project_out.bias"], expected["transformer.project_out.bias"]
+    )
     pt2tf(directory, force=True, max_shard_size=4000)
     assert not (directory / "model.weights.h5").exists() and len(list(directory.glob("model_*.weights.h5"))) > 3
     tf2pt(directory, force=True)
@@ -188,7 +192,7 @@ def test_a_model_saved_twice_is_the_second(tmp_path):
         assign_weights(model, expected)
         model.save_pretrained(tmp_path, max_shard_size=size)
         found = read_checkpoint(tmp_path, "tensorflow")[1]
-        np.testing.assert_array_equal(found["project_out.bias"], expected["project_out.bias"])
+        np.testing.assert_array_equal(found["transformer.project_out.bias"], expected["transformer.project_out.bias"])
 
 
 @pytest.mark.parametrize("size", [4000, "5GB"])

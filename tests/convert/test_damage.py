@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from models import random_weights, save_checkpoint, tiny_config
+from models import random_weights, read_checkpoint, save_checkpoint, tiny_config
 from safetensors import safe_open
 
-from algpt2.checkpoint import read_checkpoint, write_checkpoint_weights
+from algpt2.checkpoints.checkpoint import write_checkpoint_weights
 from algpt2.errors import InputError
 
 CONFIG = tiny_config(vocab_size=40, n_positions=16, n_embd=8, n_head=2, embedding_size=4, layer_schedule=[0, 1, 0])

@@ -8,12 +8,11 @@ import pytest
 import tensorflow as tf
 from command_lines import run
 from isolation import TENSORFLOW, TORCH, run_without
-from models import save_checkpoint, tiny_config
+from models import read_checkpoint, save_checkpoint, tiny_config
 
 import convert.__main__
-from algpt2.checkpoint import read_checkpoint
+from algpt2.checkpoints.weights import parameter_count
 from algpt2.errors import InputError
-from algpt2.weights import parameter_count
 from convert.export import SUFFIXES, compare_export, export
 
 # What is exported where a framework is missing: the format, the name of the output and the options.

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import convert.__main__ as main_module
 from algpt2 import ALGPT2Config, layer_schedule
-from algpt2.weights import weight_shapes
+from algpt2.checkpoints.weights import weight_shapes
 from algpt2_pt import ALGPT2LMHeadModel
 from convert import inspect_checkpoint, pt2tf
 

@@ -8,7 +8,7 @@ import torch
 from models import both_models, random_config, random_weights, relative_difference, tiny_config
 from transformers import Trainer, TrainingArguments
 
-from algpt2.optimization import OPTIMIZERS, SCHEDULES
+from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer as create_torch_optimizer
 from algpt2_pt.optimization import create_scheduler

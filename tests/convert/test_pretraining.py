@@ -11,13 +11,14 @@ from models import (
     pretraining_weights,
     random_batch,
     random_config,
+    read_checkpoint,
     relative_difference,
     save_checkpoint,
     tiny_config,
 )
 from transformers import AutoModelForPreTraining
 
-from algpt2.checkpoint import read_checkpoint, read_config
+from algpt2.checkpoints.checkpoint import read_config
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.weights import canonical_variables

@@ -12,7 +12,7 @@ import torch
 from models import random_batch, relative_difference
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from algpt2.checkpoint import open_checkpoint
+from algpt2.checkpoints.checkpoint import open_checkpoint
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2LMHeadModel
 from convert import to_pt, to_tf

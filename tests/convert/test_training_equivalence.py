@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from models import tiny_config
+from models import read_checkpoint, tiny_config
 
 import algpt2_pt.train
 import algpt2_tf.train
-from algpt2.checkpoint import read_checkpoint
-from algpt2.corpus import read_corpus
-from algpt2.tokenization import train_tokenizer
+from algpt2.data.corpus import read_corpus
+from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2_pt import ALGPT2ForPreTraining
 from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.weights import canonical_weights

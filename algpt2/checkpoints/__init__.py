@@ -1,0 +1,1 @@
+"""Weights on disk: canonical weights, the files that hold them and the systems that wrote them."""

@@ -1,0 +1,362 @@
+"""Checkpoint directories: finding and opening those of any system, and writing weights as either framework reads them.
+
+A path is opened once, into a `Checkpoint`; from there on the checkpoint is passed on, not its path.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
+from transformers import GenerationConfig
+
+from algpt2.atomic import require_whole
+from algpt2.checkpoints.casting import Casting, common_dtype
+from algpt2.checkpoints.formats import (
+    FORMATS,
+    KERAS,
+    SAFETENSORS,
+    Format,
+    find_weights,
+    read_json,
+    read_weights,
+    write_weights,
+)
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
+from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect
+from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
+from algpt2.checkpoints.weights import check_weights, has_sop_head
+from algpt2.configuration import CODE_FILES, ALGPT2Config
+from algpt2.data.tokenizer import (
+    SPECIAL_TOKEN_FIELDS,
+    TOKENIZER_FILE,
+    check_vocabulary,
+    has_tokenizer,
+    load_tokenizer,
+    special_token_ids,
+)
+from algpt2.errors import InputError
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+MODEL_CARD = "README.md"
+# What a checkpoint in any dialect has besides its weights.
+METADATA_FILES = (
+    *(CONFIG_FILE, GENERATION_FILE, MODEL_CARD, *CODE_FILES),
+    *(TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt"),
+    *("metadata.json", "task.json", "preprocessor.json"),
+)
+METADATA_PATTERNS = ("*.json", "*.txt", "*.md", "assets/tokenizer/*")
+
+
+def find_checkpoint(name_or_path, subfolder="", **hub_options):
+    """The local directory of a checkpoint, downloaded from the Hugging Face hub if it is not a directory.
+
+    Args:
+        name_or_path: str or path. A directory, or the id of a hub repository.
+        subfolder: str. The folder in it that holds the checkpoint.
+        **hub_options: `revision`, `token`, `cache_dir`, ... of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path, subfolder)
+    name, prefix = str(name_or_path), f"{subfolder.strip('/')}/" if subfolder else ""
+    try:
+        try:
+            access = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
+            files = set(HfApi().list_repo_files(name, **access))
+            # Of several copies of the weights one is enough, which both frameworks read.
+            kinds = [kind for kind in FORMATS if {f"{prefix}{kind.file}", f"{prefix}{kind.index}"} & files][:1]
+        except (HTTPError, OSError):
+            # What was downloaded before may still be there.
+            kinds = FORMATS
+        weights = [f"*.{kind.file.rpartition('.')[2]}" for kind in kinds]
+        patterns = [prefix + pattern for pattern in (*METADATA_PATTERNS, *weights)]
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options), subfolder)
+    except (HFValidationError, HTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name_or_path}: no such directory, and the Hugging Face hub does not give it "
+            f"({type(error).__name__}); give a directory that holds {CONFIG_FILE}"
+        ) from error
+
+
+def read_config(path, **overrides):
+    """The configuration of a checkpoint, whichever dialect of `algpt2.checkpoints.weight_maps` it is in.
+
+    Args:
+        path: path of a directory that holds config.json, or of such a file.
+        **overrides: fields of `ALGPT2Config` to set otherwise.
+
+    Returns:
+        `ALGPT2Config`.
+
+    Raises:
+        InputError: if the file is missing or wrong.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if path.is_dir():
+        path = path / CONFIG_FILE
+    return parse_config(read_json(path), source=path, **overrides)
+
+
+def parse_config(stored, source, **overrides):
+    """The configuration that the content of a config.json means.
+
+    Args:
+        stored: dict.
+        source: path. Names the file in an error.
+        **overrides: as in `read_config`.
+
+    Returns:
+        `ALGPT2Config`.
+
+    Raises:
+        InputError: if it is wrong.
+    """
+    for key in ("dtype", "torch_dtype"):
+        if stored.get(key) is not None and (not isinstance(stored[key], str) or stored[key] not in DTYPES):
+            raise InputError(f"{source}: {key} is {stored[key]!r}; expected one of {', '.join(DTYPES)}")
+    try:
+        config = config_from(stored)
+        return ALGPT2Config.from_dict(config.to_dict(), **overrides) if overrides else config
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        # Some of these messages have several lines.
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a directory holds: headers are read, values when they are asked for.
+
+    Args:
+        directory: `Path`.
+        stored: dict, the content of config.json.
+        config: `ALGPT2Config`, what it means.
+        dialect: `algpt2.checkpoints.weight_maps.Dialect`.
+        format: `algpt2.checkpoints.formats.Format`.
+        path: `Path` of the weights' file, or of the index of its shards.
+        weights: dict of str to `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical, of the right shapes and
+            types.
+    """
+
+    directory: Path
+    stored: dict
+    config: ALGPT2Config
+    dialect: Dialect
+    format: Format
+    path: Path
+    weights: dict
+
+    @property
+    def dtype(self):
+        """str: the dtype that holds all weights."""
+        return common_dtype(self.weights)
+
+    @property
+    def has_sop_head(self):
+        """bool: whether there is a sentence-order head."""
+        return has_sop_head(self.weights)
+
+    @property
+    def is_canonical(self):
+        """bool: whether the names of the tensors are ALGPT2's own in PyTorch, which transformers itself loads."""
+        return self.dialect is PYTORCH
+
+    def in_framework(self, framework):
+        """The same checkpoint with the weights of a framework (str), if the directory has them; otherwise itself."""
+        others = [found for found in find_weights(self.directory) if found[0].framework == framework]
+        if self.format.framework == framework or not others:
+            return self
+        return _open_weights(self.directory, self.stored, self.config, *others[0])
+
+    def read_weights(self, config=None):
+        """The values of all weights, each read once.
+
+        Args:
+            config: `ALGPT2Config` that they must fit; by default the checkpoint's.
+
+        Returns:
+            dict of str to numpy array.
+
+        Raises:
+            InputError: if they do not fit or are not finite.
+        """
+        arrays = {name: np.asarray(tensor) for name, tensor in self.weights.items()}
+        check_weights(config or self.config, arrays, source=self.path)
+        return arrays
+
+    @cached_property
+    def tokenizer(self):
+        """`transformers.PreTrainedTokenizerFast`, or `None`; an InputError if it does not fit the model."""
+        if not has_tokenizer(self.directory):
+            return None
+        tokenizer = load_tokenizer(self.directory)
+        check_vocabulary(tokenizer, self.config, self.directory)
+        return tokenizer
+
+    def require_tokenizer(self):
+        """The tokenizer; an InputError if there is none, or it has no token that ends a text."""
+        tokenizer = self.tokenizer or load_tokenizer(self.directory)
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{self.directory}: the tokenizer has no eos_token; name it in tokenizer_config.json")
+        return tokenizer
+
+    def model_config(self, **overrides):
+        """The configuration of a model with these weights: its special tokens are those of the tokenizer.
+
+        Args:
+            **overrides: as in `read_config`.
+
+        Returns:
+            `ALGPT2Config`.
+
+        Raises:
+            InputError: for a wrong value, or a tokenizer that does not fit.
+        """
+        tokens = special_token_ids(self.tokenizer) if self.tokenizer else {}
+        config = parse_config(self.stored, self.directory / CONFIG_FILE, **{**tokens, **overrides})
+        config.architectures = ["ALGPT2ForPreTraining" if self.has_sop_head else "ALGPT2LMHeadModel"]
+        return config
+
+    def at_depth(self, n_layer):
+        """The configuration of the same blocks at another depth.
+
+        Args:
+            n_layer: int; `None` means the checkpoint's own.
+
+        Returns:
+            `ALGPT2Config`.
+
+        Raises:
+            InputError: if the schedule cannot follow, or would need other blocks.
+        """
+        if n_layer is None:
+            return self.config
+        config = parse_config(self.stored, self.directory / CONFIG_FILE, n_layer=n_layer)
+        if config.n_block != self.config.n_block:
+            raise InputError(
+                f"--depth {n_layer}: needs {config.n_block} blocks, {self.directory} has {self.config.n_block}"
+            )
+        return config
+
+    def generation_config(self, config=None):
+        """How `generate` continues texts by default.
+
+        Args:
+            config: `ALGPT2Config`, whose special tokens are taken; by default `model_config()`.
+
+        Returns:
+            `transformers.GenerationConfig`.
+
+        Raises:
+            InputError: if generation_config.json is damaged.
+        """
+        config, path = config or self.model_config(), self.directory / GENERATION_FILE
+        if not path.is_file():
+            return GenerationConfig.from_model_config(config)
+        tokens = {name: getattr(config, name) for name in SPECIAL_TOKEN_FIELDS}
+        try:
+            return GenerationConfig.from_pretrained(self.directory, **tokens)
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise InputError(f"{path}: {error}; correct it, or delete it") from error
+
+
+def open_checkpoint(directory, framework="pytorch", weights=None, config=None):
+    """Open the weights of a directory in any dialect, without loading them.
+
+    Args:
+        directory: path.
+        framework: str, `"pytorch"` or `"tensorflow"`. Whose weights to take where a directory has both.
+        weights: tuple of `algpt2.checkpoints.formats.Format` and `Path`. Which of the weights of the directory to take.
+        config: `ALGPT2Config`, for a directory without config.json.
+
+    Returns:
+        `Checkpoint`.
+
+    Raises:
+        InputError: if a file is missing or damaged, or the tensors do not fit the configuration.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        raise InputError(f"{directory}: no such file or directory")
+    require_whole(directory)
+    path = directory / CONFIG_FILE
+    stored = config.to_dict() if config is not None and not path.exists() else read_json(path)
+    config = parse_config(stored, source=path)
+    found = [weights] if weights else sorted(find_weights(directory), key=lambda w: w[0].framework != framework)
+    if not found:
+        raise InputError(f"{directory}: holds no weights; expected one of {', '.join(kind.file for kind in FORMATS)}")
+    return _open_weights(directory, stored, config, *found[0])
+
+
+def _open_weights(directory, stored, config, kind, path):
+    try:
+        dialect, tensors = find_dialect(kind.naming, stored, read_weights(kind, path))
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+    canonical = dialect.to_canonical(config, tensors, source=path)
+    if config.tie_word_embeddings and "lm_head.weight" in canonical:
+        # Some writers store the tied matrix twice.
+        if not equal(canonical.pop("lm_head.weight"), canonical["transformer.wte.weight"]):
+            raise InputError(f"{path}: the head differs from the embedding, but tie_word_embeddings is true")
+    return Checkpoint(directory, stored, config, dialect, kind, path, canonical)
+
+
+def opened(source, framework="pytorch"):
+    """A checkpoint, opened unless it is.
+
+    Args:
+        source: `Checkpoint`; or str or path, a directory or the id of a hub repository.
+        framework: str, as in `open_checkpoint`.
+
+    Returns:
+        `Checkpoint`.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    return source if isinstance(source, Checkpoint) else open_checkpoint(find_checkpoint(source), framework)
+
+
+def write_checkpoint_weights(directory, config, weights, framework, dtype=None, max_shard_size="5GB", convert=None):
+    """Write the weights of ALGPT2 as one of the frameworks reads them.
+
+    Args:
+        directory: path of an existing directory.
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
+        framework: str, `"pytorch"` or `"tensorflow"`.
+        dtype: str, one of `DTYPES`; by default the one that holds all weights.
+        max_shard_size, convert: as in `algpt2.checkpoints.formats.write_weights`.
+    """
+    kind, dialect = (SAFETENSORS, PYTORCH) if framework == "pytorch" else (KERAS, keras_dialect(config))
+    write_dialect(directory, kind, dialect, config, weights, dtype, max_shard_size, convert)
+
+
+def write_dialect(directory, kind, dialect, config, weights, dtype=None, max_shard_size="5GB", convert=None):
+    """Write canonical weights as another system reads them.
+
+    Args:
+        kind: `algpt2.checkpoints.formats.Format`.
+        dialect: `algpt2.checkpoints.weight_maps.Dialect`.
+        directory, config, weights, dtype, max_shard_size, convert: as in `write_checkpoint_weights`; `convert` gets the
+            canonical names.
+    """
+    dtype = dtype or common_dtype(weights)
+    convert = convert or Casting(dtype)
+    ours = {name: canonical for canonical in weights for name in dialect.their_names(config, canonical)}
+    tensors = dialect.from_canonical(config, weights)
+    write_weights(kind, Path(directory), tensors, dtype, max_shard_size, lambda name, piece: convert(ours[name], piece))

@@ -1,0 +1,129 @@
+"""ALGPT2's own checkpoints: PyTorch's tensors have the canonical names, Keras's have paths in an HDF5 file."""
+
+from dataclasses import replace
+
+from algpt2.checkpoints.weight_maps.weight_map import TRANSPOSED, Dialect, Rule
+from algpt2.configuration import ALGPT2Config
+
+BACKBONE = "layers/tfalgpt2_backbone/layers"
+
+
+def algpt2_config(stored):
+    """The configuration of a config.json whose model_type is ALGPT2's.
+
+    Args:
+        stored: dict.
+
+    Returns:
+        `ALGPT2Config`.
+    """
+    return ALGPT2Config.from_dict(stored)
+
+
+def keras_block_numbers(config):
+    """The number of each block in a Keras file, which counts them in the order in which they are applied.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Returns:
+        list of int.
+
+    Example:
+        >>> keras_block_numbers(ALGPT2Config(layer_schedule=[2, 0, 1, 0]))
+        [1, 2, 0]
+    """
+    order = list(dict.fromkeys(config.layer_schedule))
+    return [order.index(block) for block in range(config.n_block)]
+
+
+def keras_names(tensors):
+    """Tensors of a Keras file with one name for the backbone, which a model for pretraining has in another layer.
+
+    Args:
+        tensors: dict of str to tensor.
+
+    Returns:
+        dict of str to tensor.
+
+    Example:
+        >>> keras_names({"layers/functional/layers/dense/vars/0": 1})
+        {'layers/tfalgpt2_backbone/layers/dense/vars/0': 1}
+    """
+    within = "layers/functional/layers/"
+    return {
+        f"{BACKBONE}/{name.removeprefix(within)}" if name.startswith(within) else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def keras_linear(theirs, ours):
+    """The rules of a Keras dense layer, by its path and the canonical name."""
+    return (Rule(f"{theirs}/vars/0", f"{ours}.weight", TRANSPOSED), Rule(f"{theirs}/vars/1", f"{ours}.bias"))
+
+
+def keras_norm(theirs, ours):
+    """The rules of a Keras layer normalization, by its path and the canonical name."""
+    return (Rule(f"{theirs}/vars/0", f"{ours}.weight"), Rule(f"{theirs}/vars/1", f"{ours}.bias"))
+
+
+PYTORCH = Dialect(
+    name="ALGPT2 (PyTorch)",
+    naming="pytorch",
+    matches=lambda stored, names: stored.get("model_type") == "algpt2",
+)
+# While project_out stood outside the transformer.
+PYTORCH_BEFORE = Dialect(
+    name="ALGPT2 before version 0.2 (PyTorch)",
+    naming="pytorch",
+    matches=lambda stored, names: stored.get("model_type") == "algpt2" and "project_out.bias" in names,
+    rules=tuple(Rule(f"project_out.{part}", f"transformer.project_out.{part}") for part in ("weight", "bias")),
+)
+
+KERAS = Dialect(
+    name="ALGPT2 (Keras)",
+    naming="keras",
+    matches=lambda stored, names: any("tfalgpt2_backbone" in name for name in names),
+    rules=(
+        Rule(f"{BACKBONE}/reversible_embedding/vars/0", "transformer.wte.weight"),
+        Rule(f"{BACKBONE}/reversible_embedding/vars/1", "lm_head.weight", TRANSPOSED),
+        Rule(f"{BACKBONE}/position_embedding/vars/0", "transformer.wpe.weight"),
+        *keras_norm(f"{BACKBONE}/tfalgpt2_block{{_b}}/ln_1", "transformer.h.{b}.ln_1"),
+        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/c_attn", "transformer.h.{b}.attn.c_attn"),
+        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/attn_c_proj", "transformer.h.{b}.attn.c_proj"),
+        *keras_norm(f"{BACKBONE}/tfalgpt2_block{{_b}}/ln_2", "transformer.h.{b}.ln_2"),
+        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/c_fc", "transformer.h.{b}.mlp.c_fc"),
+        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/mlp_c_proj", "transformer.h.{b}.mlp.c_proj"),
+        *keras_norm(f"{BACKBONE}/layer_normalization", "transformer.ln_f"),
+        *keras_linear(f"{BACKBONE}/dense", "transformer.project_in"),
+        *keras_linear(f"{BACKBONE}/dense_1", "transformer.project_out"),
+        *keras_linear("layers/sentence_order_head", "sop_classifier"),
+    ),
+    # The state of training and of random numbers, which Keras's own `save_weights` writes besides.
+    dropped=(r"optimizer/.*", r"(.*/)?seed_generator/.*"),
+    block_numbers=keras_block_numbers,
+)
+# Tied projections are one layer, which keeps both biases.
+KERAS_TIED = replace(
+    KERAS,
+    matches=lambda stored, names: f"{BACKBONE}/reversible_dense/vars/0" in names,
+    rules=(
+        *keras_linear(f"{BACKBONE}/reversible_dense", "transformer.project_in"),
+        Rule(f"{BACKBONE}/reversible_dense/vars/2", "transformer.project_out.bias"),
+        *KERAS.rules,
+    ),
+)
+# While project_out stood outside the transformer.
+KERAS_BEFORE = replace(
+    KERAS,
+    name="ALGPT2 before version 0.2 (Keras)",
+    matches=lambda stored, names: "layers/dense/vars/0" in names,
+    rules=(*keras_linear("layers/dense", "transformer.project_out"), *KERAS.rules),
+)
+# All of ALGPT2 itself.
+DIALECTS = (PYTORCH, PYTORCH_BEFORE, KERAS, KERAS_TIED, KERAS_BEFORE)
+
+
+def keras_dialect(config):
+    """The dialect that Keras writes for a configuration."""
+    return KERAS_TIED if config.tie_projections else KERAS

@@ -1,0 +1,172 @@
+"""What a dialect is: a table from the tensor names of one system to the canonical ones."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from algpt2.checkpoints.formats.lazy_tensor import join, lazy
+from algpt2.checkpoints.weights import raise_for_faults, sop_shapes, tensor_fault, weight_shapes
+from algpt2.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the values of a canonical weight lie in a tensor of another system.
+
+    Args:
+        shape: function from an `ALGPT2Config` and the canonical shape to the shape there.
+        transposed: bool. Whether a matrix has its inputs first there.
+    """
+
+    shape: Callable
+    transposed: bool = False
+
+    def to_canonical(self, tensor, shape):
+        """The tensor as the canonical weight of this shape."""
+        return tensor.reshape(shape[::-1]).T if self.transposed else tensor.reshape(shape)
+
+    def from_canonical(self, config, tensor):
+        """The canonical weight as the tensor there."""
+        shape = self.shape(config, tensor.shape)
+        return (tensor.T if self.transposed else tensor).reshape(shape)
+
+
+SAME = Layout(lambda config, shape: shape)
+TRANSPOSED = Layout(lambda config, shape: shape[::-1], transposed=True)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of a table.
+
+    Args:
+        theirs: str, or tuple of str for the parts of a weight that they keep apart. `{b}` stands for the number of a
+            block; `{_b}` for a number as Keras counts, nothing for the first, then `_1`, `_2`, ...
+        ours: str. The canonical name.
+        layout: `Layout`.
+    """
+
+    theirs: str | tuple
+    ours: str
+    layout: Layout = SAME
+
+    def their_names(self, block):
+        """list of str: the names there, for the number of a block, an int or `None`."""
+        names = [self.theirs] if isinstance(self.theirs, str) else self.theirs
+        suffix = f"_{block}" if block else ""
+        return [name.replace("{b}", str(block)).replace("{_b}", suffix) for name in names]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one system names its tensors.
+
+    Args:
+        name: str. The system.
+        naming: str. That of its files, as in `algpt2.checkpoints.formats.Format`.
+        matches: function from the content of config.json, a dict, and the names of the tensors, a set of str, to
+            whether they are this system's.
+        rules: tuple of `Rule`; canonical names that no rule mentions are used as they are.
+        dropped: tuple of str, patterns of the names that have no counterpart here.
+        block_numbers: function from an `ALGPT2Config` to the number that each block has there, a list of int; by
+            default its own.
+    """
+
+    name: str
+    naming: str
+    matches: Callable
+    rules: tuple = ()
+    dropped: tuple = ()
+    block_numbers: Callable = field(default=lambda config: list(range(config.n_block)))
+
+    def to_canonical(self, config, tensors, source="checkpoint"):
+        """The weights by their canonical names and in the canonical layout.
+
+        Args:
+            config: `ALGPT2Config`.
+            tensors: dict of str to `LazyTensor`, by the names there.
+            source: str or path. Names the tensors in the error.
+
+        Returns:
+            dict of str to `LazyTensor`: all weights of the configuration, those of a sentence-order head if they are
+            there, and `lm_head.weight` also where it is tied but stored a second time.
+
+        Raises:
+            InputError: lists everything missing, unexpected, misshapen or not of a float type, by the names there.
+        """
+        left = {name: tensor for name, tensor in tensors.items() if not self._is_dropped(name)}
+        required, weights, faults = weight_shapes(config), {}, []
+        optional = {"lm_head.weight": (config.vocab_size, config.embedding_width), **sop_shapes(config)}
+        for ours, shape in {**optional, **required}.items():
+            rule, names = self._find(config, ours)
+            part_shape = (shape[0] // len(names), *shape[1:])
+            expected = rule.layout.shape(config, part_shape)
+            if ours not in required and not any(name in left for name in names):
+                continue
+            faults += [f"missing: {name} {expected}" for name in names if name not in left]
+            parts = {name: left.pop(name) for name in names if name in left}
+            found = [fault for name, part in parts.items() if (fault := tensor_fault(name, part, expected))]
+            faults += found
+            if len(parts) == len(names) and not found:
+                canonical = [rule.layout.to_canonical(part, part_shape) for part in parts.values()]
+                weights[ours] = canonical[0] if len(names) == 1 else join(canonical)
+        raise_for_faults([*faults, *(f"unexpected: {name} {tensor.shape}" for name, tensor in left.items())], source)
+        if not weights.keys().isdisjoint(sop_shapes(config)) and not weights.keys() >= sop_shapes(config).keys():
+            raise_for_faults(["missing: one of weight and bias of the sentence-order head"], source)
+        return weights
+
+    def from_canonical(self, config, weights):
+        """The tensors by the names and in the layout of this dialect.
+
+        Args:
+            config: `ALGPT2Config`.
+            weights: dict of str to numpy array or `LazyTensor`, canonical.
+
+        Returns:
+            dict of str to `LazyTensor`.
+        """
+        tensors = {}
+        for ours, weight in weights.items():
+            rule, names = self._find(config, ours)
+            rows = weight.shape[0] // len(names)
+            for index, name in enumerate(names):
+                part = lazy(weight).rows(index * rows, (index + 1) * rows) if len(names) > 1 else lazy(weight)
+                tensors[name] = rule.layout.from_canonical(config, part)
+        return tensors
+
+    def their_names(self, config, ours):
+        """list of str: what a canonical weight is called in this dialect."""
+        return self._find(config, ours)[1]
+
+    def _find(self, config, ours):
+        for rule in self.rules:
+            match = re.fullmatch(re.escape(rule.ours).replace(r"\{b\}", r"(?P<b>\d+)"), ours)
+            if match:
+                block = match.groupdict().get("b")
+                number = None if block is None else self.block_numbers(config)[int(block)]
+                return rule, rule.their_names(number)
+        return Rule(ours, ours), [ours]
+
+    def _is_dropped(self, name):
+        return any(re.fullmatch(pattern, name) for pattern in self.dropped)
+
+
+def pytorch_names(tensors):
+    """Tensors of a PyTorch model with the prefix that a bare transformer, saved without its head, leaves out.
+
+    Args:
+        tensors: dict of str to tensor.
+
+    Returns:
+        dict of str to tensor.
+
+    Raises:
+        InputError: if a tensor is there both with and without the prefix.
+    """
+    if not any(name.startswith(("wte.", "wpe.", "h.", "ln_f.")) for name in tensors):
+        return tensors
+    bare = re.compile(r"(wte|wpe|h|ln_f|project_in|project_out|expand_embeddings|projection_layer)\..*")
+    prefixed = {f"transformer.{name}" if bare.match(name) else name: tensor for name, tensor in tensors.items()}
+    if len(prefixed) != len(tensors):
+        raise InputError("some tensors are there twice, with and without the prefix `transformer.`")
+    return prefixed

@@ -1,0 +1,164 @@
+"""Canonical weights: the names and shapes that a configuration implies, and the one check of every reader."""
+
+import math
+
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, is_finite, pieces
+from algpt2.errors import InputError
+
+# So many faults are listed in an error; a wrong configuration may make one of every tensor.
+LISTED = 12
+
+
+def weight_shapes(config):
+    """The name and shape of every canonical weight, in PyTorch's names and (out, in) layout; tied tensors once.
+
+    These are the weights of the language model; `sop_shapes` are those that a model for pretraining has besides.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Returns:
+        dict of str to tuple of int.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> weight_shapes(ALGPT2Config())["transformer.project_in.weight"]
+        (768, 128)
+    """
+    hidden, embedding, inner = config.n_embd, config.embedding_width, config.inner_width
+    shapes = {
+        "transformer.wte.weight": (config.vocab_size, embedding),
+        "transformer.wpe.weight": (config.n_positions, embedding),
+    }
+    if config.is_factorized:
+        shapes["transformer.project_in.weight"] = (hidden, embedding)
+        shapes["transformer.project_in.bias"] = (hidden,)
+    for block in range(config.n_block):
+        prefix = f"transformer.h.{block}"
+        for norm in ("ln_1", "ln_2"):
+            shapes[f"{prefix}.{norm}.weight"] = shapes[f"{prefix}.{norm}.bias"] = (hidden,)
+        for name, inputs, outputs in (
+            ("attn.c_attn", hidden, 3 * hidden),
+            ("attn.c_proj", hidden, hidden),
+            ("mlp.c_fc", hidden, inner),
+            ("mlp.c_proj", inner, hidden),
+        ):
+            shapes[f"{prefix}.{name}.weight"] = (outputs, inputs)
+            shapes[f"{prefix}.{name}.bias"] = (outputs,)
+    shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (hidden,)
+    if config.is_factorized:
+        if not config.tie_projections:
+            shapes["transformer.project_out.weight"] = (embedding, hidden)
+        shapes["transformer.project_out.bias"] = (embedding,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, embedding)
+    return shapes
+
+
+def sop_shapes(config):
+    """The name and shape of the weights of the sentence-order head, which a checkpoint has both or neither of.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Returns:
+        dict of str to tuple of int.
+    """
+    return {"sop_classifier.weight": (2, config.n_embd), "sop_classifier.bias": (2,)}
+
+
+def has_sop_head(weights):
+    """bool: whether weights, by their canonical names, are those of a model with a sentence-order head."""
+    return "sop_classifier.weight" in weights
+
+
+def parameter_count(config):
+    """The number of parameters of a language model with this configuration; tied tensors count once.
+
+    A sentence-order head adds `2 * n_embd + 2`, which are not counted: only pretraining uses them.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> parameter_count(ALGPT2Config())
+        13850880
+    """
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
+def check_weights(config, weights, source="checkpoint"):
+    """Raise unless `weights` are exactly those of `config`: every tensor once, in shape, of a finite float type.
+
+    The sentence-order head may be there or not.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`.
+        source: str or path. Names the weights in the error.
+
+    Raises:
+        InputError: lists everything missing, unexpected, misshapen or not finite.
+    """
+    shapes = weight_shapes(config)
+    if not weights.keys().isdisjoint(sop_shapes(config)):
+        shapes |= sop_shapes(config)
+    check_tensors(shapes, weights, source)
+
+
+def check_tensors(shapes, tensors, source, reference="configuration"):
+    """Raise unless `tensors` are exactly those expected: each once, in shape, of a finite float type.
+
+    Args:
+        shapes: dict of str to tuple of int, what is expected.
+        tensors: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`.
+        source: str or path. Names the tensors in the error.
+        reference: str. What they must fit.
+
+    Raises:
+        InputError: lists everything missing, unexpected, misshapen or not finite.
+    """
+    faults = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in tensors]
+    faults += [f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in shapes]
+    found = {name: tensor_fault(name, tensors[name], shapes[name]) for name in shapes.keys() & tensors.keys()}
+    faults += filter(None, found.values())
+    for name in (name for name in tensors if name in found and not found[name]):
+        if not all(is_finite(piece) for piece in pieces(tensors[name])):
+            faults.append(not_finite(name))
+    raise_for_faults(faults, source, reference)
+
+
+def tensor_fault(name, tensor, shape):
+    """What is wrong with the shape or the type of a tensor.
+
+    Args:
+        name: str.
+        tensor: numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`.
+        shape: tuple of int, as expected.
+
+    Returns:
+        str, or `None` if nothing is.
+    """
+    if tensor.shape != shape:
+        return f"misshapen: {name} is {tensor.shape}, expected {shape}"
+    if tensor.dtype not in DTYPES.values():
+        return f"not a float type: {name} is {tensor.dtype}"
+    return None
+
+
+def not_finite(name):
+    """str: that a tensor, of this name, is not finite."""
+    return f"not finite: {name} holds NaN or infinity"
+
+
+def raise_for_faults(faults, source, reference="configuration"):
+    """Raise an InputError that lists the faults of tensors, if there are any.
+
+    Args:
+        faults: list of str.
+        source: str or path. Names the tensors.
+        reference: str. What they must fit.
+    """
+    if not faults:
+        return
+    listing = "; ".join(faults[:LISTED]) + (f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else "")
+    noun, verb = ("tensor", "does") if len(faults) == 1 else ("tensors", "do")
+    raise InputError(f"{source}: {len(faults)} {noun} {verb} not fit the {reference}: {listing}")

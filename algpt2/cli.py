@@ -1,0 +1,84 @@
+"""What the command lines share: their help, their number types, and the arguments of a checkpoint."""
+
+import argparse
+import re
+import sys
+from typing import NamedTuple
+
+
+class Framework(NamedTuple):
+    """One of the two frameworks.
+
+    Args:
+        title: str. Its name, as people write it.
+        package: str. The package of its model and its commands.
+        library: str. The library of its models, as the Hugging Face hub calls it.
+        carry: str. The command of `python -m convert` that carries a run of it to the other one.
+    """
+
+    title: str
+    package: str
+    library: str
+    carry: str
+
+
+FRAMEWORKS = {
+    "pytorch": Framework("PyTorch", "algpt2_pt", "transformers", "pt2tf"),
+    "tensorflow": Framework("TensorFlow", "algpt2_tf", "keras-hub", "tf2pt"),
+}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every argument that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def _number(convert, low, name, high=sys.float_info.max):
+    def parse(text):
+        value = convert(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    # argparse shows the name where the value is wrong.
+    parse.__name__, parse.__doc__ = name, f"A {name} from a command line."
+    return parse
+
+
+def byte_size(text):
+    """A size from a command line, such as `5GB`, as `huggingface_hub` and transformers take it."""
+    if not re.fullmatch(r"[1-9]\d*[KMGT]B", text.upper()):
+        raise ValueError
+    return text.upper()
+
+
+byte_size.__name__ = "size such as 500MB or 5GB"
+positive_int = _number(int, 1, "positive integer")
+natural_int = _number(int, 0, "non-negative integer")
+positive_float = _number(float, sys.float_info.min, "positive number")
+natural_float = _number(float, 0, "non-negative number")
+probability = _number(float, sys.float_info.min, "probability above 0", high=1)
+seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)
+
+
+def checkpoint_parser(framework, program, description):
+    """The command line of a program that reads a checkpoint.
+
+    Args:
+        framework: str, of `FRAMEWORKS`, which computes.
+        program: str. The module of the framework's package.
+        description: str.
+
+    Returns:
+        `argparse.ArgumentParser`; a framework may add its own arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {FRAMEWORKS[framework].package}.{program}",
+        description=f"{description}, in {FRAMEWORKS[framework].title}.",
+        formatter_class=HelpFormatter,
+    )
+    parser.set_defaults(framework=framework)
+    parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
+    return parser

@@ -1,0 +1,239 @@
+"""The history of one or several runs as a figure, and several runs as a table."""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from algpt2.atomic import files_replaced_in
+from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config
+from algpt2.checkpoints.weights import parameter_count
+from algpt2.cli import HelpFormatter
+from algpt2.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
+from algpt2.errors import InputError, exit_on_error
+from algpt2.tables import markdown_table
+from algpt2.training.figure import draw_perplexity
+from algpt2.training.history import HISTORY_FILE, read_history
+from algpt2.training.run_directory import ARGUMENTS_FILE
+
+# What the text that runs are evaluated on depends on.
+TEXT_ARGUMENTS = ("dataset", "validation", "text_column", "detokenize", "control_code")
+COLUMNS = {
+    "run": "run",
+    "framework": "framework",
+    "parameters": "parameters",
+    "steps": "steps",
+    "tokens": "tokens",
+    "tokens_per_second": "tokens/s",
+    "protocol": "protocol",
+    "best_eval_perplexity": "best eval ppl",
+    "best_step": "at step",
+    "last_eval_perplexity": "last eval ppl",
+    "last_step": "at step",
+    "last_train_perplexity": "last train ppl",
+}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run directory tells of its run, finished or still going.
+
+    Args:
+        label: str. The shortest end of its path that tells it from the others.
+        arguments: dict. The command line.
+        records: list of dict. The history.
+        parameters: int, or `None` while there is no configuration.
+        tokenizer: str. A hash of the tokenizer, or `None` if there is none.
+    """
+
+    label: str
+    arguments: dict
+    records: list
+    parameters: int | None
+    tokenizer: str | None
+
+    @property
+    def protocol(self):
+        """str: how the text was cut to evaluate."""
+        return self.arguments.get("eval_protocol") or "stream"
+
+    def row(self):
+        """dict: the run's line of the table, `None` for what is not known."""
+        evaluations = [record for record in self.records if "eval_perplexity" in record]
+        training = [record for record in self.records if "train_perplexity" in record]
+        speeds = [record["tokens_per_second"] for record in self.records if "tokens_per_second" in record]
+        best = min(evaluations, key=lambda record: record["eval_perplexity"], default={})
+        last = evaluations[-1] if evaluations else {}
+        values = (
+            self.label,
+            self.arguments.get("framework"),
+            self.parameters,
+            max(record["step"] for record in self.records),
+            max(record["tokens"] for record in self.records),
+            statistics.median(speeds) if speeds else None,
+            self.protocol,
+            best.get("eval_perplexity"),
+            best.get("step"),
+            last.get("eval_perplexity"),
+            last.get("step"),
+            training[-1]["train_perplexity"] if training else None,
+        )
+        return dict(zip(COLUMNS, values, strict=True))
+
+
+def read_runs(directories):
+    """The runs of some run directories.
+
+    Args:
+        directories: list of path.
+
+    Returns:
+        list of `FinishedRun`.
+
+    Raises:
+        InputError: if one is no run directory, is damaged or is given twice.
+    """
+    runs = []
+    for directory, label in zip(map(Path, directories), labels(directories), strict=True):
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no such directory")
+        if not (directory / ARGUMENTS_FILE).is_file():
+            raise InputError(f"{directory}: not a run directory, which holds {ARGUMENTS_FILE} and {HISTORY_FILE}")
+        try:
+            arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{directory / ARGUMENTS_FILE}: not readable as JSON ({error})") from error
+        if not isinstance(arguments, dict):
+            raise InputError(f"{directory / ARGUMENTS_FILE}: expected a JSON object")
+        has_config = (directory / CONFIG_FILE).is_file()
+        runs.append(
+            FinishedRun(
+                label,
+                arguments,
+                read_history(directory / HISTORY_FILE),
+                parameter_count(read_config(directory)) if has_config else None,
+                _tokenizer_hash(directory / TOKENIZER_FILE),
+            )
+        )
+    return runs
+
+
+def labels(directories):
+    """The shortest ends of some paths that tell them apart.
+
+    Args:
+        directories: list of path.
+
+    Returns:
+        list of str.
+
+    Raises:
+        InputError: if two are the same.
+
+    Example:
+        >>> labels(["runs/gpt2", "old/runs/shared", "runs/shared/"])[:2]
+        ['gpt2', 'old/runs/shared']
+    """
+    paths = [Path(os.path.abspath(directory)).parts for directory in directories]
+    if len(set(paths)) < len(paths):
+        raise InputError("the same run is given twice; give every run once")
+    result = []
+    for path in paths:
+        others = [other for other in paths if other != path]
+        count = 1
+        while any(other[-count:] == path[-count:] for other in others):
+            count += 1
+        result.append(str(Path(*path[-count:])))
+    return result
+
+
+def add_arguments(parser):
+    """Add the arguments of the comparison to a command line.
+
+    Args:
+        parser: `argparse.ArgumentParser`.
+    """
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, of either framework")
+    parser.add_argument(
+        "--output-dir",
+        default="runs/comparison",
+        metavar="DIR",
+        help="where comparison.md, comparison.csv and comparison.png go",
+    )
+
+
+def compare(arguments):
+    """Write a figure and a table of several runs, and print the table.
+
+    Args:
+        arguments: `argparse.Namespace` with the `runs` and the `output_dir` of `add_arguments`.
+
+    Raises:
+        InputError: if a run cannot be read or the directory not be written.
+    """
+    runs = read_runs(arguments.runs)
+    rows = [run.row() for run in runs]
+    table = markdown_table([COLUMNS.values(), *([_cell(value) for value in row.values()] for row in rows)]) + "\n"
+    text = table + "".join(f"\n{note}\n" for note in _notes(runs))
+    protocols = dict.fromkeys(run.protocol for run in runs)
+    directory = Path(arguments.output_dir)
+    with files_replaced_in(directory) as temporary:
+        (temporary / "comparison.md").write_text(text, encoding="utf-8")
+        with (temporary / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        draw_perplexity(
+            {run.label: run.records for run in runs}, temporary / "comparison.png", protocol=", ".join(protocols)
+        )
+    print(text, end="")
+    print(f"\nwrote {directory}")
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _notes(runs):
+    """What keeps the perplexities of the runs from being compared."""
+    parts = {
+        "tokenizers": {run.tokenizer for run in runs},
+        "evaluation protocols": {run.protocol for run in runs},
+        "evaluation texts": {tuple(run.arguments.get(name) for name in TEXT_ARGUMENTS) for run in runs},
+        "block lengths": {run.arguments.get("length") for run in runs},
+    }
+    different = [name for name, values in parts.items() if len(values) > 1]
+    if "tokenizers" in different:
+        yield (
+            "The runs have different tokenizers: a perplexity per token says nothing across them. Compare perplexities "
+            "per word or bits per byte instead, as `evaluate` prints them."
+        )
+    others = [name for name in different if name != "tokenizers"]
+    if others:
+        yield f"The runs have different {' and '.join(others)}: their perplexities are not comparable."
+
+
+def _tokenizer_hash(path):
+    if not path.is_file():
+        return None
+    try:
+        return tokenizer_hash(path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m algpt2.run", description="Look at runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("compare", help="one figure and one table of runs", formatter_class=HelpFormatter)
+    add_arguments(command)
+    arguments = parser.parse_args(argv)
+    with exit_on_error(parser.prog):
+        compare(arguments)

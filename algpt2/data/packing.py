@@ -1,0 +1,342 @@
+"""Documents to one stream of tokens on disk, the stream to blocks, and the order in which training sees them."""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from tokenizers import Tokenizer
+from tqdm.auto import tqdm
+
+from algpt2.atomic import WriteError, directory_replaced, storage_error
+from algpt2.data.corpus import Documents
+from algpt2.data.tokenizer import safe_cut, safe_pieces
+from algpt2.errors import InputError
+
+CACHE_VARIABLE = "ALGPT2_CACHE"
+# Another number where the same text and tokenizer give other files.
+CACHE_FORMAT = 1
+TOKENS_FILE, STARTS_FILE, FACTS_FILE = "tokens.bin", "starts.bin", "text.json"
+# Characters of the texts that are tokenized at once; one more text is about this many.
+BATCH, TEXT_COST = 1 << 20, 128
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """The tokens of a text, and what its perplexity per word and per byte needs.
+
+    Args:
+        tokens: int array (tokens,).
+        starts: int64 array (rows + 1,). Row i is `tokens[starts[i]:starts[i + 1]]`, a document or a line.
+        words: int. The white-space separated words of the text.
+        bytes: int. The length of the text in UTF-8.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    words: int
+    bytes: int
+
+
+def tokenize(documents, tokenizer, by="document", cache=None):
+    """The tokens of some documents, made once and kept in files that are read as they are needed.
+
+    Args:
+        documents: `algpt2.data.corpus.Documents`, or an iterable of str, whose tokens stay in memory.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        by: str. `"document"` ends every document with the end-of-text token; `"line"` makes a row of every line that
+            is not empty, without an end.
+        cache: path of the directory of the files. By default that of the environment variable `ALGPT2_CACHE`, or
+            `~/.cache/algpt2`.
+
+    Returns:
+        `TokenizedText`. Words and bytes are those of the text before it was detokenized.
+
+    Raises:
+        InputError: if the documents cannot be read, or the files cannot be written.
+
+    Example:
+        >>> from algpt2.data.tokenizer import train_tokenizer
+        >>> text = tokenize(["low lower"], train_tokenizer(["low lower lowest"] * 10, vocab_size=260))
+        >>> int(text.tokens[-1]), text.words, text.bytes
+        (0, 2, 9)
+    """
+    # A copy: whatever the tokenizer does to texts that are too long or too short, it does not do it here.
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    if not isinstance(documents, Documents):
+        encoder = _Encoder(Documents.of(documents), backend, tokenizer.eos_token_id, by)
+        tokens, ends = map(np.concatenate, zip(*encoder, strict=True))
+        return TokenizedText(tokens, ends, encoder.words, encoder.bytes)
+
+    parts = [CACHE_FORMAT, documents.fingerprint(), backend.to_str(), tokenizer.eos_token_id, by]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    root = Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "algpt2")
+    text = _mapped(root / key)
+    if text is None:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            # Of several processes that want the same text one makes it. The system frees the lock of a killed one.
+            with FileLock(root / f"{key}.lock"):
+                text = _mapped(root / key)
+                if text is None:
+                    encoder = _Encoder(documents, backend, tokenizer.eos_token_id, by)
+                    _write(encoder, root / key)
+                    text = _mapped(root / key)
+        except (OSError, WriteError) as error:
+            cause = storage_error(error)
+            raise WriteError(
+                f"{root}: tokens cannot be written there ({getattr(cause, 'strerror', None) or cause}); "
+                f"name a directory with room in the environment variable {CACHE_VARIABLE}"
+            ) from cause
+    return text
+
+
+class _Encoder:
+    """Iterates over the tokens of documents in batches, each with the places where rows end; counts the source."""
+
+    def __init__(self, documents, backend, end, by):
+        self.documents, self.backend, self.end, self.by = documents, backend, end, by
+        self.words = self.bytes = 0
+        self.dtype = np.dtype(np.uint16 if max(backend.get_vocab().values()) < 1 << 16 else np.uint32)
+
+    def __iter__(self):
+        # The first row starts at 0.
+        yield np.zeros(0, self.dtype), np.zeros(1, np.int64)
+        position = 0
+        for batch in _batches(self._texts()):
+            texts = [text for text, _ in batch if text is not None]
+            encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+            ids = [[self.end] if text is None else next(encodings).ids for text, _ in batch]
+            ends = position + np.cumsum([len(i) for i in ids])
+            tokens = np.fromiter(itertools.chain.from_iterable(ids), self.dtype, ends[-1] - position)
+            position = ends[-1]
+            yield tokens, ends[[row_ends for _, row_ends in batch]]
+
+    def _texts(self):
+        """Yields texts to tokenize, or None for the end-of-text token, and whether a row ends there."""
+        cut = safe_cut(self.backend)
+        size = self.documents.size
+        with tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, leave=False, delay=2, disable=None) as bar:
+            for pieces in self.documents.pieces():
+                texts = self._counted(pieces, bar)
+                if self.by == "line":
+                    yield from ((line, True) for line in _lines(texts) if line.strip())
+                else:
+                    yield from ((text, False) for text in safe_pieces(texts, cut))
+                    yield None, True
+
+    def _counted(self, pieces, bar):
+        for piece in pieces:
+            self.words += piece.words
+            self.bytes += piece.bytes
+            bar.update(piece.bytes)
+            yield piece.text
+
+
+def _batches(texts):
+    batch, size = [], 0
+    for text, row_ends in texts:
+        batch.append((text, row_ends))
+        size += TEXT_COST + len(text or "")
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _lines(texts):
+    """The lines of a document, whose pieces may be cut within a line."""
+    rest = ""
+    for text in texts:
+        *lines, rest = (rest + text).splitlines(keepends=True) or [""]
+        yield from (line.splitlines()[0] for line in lines)
+    yield from rest.splitlines()
+
+
+def _write(encoder, directory):
+    with directory_replaced(directory) as new:
+        token_count = row_count = 0
+        with (new / TOKENS_FILE).open("wb") as tokens_file, (new / STARTS_FILE).open("wb") as starts_file:
+            for tokens, starts in encoder:
+                tokens_file.write(tokens.data)
+                starts_file.write(starts.astype(np.int64).data)
+                token_count, row_count = token_count + len(tokens), row_count + len(starts)
+        facts = {"dtype": encoder.dtype.name, "tokens": token_count, "starts": row_count}
+        facts |= {"words": encoder.words, "bytes": encoder.bytes}
+        (new / FACTS_FILE).write_text(json.dumps(facts))
+
+
+def _mapped(directory):
+    """The text that a directory holds; None if it holds none, or not all of it."""
+    try:
+        facts = json.loads((directory / FACTS_FILE).read_text())
+        tokens = _mapped_array(directory / TOKENS_FILE, facts["dtype"], facts["tokens"])
+        starts = _mapped_array(directory / STARTS_FILE, "int64", facts["starts"])
+        return TokenizedText(tokens, starts, facts["words"], facts["bytes"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mapped_array(path, dtype, length):
+    if path.stat().st_size != length * np.dtype(dtype).itemsize:
+        raise ValueError
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype=dtype, mode="r") if length else np.zeros(0, dtype)
+
+
+class Blocks:
+    """The rows that a model is trained on, all of one length.
+
+    Args:
+        text: `TokenizedText`.
+        length: int. The tokens of a row.
+        packing: str. `"stream"` cuts all tokens in a row into blocks and leaves the rest out; `"line"` makes a block
+            of every row of the text, cut or padded to the length; rows of one token have nothing to predict and are
+            left out.
+        padding: int. The token id that pads lines.
+
+    Raises:
+        InputError: if the text does not fill one block.
+    """
+
+    def __init__(self, text, length, packing="stream", padding=0):
+        self.text, self.length, self.packing, self.padding = text, length, packing, padding
+        if packing == "stream":
+            self._count = len(text.tokens) // length
+            self._stream = text.tokens[: self._count * length].reshape(self._count, length)
+        else:
+            self._lines = np.flatnonzero(np.diff(text.starts) > 1)
+            self._count = len(self._lines)
+        if self._count == 0:
+            raise InputError(
+                f"the text has {len(text.tokens)} tokens, fewer than one block of {length}; give more text"
+            )
+
+    def __len__(self):
+        return self._count
+
+    def rows(self, indices):
+        """Some blocks.
+
+        Args:
+            indices: int array (n,).
+
+        Returns:
+            tuple of ids, int32 (n, length), and mask, int32 (n, length), 0 for padding.
+        """
+        if self.packing == "stream":
+            ids = self._stream[indices].astype(np.int32)
+            return ids, np.ones_like(ids)
+        lines = self._lines[indices]
+        starts = np.asarray(self.text.starts[lines])[:, None]
+        ends = np.asarray(self.text.starts[lines + 1])[:, None]
+        places = starts + np.arange(self.length)
+        mask = places < ends
+        ids = np.where(mask, self.text.tokens[np.minimum(places, ends - 1)], self.padding)
+        return ids.astype(np.int32), mask.astype(np.int32)
+
+
+class TrainingOrder:
+    """The block of every training sample: all blocks in a new random order, epoch after epoch.
+
+    Args:
+        block_count: int.
+        sample_count: int. The samples of a run: steps times batch size.
+        seed: int.
+
+    Example:
+        >>> order = TrainingOrder(block_count=3, sample_count=6, seed=0)
+        >>> sorted(order[np.arange(3)].tolist()), sorted(order[np.arange(3, 6)].tolist())
+        ([0, 1, 2], [0, 1, 2])
+    """
+
+    def __init__(self, block_count, sample_count, seed):
+        self.block_count, self.sample_count, self.seed = block_count, sample_count, seed
+        # A batch may reach into the next epoch.
+        self._permutation = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch):
+        # Half the memory of int64, in the same order.
+        dtype = np.int32 if self.block_count < 1 << 31 else np.int64
+        return np.random.default_rng([self.seed, epoch]).permutation(np.arange(self.block_count, dtype=dtype))
+
+    def __len__(self):
+        return self.sample_count
+
+    def __getitem__(self, samples):
+        """The blocks of some samples.
+
+        Args:
+            samples: int array (n,).
+
+        Returns:
+            int64 array (n,).
+        """
+        epochs, places = np.divmod(np.asarray(samples, dtype=np.int64), self.block_count)
+        blocks = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            blocks[here] = self._permutation(int(epoch))[places[here]]
+        return blocks
+
+    def coins(self, samples):
+        """A fair coin for every sample.
+
+        Args:
+            samples: int array (n,).
+
+        Returns:
+            bool array (n,).
+        """
+        return np.array([np.random.default_rng([self.seed, 1, int(s)]).random() < 0.5 for s in samples])
+
+
+def block_length(length, config):
+    """The tokens of a block.
+
+    Args:
+        length: int, as `--length`; `None` means the configuration's `n_positions`.
+        config: `ALGPT2Config`.
+
+    Returns:
+        int.
+
+    Raises:
+        InputError: if a block has nothing to predict, or does not fit the model.
+    """
+    length = length or config.n_positions
+    if not 2 <= length <= config.n_positions:
+        raise InputError(f"--length {length} must be at least 2 and at most n_positions, {config.n_positions}")
+    return length
+
+
+def pack_corpus(corpus, tokenizer, length, packing="stream", eval_protocol="stream"):
+    """The tokens of a corpus as training and evaluation take them.
+
+    Args:
+        corpus: `algpt2.data.corpus.Corpus`.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        length: int. The tokens of a block.
+        packing, eval_protocol: str, `"stream"` or `"line"`.
+
+    Returns:
+        tuple of `Blocks` and `TokenizedText`.
+
+    Raises:
+        InputError: if either text is too short.
+    """
+    by = {"stream": "document", "line": "line"}
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    training = tokenize(corpus.train, tokenizer, by=by[packing])
+    validation = tokenize(corpus.validation, tokenizer, by=by[eval_protocol])
+    if len(validation.tokens) < 2:
+        raise InputError("the validation text has no token to predict; give more text")
+    return Blocks(training, length, packing, padding), validation

@@ -1,0 +1,1 @@
+"""Perplexity, by protocols that both frameworks share."""

@@ -1,0 +1,1 @@
+"""Continuations of texts, by functions that either framework gives."""

@@ -1,0 +1,257 @@
+"""The arguments of training: what can be given, what a resumed run takes from its record, and the configuration."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from algpt2.checkpoints.checkpoint import read_config
+from algpt2.cli import FRAMEWORKS, HelpFormatter, natural_float, natural_int, positive_float, positive_int, seed
+from algpt2.configuration import PATTERNS, PRESETS, ALGPT2Config, layer_schedule, parse_overrides
+from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
+from algpt2.errors import InputError
+from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
+from algpt2.training.run_directory import ARGUMENTS_FILE
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+# What may differ when a run is resumed, since the weights do not depend on it.
+CHANGEABLE = {
+    *("resume", "overwrite", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
+    *("device", "strategy", "push_to_hub"),
+}
+
+
+def train_parser(framework, loop):
+    """The command line of training, the same for both frameworks.
+
+    Args:
+        framework: str, of `algpt2.cli.FRAMEWORKS`, recorded with the arguments.
+        loop: str. Whose loop trains.
+
+    Returns:
+        `argparse.ArgumentParser`; a framework may add its own arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {FRAMEWORKS[framework].package}.train",
+        description=f"Train ALGPT2 in {FRAMEWORKS[framework].title}, with {loop}.",
+        formatter_class=HelpFormatter,
+    )
+    # The text is recorded with the arguments, so that a resumed run knows it again; the steps for whoever reads them.
+    parser.set_defaults(framework=framework, text=None, steps=None)
+    _add_model_arguments(parser.add_argument_group("model"))
+    _add_data_arguments(parser.add_argument_group("data"))
+    _add_training_arguments(parser.add_argument_group("training"))
+    _add_output_arguments(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_model_arguments(group):
+    base = group.add_mutually_exclusive_group()
+    base.add_argument(
+        "--preset", choices=PRESETS, default="algpt2-tiny", metavar="NAME", help=f"one of {', '.join(PRESETS)}"
+    )
+    base.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
+    base.add_argument("--init-from", metavar="DIR", help="a checkpoint to go on from, with its tokenizer")
+    group.add_argument(
+        "--sharing", metavar="PATTERN", help=f"one of {', '.join(PATTERNS)}, or the block of every depth: 0,0,1,1"
+    )
+    group.add_argument("--embedding-size", type=natural_int, metavar="N", help="width of the embedding, 0: the model's")
+    group.add_argument("--depth", type=positive_int, metavar="N", help="layers")
+    group.add_argument("--dropout", type=natural_float, metavar="X", help="of embeddings, attention and residuals")
+    group.add_argument(
+        "--config-override", action="append", metavar="KEY=VALUE", help="any field of the configuration; repeatable"
+    )
+
+
+def _add_data_arguments(group):
+    add_dataset_arguments(
+        group, f"{PYTHON_DOCS} (built in), a file, folder or quoted glob of text, or a data set of the hub"
+    )
+    group.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="held-out text (default: the data set's own, or else the last twentieth of the lines)",
+    )
+    group.add_argument("--tokenizer", metavar="DIR", help="a directory with tokenizer.json (default: train one)")
+    group.add_argument(
+        "--vocab-size", type=positive_int, metavar="N", help="size of the tokenizer to train (default: the model's)"
+    )
+    group.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
+    group.add_argument(
+        "--packing",
+        choices=("stream", "line"),
+        default="stream",
+        help="blocks cut from one stream of tokens, or one line a block, padded",
+    )
+    group.add_argument("--max-train-blocks", type=positive_int, metavar="N", help="train on the first N blocks only")
+    group.add_argument(
+        "--eval-protocol", choices=("stream", "line"), default="stream", help="how the held-out text is cut"
+    )
+
+
+def _add_training_arguments(group):
+    duration = group.add_mutually_exclusive_group()
+    duration.add_argument("--epochs", type=positive_float, default=3.0, metavar="X", help="passes over the data")
+    duration.add_argument("--max-steps", type=positive_int, metavar="N", help="optimizer steps, instead of epochs")
+    group.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="blocks in a step, over all devices"
+    )
+    group.add_argument(
+        "--gradient-accumulation",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="parts that a step's batch is computed in, to save memory",
+    )
+    group.add_argument("--gradient-checkpointing", action="store_true", help="recompute the blocks, to save memory")
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the computations")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="see docs/optimization.md")
+    group.add_argument("--learning-rate", type=positive_float, default=1e-3, metavar="X", help="its peak")
+    group.add_argument(
+        "--warmup-steps", type=natural_int, metavar="N", help="steps to reach the peak (default: a tenth of all)"
+    )
+    group.add_argument("--lr-schedule", choices=SCHEDULES, default="linear", help="the decay after warm-up")
+    group.add_argument(
+        "--decay-steps", type=positive_int, metavar="N", help="the final decay of wsd (default: a tenth of all)"
+    )
+    group.add_argument(
+        "--weight-decay", type=natural_float, default=0.01, metavar="X", help="not on biases and layer norms"
+    )
+    group.add_argument("--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="gradient clipping")
+    group.add_argument("--sop", action="store_true", help="learn the order of a block's halves too, as ALBERT")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, dropout and order")
+    group.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: GPUs if there are")
+
+
+def _add_output_arguments(group):
+    group.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="the run directory")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
+    existing.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint of the run, with its arguments"
+    )
+    group.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
+    group.add_argument("--eval-steps", type=positive_int, default=100, metavar="N", help="steps between evaluations")
+    group.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: end)")
+    group.add_argument(
+        "--save-total-limit", type=positive_int, metavar="N", help="checkpoints to keep, and the best (default: all)"
+    )
+    group.add_argument(
+        "--report-to", choices=("none", "wandb", "tensorboard"), default="none", help="log there as well"
+    )
+    group.add_argument("--push-to-hub", metavar="REPO", help="upload the finished run to this hub repository")
+
+
+def parse_train_arguments(parser, argv=None):
+    """The arguments of a run; those of a resumed run are the recorded ones.
+
+    Args:
+        parser: `argparse.ArgumentParser` of `train_parser`.
+        argv: list of str; `None` means the command line.
+
+    Returns:
+        `argparse.Namespace`; `resume` says whether there is a run to go on with.
+
+    Raises:
+        InputError: if the arguments given differ from those of the run to resume.
+    """
+    arguments = parser.parse_args(argv)
+    directory = Path(arguments.output_dir)
+    if not arguments.resume:
+        return arguments
+    if not directory.is_dir() or not any(directory.iterdir()):
+        print(f"{directory}: no run to resume; starting one", flush=True)
+        arguments.resume = False
+        return arguments
+    recorded = vars(read_arguments(directory, parser))
+    # argparse leaves alone what a namespace already has, so that what stays None was not given.
+    unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
+    given = {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
+    for key in sorted(given.keys() - CHANGEABLE - {"output_dir"}):
+        if given[key] != recorded[key]:
+            raise InputError(
+                f"--{key.replace('_', '-')} is {given[key]!r}, but the run to resume has {recorded[key]!r}; "
+                "leave it out, or start a new run"
+            )
+    return argparse.Namespace(**{**recorded, **given})
+
+
+def read_arguments(directory, parser):
+    """The recorded arguments of a run.
+
+    Args:
+        directory: path of the run.
+        parser: `argparse.ArgumentParser` of `train_parser`, of the framework that the run was made in.
+
+    Returns:
+        `argparse.Namespace`.
+
+    Raises:
+        InputError: if there is no record, it cannot be read, or the run was made in the other framework.
+    """
+    record = Path(directory) / ARGUMENTS_FILE
+    if not record.is_file():
+        raise InputError(f"{record}: no such file; {directory} is not the directory of a run")
+    expected = parser.parse_args([])
+    try:
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        if recorded["framework"] == expected.framework:
+            # An argument that came later is as by default.
+            return argparse.Namespace(**{key: recorded.get(key, value) for key, value in vars(expected).items()})
+        found = FRAMEWORKS[recorded["framework"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{record}: not readable as the arguments of a run ({error!r})") from error
+    raise InputError(
+        f"{record}: the run was made in {found.title}; resume it there, or carry it over: "
+        f"python -m convert {found.carry} --training-state"
+    )
+
+
+def model_config(arguments, source=None):
+    """The model that the arguments describe.
+
+    Args:
+        arguments: `argparse.Namespace` of `train_parser`.
+        source: `algpt2.checkpoints.checkpoint.Checkpoint` of `--init-from`, if it is given.
+
+    Returns:
+        `algpt2.ALGPT2Config`.
+
+    Raises:
+        InputError: if a value is wrong.
+    """
+    if source:
+        config = source.config
+    elif arguments.config:
+        config = read_config(arguments.config)
+    else:
+        config = ALGPT2Config.from_preset(arguments.preset)
+    known = {"model_type", "auto_map", *(field.name for field in dataclasses.fields(config))}
+    unknown = sorted(name for name in vars(config) if name not in known and not name.startswith("_"))
+    if unknown:
+        print(f"{arguments.init_from or arguments.config}: not used: {', '.join(unknown)}", flush=True)
+    try:
+        return ALGPT2Config.from_dict(config.to_dict(), **_overrides(arguments, config))
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def _overrides(arguments, config):
+    overrides = parse_overrides(arguments.config_override or [])
+    depth = arguments.depth or overrides.get("n_layer") or config.n_layer
+    if arguments.sharing:
+        explicit = arguments.sharing.replace(",", " ").split()
+        overrides["layer_schedule"] = (
+            [int(block) for block in explicit]
+            if all(block.isdecimal() for block in explicit)
+            else layer_schedule(arguments.sharing, depth)
+        )
+        if arguments.depth and len(overrides["layer_schedule"]) != arguments.depth:
+            raise InputError(f"--sharing {arguments.sharing} names {len(explicit)} depths, --depth {arguments.depth}")
+    elif arguments.depth:
+        overrides["n_layer"] = arguments.depth
+    if arguments.embedding_size is not None:
+        overrides["embedding_size"] = arguments.embedding_size or None
+    if arguments.dropout is not None:
+        overrides |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments.dropout)
+    return overrides

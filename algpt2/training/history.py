@@ -1,0 +1,158 @@
+"""The record of a run: losses, speed and evaluations, as they come."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from algpt2.atomic import write_text
+from algpt2.errors import InputError, RunError
+from algpt2.evaluation.perplexity import perplexity
+from algpt2.training.flops import training_flops
+
+HISTORY_FILE = "history.jsonl"
+FIGURE_FILE = "perplexity.png"
+
+
+class History:
+    """The losses of a run, appended to history.jsonl and printed as they come.
+
+    Args:
+        run: `algpt2.training.run.Run`; records after its step, of a run that was cut off, are dropped.
+        peak_flops: float. The floating-point operations a second that the devices reach; `None` if unknown.
+    """
+
+    def __init__(self, run, peak_flops=None):
+        self.run, self.peak_flops = run, peak_flops
+        self.path = run.directory / HISTORY_FILE
+        self._tokens_per_step = run.arguments.batch_size * run.length
+        records = read_history(self.path) if run.step and self.path.exists() else []
+        self.records = [record for record in records if record["step"] <= run.step]
+        if run.is_first:
+            write_history(self.path, self.records)
+        self.restart_clock(run.step)
+
+    def log_train(self, step, loss, learning_rate, **values):
+        """Record the mean training loss since the last record, and the speed.
+
+        Args:
+            step: int.
+            loss: float. The mean negative log-likelihood of a token, in nats.
+            learning_rate: float.
+            **values: float. More to record.
+
+        Returns:
+            dict of str to float: what was recorded.
+
+        Raises:
+            RunError: if the loss is not finite.
+        """
+        now = time.perf_counter()
+        steps, seconds = step - self._last[0], now - self._last[1]
+        self._last = (step, now)
+        values = {"train_loss": loss, "train_perplexity": perplexity(loss), "learning_rate": learning_rate, **values}
+        if steps:
+            speed = steps * self._tokens_per_step / seconds
+            values["tokens_per_second"] = speed
+            if self.peak_flops:
+                values["flops_share"] = speed * training_flops(self.run.config, self.run.length) / self.peak_flops
+        return self._append(step, loss, values)
+
+    def log_evaluation(self, step, evaluation, values):
+        """Record an evaluation; the time it took does not count as training.
+
+        Args:
+            step: int.
+            evaluation: `algpt2.evaluation.perplexity.Evaluation`.
+            values: dict of str to float. What was measured with it.
+
+        Returns:
+            dict of str to float: what was recorded.
+
+        Raises:
+            RunError: if the loss is not finite.
+        """
+        values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity, **values}
+        return self._append(step, evaluation.loss, values)
+
+    def evaluation_losses(self):
+        """dict of int to float: the evaluation loss by step."""
+        return {record["step"]: record["eval_loss"] for record in self.records if "eval_loss" in record}
+
+    def restart_clock(self, step):
+        """Count the speed of training from this step and moment on."""
+        self._last = (step, time.perf_counter())
+
+    def _append(self, step, loss, values):
+        if not math.isfinite(loss):
+            raise divergence(step, f"the loss is {loss}")
+        values = {name: float(value) for name, value in values.items()}
+        record = {"step": step, "tokens": step * self._tokens_per_step, **values}
+        self.records.append(record)
+        if self.run.is_first:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+        return values
+
+
+def divergence(step, what):
+    """The error of a run that diverges.
+
+    Args:
+        step: int.
+        what: str. What was found.
+
+    Returns:
+        `RunError`.
+    """
+    return RunError(
+        f"{what} at step {step}; nothing was saved after the last checkpoint; "
+        "try a lower --learning-rate, more --warmup-steps or a lower --max-grad-norm"
+    )
+
+
+def read_history(path):
+    """The records of a history; a last line that a crash cut off does not count.
+
+    Args:
+        path: path of history.jsonl.
+
+    Returns:
+        list of dict, each with `step`, `tokens` and some of `train_loss`, `train_perplexity`, `learning_rate`,
+        `tokens_per_second`, `eval_loss`, `eval_perplexity`, ...
+
+    Raises:
+        InputError: if the file is missing, holds no record or something else.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the directory of a run") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(record, dict) or not {"step", "tokens"} <= record.keys():
+            raise InputError(f"{path}: line {number} is no record of a run, which has step and tokens: {line[:60]}")
+        wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+        if wrong:
+            raise InputError(f"{path}: line {number}: {wrong[0]} is {record[wrong[0]]!r}; expected a number")
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: no records yet; wait for the run's first loss")
+    return records
+
+
+def write_history(path, records):
+    """Write records in place of those that are there.
+
+    Args:
+        path: path of history.jsonl.
+        records: list of dict.
+    """
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

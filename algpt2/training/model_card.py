@@ -1,0 +1,178 @@
+"""The model card of a run: README.md, as the Hugging Face hub reads it."""
+
+import glob
+import os
+import statistics
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from algpt2.atomic import files_replaced_in
+from algpt2.checkpoints.weights import parameter_count
+from algpt2.cli import FRAMEWORKS
+from algpt2.tables import markdown_table
+from algpt2.training.history import FIGURE_FILE
+
+MODEL_CARD_FILE = "README.md"
+# Arguments that say nothing of the model, or whose meaning another section gives.
+LEFT_OUT = {
+    "framework", "output_dir", "overwrite", "resume", "report_to", "push_to_hub", "logging_steps", "eval_steps",
+    "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device", "text", "steps",
+}  # fmt: skip
+
+PYTORCH_USE = """```python
+import algpt2_pt  # registers the Auto classes
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer("The meaning of", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+```"""
+KERAS_USE = """```python
+from algpt2_tf import TFALGPT2LMHeadModel
+
+model = TFALGPT2LMHeadModel.from_pretrained("{name}")
+print(model.generate("The meaning of", max_length=20))
+```"""
+
+
+def write_model_card(directory, config, arguments, records, framework):
+    """Write the README.md that describes a trained model; nothing is looked up on the network.
+
+    Args:
+        directory: path of the run directory.
+        config: `ALGPT2Config`.
+        arguments: dict. The command line of the training.
+        records: list of dict. The history, as `algpt2.training.history.read_history` gives it.
+        framework: str. `"pytorch"` or `"tensorflow"`, that of the weights.
+
+    Raises:
+        InputError: if the directory cannot be written.
+    """
+    directory = Path(directory)
+    name = arguments.get("push_to_hub") or Path(os.path.abspath(directory)).name
+    evaluations = [record for record in records if "eval_perplexity" in record]
+    protocol, length = arguments.get("eval_protocol") or "stream", arguments.get("length") or config.n_positions
+    setting = f"protocol `{protocol}`, blocks of {length} tokens"
+    data = ModelCardData(
+        model_name=name.rpartition("/")[2],
+        library_name=FRAMEWORKS[framework].library,
+        pipeline_tag="text-generation",
+        tags=["algpt2", "gpt2", "albert", "parameter-sharing", framework],
+        eval_results=_eval_results(arguments, evaluations[-1], setting) if evaluations else None,
+    )
+    sections = {
+        f"# {data.model_name}": _description(config),
+        "## Architecture": _architecture(config),
+        "## Training": _training(arguments, records),
+        "## Evaluation": _evaluation(arguments, evaluations, setting, (directory / FIGURE_FILE).is_file()),
+        "## Use": _use(name, framework),
+        "## Licence and source": (
+            "Not stated. Before you publish the model, name the licence of the weights and the source and the licence "
+            "of the text it was trained on."
+        ),
+    }
+    body = "\n\n".join(f"{title}\n\n{text.strip()}" for title, text in sections.items())
+    with files_replaced_in(directory) as temporary:
+        ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(temporary / MODEL_CARD_FILE)
+
+
+def _description(config):
+    if config.n_block == 1:
+        blocks = f"one transformer block applied {config.n_layer} times"
+    elif config.n_block == config.n_layer:
+        blocks = f"{config.n_layer} transformer blocks, none of them shared"
+    else:
+        blocks = f"{config.n_block} transformer blocks shared over {config.n_layer} depths"
+    embedding = "a factorized embedding" if config.is_factorized else "an embedding of full width"
+    return (
+        f"An ALGPT2 language model: GPT-2 with {blocks} and {embedding}, {parameter_count(config):,} parameters. The "
+        "two ideas are those of [ALBERT](https://arxiv.org/abs/1909.11942), brought to GPT-2."
+    )
+
+
+def _architecture(config):
+    rows = {
+        "parameters": f"{parameter_count(config):,}",
+        "depths": config.n_layer,
+        "blocks": config.n_block,
+        "block of each depth (`layer_schedule`)": ", ".join(map(str, config.layer_schedule)),
+        "width (`n_embd`)": config.n_embd,
+        "embedding size": config.embedding_width,
+        "heads (`n_head`)": config.n_head,
+        "positions (`n_positions`)": config.n_positions,
+        "vocabulary (`vocab_size`)": config.vocab_size,
+    }
+    return markdown_table([("", "value"), *rows.items()]) + "\n"
+
+
+def _training(arguments, records):
+    rows = {"data": _text_name(arguments.get("dataset"))}
+    rows["steps"] = f"{max((record['step'] for record in records), default=0):,}"
+    rows["tokens"] = f"{max((record['tokens'] for record in records), default=0):,}"
+    speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
+    if speeds:
+        rows["tokens/s, median"] = f"{statistics.median(speeds):,.0f}"
+    for key, value in arguments.items():
+        # `--max-steps` replaces the epochs.
+        unused = key == "epochs" and arguments.get("max_steps")
+        if key not in LEFT_OUT and not unused and value not in (None, False, [], ""):
+            rows[f"`{key}`"] = _text_name(value)
+    return markdown_table([("", "value"), *rows.items()]) + "\n"
+
+
+def _evaluation(arguments, evaluations, setting, has_figure):
+    if not evaluations:
+        return "The run was not evaluated."
+    best = min(evaluations, key=lambda record: record["eval_perplexity"])
+    keys = [key for key in evaluations[-1] if key.startswith("eval_")]
+    rows = [
+        (which, f"{record['step']:,}", *(f"{record[key]:.4f}" if key in record else "-" for key in keys))
+        for which, record in (("last", evaluations[-1]), ("best", best))
+    ]
+    text = f"On {_validation_name(arguments)}, {setting}; perplexity is per token of this model's own tokenizer.\n\n"
+    header = ("evaluation", "step", *(key.removeprefix("eval_").replace("_", " ") for key in keys))
+    text += markdown_table([header, *rows]) + "\n"
+    return text + (f"\n![Perplexity over steps and over tokens]({FIGURE_FILE})" if has_figure else "")
+
+
+def _eval_results(arguments, record, setting):
+    text = _validation_name(arguments)
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=_text_name(arguments.get("validation") or arguments.get("dataset")),
+            dataset_name=text,
+            metric_type=key.removeprefix("eval_"),
+            metric_name=f"{key.removeprefix('eval_').replace('_', ' ')} ({setting})",
+            metric_value=value,
+        )
+        for key, value in record.items()
+        if key.startswith("eval_")
+    ]
+
+
+def _use(name, framework):
+    pytorch, keras = PYTORCH_USE.format(name=name), KERAS_USE.format(name=name)
+    if framework == "pytorch":
+        return f"In PyTorch:\n\n{pytorch}\n\nIn Keras, which reads the same weights:\n\n{keras}"
+    return (
+        f"In Keras:\n\n{keras}\n\nIn PyTorch, after `python -m convert tf2pt` on a local copy of this directory has "
+        f"added model.safetensors:\n\n{pytorch}"
+    )
+
+
+def _validation_name(arguments):
+    if arguments.get("validation"):
+        return _text_name(arguments["validation"])
+    return f"the held-out part of {_text_name(arguments.get('dataset'))}"
+
+
+def _text_name(value):
+    """A value for readers elsewhere: of a local path only its name, which is all that means something to them."""
+    if isinstance(value, str) and (os.path.isabs(value) or glob.has_magic(value) or os.path.exists(value)):
+        return Path(value).name
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,139 @@
+"""What is settled before a run starts: its data, its configuration and its directory."""
+
+import importlib.util
+import math
+import os
+from pathlib import Path
+
+from algpt2.checkpoints.checkpoint import opened, read_config
+from algpt2.configuration import ALGPT2Config
+from algpt2.data.corpus import read_corpus, text_options
+from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
+from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS, load_tokenizer, special_token_ids
+from algpt2.data.train_tokenizer import train_tokenizer
+from algpt2.errors import InputError
+from algpt2.hub import require_access
+from algpt2.training.arguments import model_config
+from algpt2.training.optimization import final_decay_steps
+from algpt2.training.run import Run
+from algpt2.training.run_directory import (
+    new_run_directory,
+    remove_unfinished,
+    require_free,
+    run_sources,
+)
+
+
+def prepare_run(arguments, is_first=True, data=None):
+    """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        is_first: bool. Whether this process makes the run directory; the others find it there.
+        data: tuple of tokenizer, `Blocks` and validation `TokenizedText` that were packed before; `None` packs
+            `--dataset`.
+
+    Returns:
+        `Run`; its directory holds the tokenizer, the configuration and the arguments.
+
+    Raises:
+        InputError: for anything wrong in the arguments or the data.
+    """
+    directory = Path(arguments.output_dir)
+    starts, source = is_first and not arguments.resume, None
+    if starts:
+        hint = "give another --output-dir, --resume to go on, or --overwrite to replace it"
+        require_free(directory, "--output-dir", run_sources(arguments), arguments.overwrite, hint)
+    _require_reporter(arguments.report_to)
+    if arguments.push_to_hub:
+        require_access(arguments.push_to_hub)
+    if arguments.init_from and not arguments.resume:
+        source = opened(arguments.init_from, arguments.framework)
+    # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
+    config = model_config(arguments, source) if starts else read_config(directory)
+    length = block_length(data[1].length if data else arguments.length, config)
+    if arguments.sop and arguments.packing == "line":
+        raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
+    tokenizer, training_blocks, validation = data or _read_data(
+        arguments, config, length, load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source)
+    )
+    if starts:
+        tokens = special_token_ids(tokenizer)
+        if not source:
+            tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": len(tokenizer)}
+        config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
+        if source and len(tokenizer) > config.vocab_size:
+            raise InputError(
+                f"{arguments.tokenizer or source.directory}: the tokenizer has {len(tokenizer)} tokens, "
+                f"the model {config.vocab_size}"
+            )
+    # Before a directory is made or replaced.
+    initial_weights = source.read_weights(config) if source else None
+
+    block_count = min(len(training_blocks), arguments.max_train_blocks or math.inf)
+    if arguments.batch_size > block_count:
+        raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {block_count} blocks")
+    steps = arguments.max_steps or max(1, round(arguments.epochs * block_count / arguments.batch_size))
+    warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
+    decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
+
+    # What the run has, for whoever reads its record.
+    arguments.length, arguments.steps, arguments.warmup_steps = training_blocks.length, steps, warmup_steps
+    if is_first:
+        remove_unfinished(directory)
+    if starts:
+        with new_run_directory(directory, arguments, config, tokenizer):
+            pass
+    order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
+    return Run(
+        *(arguments, directory, config, tokenizer, training_blocks, order, validation),
+        *(steps, warmup_steps, decay_steps, is_first, initial_weights),
+    )
+
+
+def check_batch(arguments, devices):
+    """Raise an InputError unless the batch of a step can be split.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        devices: int. The devices that share a batch.
+    """
+    if arguments.batch_size % (devices * arguments.gradient_accumulation):
+        raise InputError(
+            f"--batch-size {arguments.batch_size} must be divisible by {devices} devices times "
+            f"--gradient-accumulation {arguments.gradient_accumulation}"
+        )
+
+
+def _given_tokenizer(arguments, source):
+    """The tokenizer that the arguments name; `None` if one is to be trained."""
+    if arguments.tokenizer:
+        return load_tokenizer(arguments.tokenizer)
+    return source and source.require_tokenizer()
+
+
+def _read_data(arguments, config, length, tokenizer):
+    options = text_options(arguments)
+    corpus = read_corpus(arguments.dataset, arguments.validation, options)
+    text = f"{corpus.train.fingerprint()} {corpus.validation.fingerprint()}"
+    if arguments.text not in (None, text):
+        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
+    arguments.text = text
+    if tokenizer is None:
+        print("training the tokenizer", flush=True)
+        tokenizer = train_tokenizer(corpus.train, arguments.vocab_size or config.vocab_size)
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
+    return tokenizer, *pack_corpus(corpus, tokenizer, length, arguments.packing, arguments.eval_protocol)
+
+
+def _require_reporter(name):
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(f"--report-to {name}: not installed; pip install {name}")
+    if name == "wandb":
+        import wandb
+
+        if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(prompt=False):
+            raise InputError("--report-to wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
+        # Both frameworks report to the same project, unless the user names another.
+        os.environ.setdefault("WANDB_PROJECT", "algpt2")

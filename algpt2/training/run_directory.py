@@ -1,0 +1,196 @@
+"""The directory of a run: how it is made and replaced, and the numbered checkpoints in it."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from algpt2.atomic import WriteError, directory_replaced, put_in_place, remove_leftovers, storage_error
+from algpt2.errors import InputError
+
+ARGUMENTS_FILE = "arguments.json"
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+BEST = "checkpoint-best"
+# Where a checkpoint is until it is whole.
+PARTIAL = ".partial"
+
+
+class Checkpoints:
+    """The directories `checkpoint-STEP` of a run: whole or not there, the oldest removed, the best linked.
+
+    Args:
+        directory: path of the run.
+        limit: int. How many to keep, and the best one besides; `None` keeps all.
+
+    Example:
+        >>> checkpoints = Checkpoints("runs/example", limit=2)
+        >>> for step, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
+        ...     with checkpoints.writing(step, {step: loss}) as directory:
+        ...         _ = (directory / "weights").write_text("...")
+        >>> checkpoints.steps()
+        [20, 30]
+    """
+
+    def __init__(self, directory, limit=None):
+        self.directory, self.limit = Path(directory), limit
+
+    def path(self, step):
+        """The directory of a checkpoint, whether it is there or not.
+
+        Args:
+            step: int.
+
+        Returns:
+            `Path`.
+        """
+        return self.directory / f"checkpoint-{step}"
+
+    def steps(self):
+        """list of int: the steps of the checkpoints that are there, in order."""
+        names = [CHECKPOINT.fullmatch(path.name) for path in self.directory.glob("checkpoint-*")]
+        return sorted(int(match[1]) for match in names if match)
+
+    def latest(self):
+        """int: the step of the newest checkpoint, 0 if there is none."""
+        return max(self.steps(), default=0)
+
+    @contextlib.contextmanager
+    def writing(self, step, losses, is_first=True, wait=lambda: None):
+        """A directory to write a checkpoint into, which takes its name only if the block succeeds.
+
+        Then `checkpoint-best` is linked to the checkpoint with the lowest loss, and the oldest are removed.
+
+        Args:
+            step: int.
+            losses: dict of int to float, the evaluation loss by step.
+            is_first: bool. Whether this process is the one that moves and removes directories.
+            wait: function that returns when all processes have called it.
+
+        Yields:
+            `Path`: an empty directory, the same in all processes, with the name of the checkpoint but elsewhere.
+
+        Raises:
+            InputError: if it cannot be written; earlier checkpoints stay.
+        """
+        partial = self.directory / PARTIAL
+        temporary, target = partial / self.path(step).name, self.path(step)
+        try:
+            if is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            wait()
+            yield temporary
+            wait()
+            if is_first:
+                put_in_place(temporary, target)
+                self._link_best(losses)
+                self._remove_old()
+            wait()
+        except (OSError, RuntimeError, SafetensorError, WriteError) as error:
+            cause = storage_error(error)
+            if cause is None:
+                raise
+            kept = f"checkpoint-{self.latest()} is whole" if self.latest() else "there is no earlier one"
+            raise WriteError(
+                f"{target}: cannot be written ({cause}); {kept}; mend that, then go on with --resume"
+            ) from cause
+        finally:
+            if is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _link_best(self, losses):
+        there = [step for step in self.steps() if step in losses]
+        if there:
+            link = self.directory / PARTIAL / BEST
+            link.symlink_to(self.path(min(there, key=losses.get)).name)
+            os.replace(link, self.directory / BEST)
+
+    def _remove_old(self):
+        if self.limit is None:
+            return
+        best = os.path.basename((self.directory / BEST).resolve())
+        for step in self.steps()[: -self.limit]:
+            if self.path(step).name != best:
+                self._remove(self.path(step))
+
+    def _remove(self, path):
+        # It loses its name first, so that a checkpoint with a name is always whole.
+        if path.exists():
+            os.replace(path, self.directory / PARTIAL / f"old-{path.name}")
+
+
+def require_free(directory, flag, sources, overwrite, hint):
+    """Raise an InputError unless a new run directory may take a place.
+
+    Args:
+        directory: `Path`.
+        flag: str. The argument that names the directory.
+        sources: dict of str to path or `None`. What must not be replaced, by what reads it.
+        overwrite: bool. Whether a run directory that is there may be replaced.
+        hint: str. What to do about one that may not.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{directory}: is the current directory or holds it; give another {flag}")
+    if not (directory / ARGUMENTS_FILE).is_file():
+        raise InputError(f"{directory}: is there already and is not a run directory; give another {flag}")
+    for reader, name in sources.items():
+        if directory.resolve() in (source := Path(name or "").resolve(), *source.parents):
+            raise InputError(f"{directory}: holds what {reader} reads; give another {flag}")
+    if not overwrite:
+        raise InputError(f"{directory}: is there already; {hint}")
+
+
+def run_sources(arguments):
+    """What a run reads, as `require_free` takes it.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+
+    Returns:
+        dict of str to str or `None`.
+    """
+    names = ("init_from", "tokenizer", "dataset", "validation", "config")
+    return {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
+
+
+@contextlib.contextmanager
+def new_run_directory(directory, arguments, config, tokenizer):
+    """A run directory to write more into, which takes its name, and the place of another, only if the block succeeds.
+
+    All at once, so that a run that is cut off here can still be resumed or started anew.
+
+    Args:
+        directory: `Path`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        config: `ALGPT2Config`.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+
+    Yields:
+        `Path`: the directory, elsewhere; it holds the arguments, the configuration and the tokenizer.
+
+    Raises:
+        InputError: if it cannot be written; what was there stays.
+    """
+    with directory_replaced(directory) as new:
+        (new / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
+        config.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        yield new
+
+
+def remove_unfinished(directory):
+    """Remove what processes that were killed have left of a run.
+
+    Args:
+        directory: `Path` of the run.
+    """
+    shutil.rmtree(directory / PARTIAL, ignore_errors=True)
+    for place in (directory, directory.parent):
+        remove_leftovers(directory, place)

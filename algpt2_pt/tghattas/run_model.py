@@ -1,0 +1,260 @@
+"""Training and evaluation by the command line of tGhattas/ALGPT2: `python -m algpt2_pt.run_model --help`."""
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from algpt2.checkpoints.checkpoint import find_checkpoint, read_config
+from algpt2.cli import HelpFormatter, positive_float, positive_int
+from algpt2.data.tokenizer import TOKENIZER_FILE, save_tokenizer
+from algpt2.errors import InputError, exit_on_error
+from algpt2_pt import evaluate, train
+from algpt2_pt.tghattas.train_tokenizer import file_name, tokenizer_directory
+
+PROGRAM = "python -m algpt2_pt.run_model"
+ALGPT2, GPT2 = "ALGPT2LMHeadModel", "GPT2LMHeadModel"
+SMALL_EMBEDDING = 128
+MINIMIZED_BLOCKS, MINIMIZED_STEPS = 100, 10
+EVALUATION_BATCH = 64
+
+
+def parser():
+    """The command line, with the flags and the defaults of tGhattas/ALGPT2."""
+    result = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Train or evaluate with the flags of tGhattas/ALGPT2's run_model.py, which become those of "
+        "algpt2_pt.train and algpt2_pt.evaluate.",
+        formatter_class=HelpFormatter,
+    )
+    add = result.add_argument
+    add("--model_class_name", required=True, choices=(ALGPT2, GPT2), help="shared blocks, or GPT-2's own")
+    add("--model_name", default="gpt2", help="whose tokenizer to use without --tokenizer_path; what --pretrained loads")
+    add("--minimize_dataset", action="store_true", help=f"train on {MINIMIZED_BLOCKS} lines only, to try things out")
+    add("--pretrained", action="store_true", help="start from the weights of --model_name (or --hf_hub_path)")
+    add("--depth", type=positive_int, help="layers (default: 12)")
+    add("--batch_size", type=positive_int, default=32, help="lines in a step, on each device")
+    add("--num_of_epochs", type=positive_float, default=1.0, help="passes over the data")
+    add("--load_checkpoint", action="store_true", help="go on with the run that these flags started")
+    add("--dataset_path", default="wikitext-103-raw-v1", help="a data set of the hub, or local text")
+    add("--sequence_max_length", type=positive_int, default=512, help="tokens of a line; longer ones are cut")
+    add("--learning_rate", type=positive_float, default=1e-5, help="at the start; it falls to 0")
+    add("--device", choices=("gpu", "cpu"), default="gpu", help="gpu takes the CPU where there is none")
+    add("--save_steps", type=positive_int, default=10000, help="steps between checkpoints, and between evaluations")
+    add("--tokenizer_path", default="", help="a directory, or the --dataset_path that a tokenizer was trained on")
+    for flag in ("--load_tokenized_datasets", "--save_tokenized_datasets"):
+        add(flag, nargs="?", const="True", metavar="BOOL", help="nothing to ask for: tokenized text is always cached")
+    add("--factorized_embeds", action="store_true", help=f"an embedding of width {SMALL_EMBEDDING}")
+    add("--hf_hub_path", metavar="REPO", help="upload there; with --eval_only or --pretrained, load from there")
+    add("--eval_depth", type=positive_int, help="depths to evaluate at, after training or with --eval_only")
+    add("--eval_only", action="store_true", help="evaluate the run that these flags trained, or --hf_hub_path")
+    return result
+
+
+def run_directory(options):
+    """Where the run of these options is kept.
+
+    Args:
+        options: `argparse.Namespace` of `parser`.
+
+    Returns:
+        str, such as `"save_ALGPT2LMHeadModel-default_depth-wikitext-2-v1_factorized_embeds"`.
+    """
+    depth = options.depth or "default_depth"
+    embedding = "factorized_embeds" if _is_factorized(options) else "not_factorized_embeds"
+    return f"save_{options.model_class_name}-{depth}-{file_name(options.dataset_path)}_{embedding}"
+
+
+def train_arguments(options, tokenizer, checkpoint=None, devices=1, report_to="none"):
+    """What `python -m algpt2_pt.train` is to be called with.
+
+    Args:
+        options: `argparse.Namespace` of `parser`.
+        tokenizer: str. The directory of the tokenizer.
+        checkpoint: str. The directory of the checkpoint to start from, or `None`.
+        devices: int. The devices, each of which gets a batch.
+        report_to: str. As `--report-to`.
+
+    Returns:
+        list of str.
+    """
+    if checkpoint is not None:
+        model = ["--init-from", checkpoint]
+    elif options.model_class_name == GPT2:
+        model = ["--preset", "gpt2", "--sharing", "none"]
+    else:
+        size = SMALL_EMBEDDING if _is_factorized(options) else 0
+        model = ["--preset", "algpt2", "--sharing", "full", "--embedding-size", str(size)]
+    interval = str(MINIMIZED_STEPS if options.minimize_dataset else options.save_steps)
+    return [
+        *model,
+        *(["--depth", str(options.depth)] if options.depth else []),
+        *("--dataset", options.dataset_path, "--tokenizer", tokenizer, "--length", str(options.sequence_max_length)),
+        *("--packing", "line", "--eval-protocol", "line"),
+        *(["--max-train-blocks", str(MINIMIZED_BLOCKS)] if options.minimize_dataset else []),
+        *("--epochs", str(options.num_of_epochs), "--batch-size", str(options.batch_size * devices)),
+        *("--optimizer", "adamw", "--learning-rate", str(options.learning_rate), "--weight-decay", "0.01"),
+        *("--lr-schedule", "linear", "--warmup-steps", "0", "--max-grad-norm", "1.0"),
+        *("--device", "cpu" if options.device == "cpu" else "auto"),
+        *("--logging-steps", "100", "--eval-steps", interval, "--save-steps", interval, "--report-to", report_to),
+        *(["--push-to-hub", options.hf_hub_path] if options.hf_hub_path and not options.pretrained else []),
+        *("--output-dir", run_directory(options), "--resume" if options.load_checkpoint else "--overwrite"),
+    ]
+
+
+def evaluate_arguments(options, checkpoint):
+    """What `python -m algpt2_pt.evaluate` is to be called with.
+
+    Args:
+        options: `argparse.Namespace` of `parser`.
+        checkpoint: str. A directory, or the id of a hub repository.
+
+    Returns:
+        list of str.
+    """
+    has_depth = options.eval_depth and options.model_class_name == ALGPT2
+    return [
+        *(checkpoint, "--dataset", options.dataset_path, "--protocol", "line"),
+        *("--length", str(options.sequence_max_length), "--batch-size", str(EVALUATION_BATCH)),
+        *(["--depth", str(options.eval_depth)] if has_depth else []),
+    ]
+
+
+def notes(options):
+    """A line for every flag that does something else here, or nothing.
+
+    Args:
+        options: `argparse.Namespace` of `parser`.
+
+    Returns:
+        list of str.
+    """
+    lines = {
+        f"{run_directory(options)}: the run that is there is replaced; --load_checkpoint goes on with it": (
+            not options.load_checkpoint and not options.eval_only and Path(run_directory(options)).exists()
+        ),
+        "--load_tokenized_datasets: tokenized text is cached and found again without being asked": (
+            options.load_tokenized_datasets
+        ),
+        "--save_tokenized_datasets: tokenized text is always cached": options.save_tokenized_datasets,
+        f"--factorized_embeds: {GPT2} has no factorized embedding; left out": (
+            options.factorized_embeds and options.model_class_name == GPT2
+        ),
+        f"--eval_depth: {GPT2} shares no block to apply more or less often; left out": (
+            options.eval_depth and options.model_class_name == GPT2
+        ),
+        f"--hf_hub_path: the finished run will be uploaded to {options.hf_hub_path}": (
+            options.hf_hub_path and not options.eval_only and not options.pretrained
+        ),
+    }
+    return [line for line, applies in lines.items() if applies]
+
+
+def find_tokenizer(options):
+    """The directory of the tokenizer that the options name.
+
+    Args:
+        options: `argparse.Namespace` of `parser`.
+
+    Returns:
+        str.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not options.tokenizer_path:
+        return _pretrained_tokenizer(options.model_name)
+    path = options.tokenizer_path
+    directory = tokenizer_directory(path)
+    for place in (path, directory):
+        if (Path(place) / TOKENIZER_FILE).is_file():
+            return place
+    # What tGhattas/ALGPT2's own train_tokenizer.py wrote.
+    for file in (Path(path), Path(f"{directory}_tokenizer.json")):
+        if file.is_file():
+            try:
+                tokenizer = Tokenizer.from_file(str(file))
+            except Exception as error:  # the tokenizers library raises bare Exceptions
+                raise InputError(f"{file}: not readable as a tokenizer ({error})") from error
+            save_tokenizer(tokenizer, directory := tokenizer_directory(file.stem))
+            return directory
+    raise InputError(
+        f"--tokenizer_path {path}: no tokenizer there or in {directory}; "
+        f"train one: python -m algpt2_pt.train_tokenizer --dataset_path {path}"
+    )
+
+
+def find_pretrained(options):
+    """The directory of the checkpoint that `--pretrained` starts from.
+
+    Args:
+        options: `argparse.Namespace` of `parser`.
+
+    Returns:
+        str.
+
+    Raises:
+        InputError: if there is none, or it has not the model's blocks.
+    """
+    name = options.hf_hub_path or options.model_name
+    directory = find_checkpoint(name)
+    config = read_config(directory)
+    if options.model_class_name == ALGPT2 and config.n_block > 1:
+        raise InputError(
+            f"{name}: has {config.n_block} blocks, and {ALGPT2} shares one; name an ALGPT2 checkpoint with "
+            f"--model_name, or take --model_class_name {GPT2}"
+        )
+    return str(directory)
+
+
+def _is_factorized(options):
+    return options.factorized_embeds and options.model_class_name == ALGPT2
+
+
+def _pretrained_tokenizer(name):
+    directory = name if (Path(name) / TOKENIZER_FILE).is_file() else tokenizer_directory(name)
+    if not (Path(directory) / TOKENIZER_FILE).is_file():
+        try:
+            AutoTokenizer.from_pretrained(name).save_pretrained(directory)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--model_name {name}: its tokenizer is not to be had from the Hugging Face hub; "
+                "train one with python -m algpt2_pt.train_tokenizer and name it with --tokenizer_path"
+            ) from error
+    return directory
+
+
+def _device_count(options):
+    gpus = torch.cuda.device_count() if options.device == "gpu" else 0
+    return int(os.environ.get("WORLD_SIZE", 0)) or max(1, gpus)
+
+
+def _reporter():
+    """`wandb` where it is installed and has an account or is offline, as the Trainer that tGhattas/ALGPT2 uses."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "disabled" or importlib.util.find_spec("wandb") is None:
+        return "none"
+    import wandb
+
+    return "wandb" if mode == "offline" or wandb.login(prompt=False) else "none"
+
+
+def main(argv=None):
+    options = parser().parse_args(argv)
+    for line in notes(options):
+        print(line, flush=True)
+    directory = run_directory(options)
+    if options.eval_only:
+        evaluate.main(evaluate_arguments(options, options.hf_hub_path or directory))
+        return
+    with exit_on_error(PROGRAM):
+        tokenizer = find_tokenizer(options)
+        checkpoint = find_pretrained(options) if options.pretrained else None
+    train.main(train_arguments(options, tokenizer, checkpoint, _device_count(options), _reporter()))
+    # Of several processes the first is enough to evaluate.
+    if options.eval_depth and options.model_class_name == ALGPT2 and os.environ.get("RANK", "0") == "0":
+        evaluate.main(evaluate_arguments(options, directory))

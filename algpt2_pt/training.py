@@ -1,0 +1,161 @@
+"""transformers' Trainer for a run: its samples, its optimizer, its evaluation and its checkpoints."""
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from algpt2.checkpoints.weights import parameter_count
+from algpt2.training.history import divergence
+from algpt2.training.run import evaluate_run
+from algpt2_pt.evaluate import order_function, token_loss_function
+from algpt2_pt.optimization import create_optimizer, create_scheduler
+from algpt2_pt.weights import without_tied
+
+
+class Samples(torch.utils.data.Dataset):
+    """The training samples of a run, in their order.
+
+    Args:
+        run: `algpt2.training.run.Run`.
+    """
+
+    def __init__(self, run):
+        self.run = run
+
+    def __len__(self):
+        return len(self.run.order)
+
+    def __getitem__(self, sample):
+        arrays = self.run.samples([sample])
+        return {name: torch.from_numpy(array).long()[0] for name, array in arrays.items()}
+
+
+class RunTrainer(Trainer):
+    """transformers' Trainer, with the optimizers, the evaluation and the checkpoints that both frameworks share.
+
+    Args:
+        run: `algpt2.training.run.Run`.
+        history: `algpt2.training.history.History`.
+        **kwargs: as in `transformers.Trainer`.
+    """
+
+    def __init__(self, run, history, **kwargs):
+        self.run, self.history = run, history
+        self.sop_loss = 0.0
+        self._output_directory = run.directory
+        super().__init__(**kwargs)
+
+    def create_optimizer(self, model=None):
+        arguments = self.run.arguments
+        if self.optimizer is None:
+            self.optimizer = create_optimizer(
+                model or self.model, arguments.optimizer, arguments.learning_rate, arguments.weight_decay
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        run = self.run
+        if self.lr_scheduler is None:
+            self.lr_scheduler = create_scheduler(
+                optimizer or self.optimizer, run.arguments.lr_schedule, run.warmup_steps, run.steps, run.decay_steps
+            )
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        # Training needs no keys and values of earlier tokens, but the trained model shall keep them.
+        inputs = {**inputs, "use_cache": False, "skip_logits": True}
+        if self.run.arguments.sop:
+            inputs["num_sequences_in_batch"] = self.run.arguments.batch_size
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.run.arguments.sop:
+            # Of several GPUs of one process each has its part.
+            self.sop_loss += outputs.sop_loss.detach().sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        run, step = self.run, self.state.global_step
+        model = self.accelerator.unwrap_model(self.model)
+        metrics = self.history.log_evaluation(
+            step, *evaluate_run(run, token_loss_function(model), order_function(model))
+        )
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.history.restart_clock(step)
+        return metrics
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, without_tied(self.model, state_dict))
+
+    def _get_output_dir(self, trial):
+        return self._output_directory
+
+    def _save_checkpoint(self, model, trial):
+        checkpoints, step = self.run.checkpoints, self.state.global_step
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise divergence(step, "a weight is not finite")
+        losses, wait = self.history.evaluation_losses(), self.accelerator.wait_for_everyone
+        with checkpoints.writing(step, losses, self.run.is_first, wait) as directory:
+            self._output_directory = directory.parent
+            super()._save_checkpoint(model, trial)
+        self._output_directory = self.run.directory
+        self.history.restart_clock(step)
+
+    def _load_from_checkpoint(self, *args, **kwargs):
+        # The model has the weights of the checkpoint already.
+        pass
+
+
+class RunCallback(TrainerCallback):
+    """Logs, evaluates and saves at the intervals of the run, and when a stop is requested."""
+
+    def __init__(self, trainer, stop_request):
+        self.trainer, self.stop_request = trainer, stop_request
+        self.has_logged = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        run, history, step = self.trainer.run, self.trainer.history, state.global_step
+        if step == run.step + 1:
+            # The first step warms up.
+            history.restart_clock(step)
+        if self._must_stop():
+            control.should_save = control.should_training_stop = True
+        # A checkpoint begins new means, so that a resumed run records the same ones.
+        control.should_log = control.should_log or control.should_save or step == state.max_steps
+        control.should_evaluate = control.should_evaluate or control.should_save
+
+    def _must_stop(self):
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return self.stop_request.made
+        # All processes stop at the same step.
+        if self.stop_request.made:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        history, step = self.trainer.history, state.global_step
+        loss, values = float(logs["loss"]), {}
+        if self.trainer.run.arguments.sop:
+            steps = step - self.logged_step
+            sop_loss = self.trainer.accelerator.reduce(torch.as_tensor(self.trainer.sop_loss)).item() / steps
+            loss, values = loss - sop_loss, {"sop_loss": sop_loss}
+        self.logged_step, self.trainer.sop_loss = step, 0.0
+        recorded = history.log_train(step, loss, float(logs["learning_rate"]), **values)
+        # The reporters that come after this one get the same values.
+        logs |= recorded
+        if not self.has_logged:
+            logs["parameters"], self.has_logged = parameter_count(self.trainer.run.config), True
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.logged_step = state.global_step
+        # Trainer would take the intervals of a resumed run from its checkpoint.
+        state.logging_steps, state.eval_steps, state.save_steps = args.logging_steps, args.eval_steps, args.save_steps
+
+
+class QuietProgress(ProgressCallback):
+    """A progress bar that only shows progress: the history prints the numbers."""
+
+    def on_log(self, *args, **kwargs):
+        pass

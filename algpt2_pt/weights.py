@@ -1,0 +1,21 @@
+"""Weights between numpy and PyTorch."""
+
+import torch
+
+
+def to_torch(array):
+    """A tensor with a copy of a numpy array, which may be bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def without_tied(model, state_dict):
+    """A state dict without the tensors that are another one's; gathered from shards, they no longer tell.
+
+    Args:
+        model: `ALGPT2LMHeadModel`.
+        state_dict: dict of str to tensor, or `None`.
+    """
+    tied = model._tied_weights_keys if model.config.tie_word_embeddings else ()
+    return state_dict and {name: tensor for name, tensor in state_dict.items() if name not in tied}

@@ -1,0 +1,60 @@
+"""What Keras's `quantize` needs to know of a model whose blocks are applied more than once."""
+
+import keras
+
+
+def calibration_structure(backbone):
+    """The layers of a backbone in the order in which `quantize("gptq")` and `("awq")` calibrate them.
+
+    Keras goes through a list of layers, each of which gets the outputs of the one before, and rounds the matrices of a
+    layer by all inputs that they had in it. A shared block has them at all its depths, so that its depths, and all
+    between them, are one entry of the list.
+
+    Args:
+        backbone: `TFALGPT2Backbone`.
+
+    Returns:
+        dict of `pre_block_layers`, functions from token ids to embeddings, and `sequential_blocks`, the list.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> from algpt2_tf import TFALGPT2Backbone
+        >>> sandwich = ALGPT2Config(layer_schedule=[0, 1, 1, 2], n_embd=16, n_head=2, vocab_size=9)
+        >>> [type(entry).__name__ for entry in calibration_structure(TFALGPT2Backbone(sandwich))["sequential_blocks"]]
+        ['Dense', 'TFALGPT2Block', 'Chain', 'TFALGPT2Block', 'Chain']
+    """
+    entries, schedule = [], backbone.config.layer_schedule
+    if backbone.project_out is not None:
+        entries.append(backbone.project_in)
+    start = 0
+    for end in range(1, len(schedule) + 1):
+        if not set(schedule[start:end]) & set(schedule[end:]):
+            blocks = [backbone.transformer_layers[block] for block in schedule[start:end]]
+            entries.append(blocks[0] if len(blocks) == 1 else Chain(blocks))
+            start = end
+    if backbone.project_out is not None:
+        entries.append(Chain([backbone.layer_norm, backbone.project_out]))
+        return {"pre_block_layers": [backbone.embed], "sequential_blocks": entries}
+    # Tied projections are one layer of their own kind, which is not rounded.
+    pre_layers = [backbone.embed, backbone.project_embeddings]
+    return {"pre_block_layers": pre_layers, "sequential_blocks": entries}
+
+
+class Chain(keras.layers.Layer):
+    """Layers one after the other, some perhaps more than once, as one layer.
+
+    Args:
+        chain: list of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: as of the first layer.
+    """
+
+    def __init__(self, chain):
+        super().__init__()
+        self.chain = chain
+
+    def call(self, inputs):
+        for layer in self.chain:
+            inputs = layer(inputs)
+        return inputs

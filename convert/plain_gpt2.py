@@ -1,0 +1,140 @@
+"""Any ALGPT2 as a plain GPT-2 that computes the same, so that every runtime of GPT-2 runs it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from algpt2.checkpoints.casting import Casting, common_dtype
+from algpt2.checkpoints.checkpoint import opened, write_dialect
+from algpt2.checkpoints.formats import KERAS, SAFETENSORS
+from algpt2.checkpoints.formats.lazy_tensor import RowwiseTensor, lazy
+from algpt2.checkpoints.weight_maps.gpt2 import KERAS_HUB, KERAS_HUB_FIXED, PYTORCH, as_gpt2_config
+from algpt2.configuration import ALGPT2Config
+from algpt2.errors import InputError
+from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
+
+# The part of project_out's bias that may be missed: rounding error.
+EXACT = 1e-9
+# What the embeddings and the head are multiplied with, and the bias that takes up another.
+SMALL_FACTORS = ("transformer.project_in.", "transformer.project_out.", "transformer.ln_f.bias")
+
+
+def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, lossy=False, keras_hub=False):
+    """Write a plain GPT-2 with the logits of an ALGPT2.
+
+    The blocks are copied for every depth, the embeddings multiplied out through project_in and the head through
+    project_out; project_in's bias goes into the position embeddings, project_out's into the bias of ln_f.
+
+    Args:
+        directory: path. A checkpoint in any of `algpt2.checkpoints.weight_maps.DIALECTS`.
+        output: path of a new directory.
+        dtype, force, max_shard_size: as in `convert.conversion.pt2tf`; products of half-precision matrices are kept in
+            float32 by default.
+        lossy: bool. Whether to write also what cannot be exact.
+        keras_hub: bool. Whether to write a preset of KerasHub's `GPT2CausalLM` instead of transformers' files.
+
+    Returns:
+        `convert.conversion.Conversion`.
+
+    Raises:
+        algpt2.errors.InputError: if the checkpoint cannot be read, there is no GPT-2 that computes the same, or the
+            target is there already or cannot be written.
+
+    Example:
+        >>> to_gpt2("runs/demo", "runs/demo-gpt2")  # doctest: +SKIP
+    """
+    if keras_hub and max_shard_size:
+        raise InputError("--max-shard-size is for the files of transformers; leave it out with --keras-hub")
+    checkpoint = opened(directory)
+    target = new_target(checkpoint, output, force)
+    metadata = read_metadata(checkpoint)
+    if keras_hub:
+        _require_keras_hub(checkpoint.config)
+    config, weights = as_gpt2(metadata.config, checkpoint.weights, lossy)
+    dtype = dtype or common_dtype(weights)
+
+    def write(directory, cast):
+        if keras_hub:
+            from algpt2_tf.keras_hub_gpt2 import save_preset
+
+            write_dialect(directory, KERAS, KERAS_HUB, config, weights, dtype, "1TB", cast)
+            save_preset(directory, config, metadata.tokenizer, dtype)
+        else:
+            write_dialect(directory, SAFETENSORS, PYTORCH, config, weights, dtype, max_shard_size or "5GB", cast)
+            write_metadata(directory, replace(metadata, config=as_gpt2_config(config)), dtype)
+
+    return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, CHECKPOINT_FILES)
+
+
+def as_gpt2(config, weights, lossy=False):
+    """The configuration and the weights of a GPT-2 with the logits of an ALGPT2.
+
+    With the embeddings W (V, E), the positions P, project_in x -> A x + a and project_out y -> B y + b, the sum of
+    embeddings that enters the first block is (W A^T) + (P A^T + a), and the logits of a final state y are W (B y + b) =
+    (W B) (y + s) for every s with B s = b, which the pseudo-inverse of B gives if its rows are independent.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical. A
+            sentence-order head is left out.
+        lossy: bool. Whether to give the nearest GPT-2 where there is no exact one.
+
+    Returns:
+        tuple of an `ALGPT2Config` without sharing and factorization, and its canonical weights.
+
+    Raises:
+        algpt2.errors.InputError: if there is no exact one and it is not `lossy`.
+    """
+    changes = {"layer_schedule": list(range(config.n_layer)), "embedding_size": None, "tie_projections": False}
+    result = dict(_blocks(config, weights))
+    result |= {name: weights[name] for name in weights if name.startswith(("transformer.w", "transformer.ln_f."))}
+    if not config.tie_word_embeddings:
+        result["lm_head.weight"] = weights["lm_head.weight"]
+    if config.is_factorized:
+        dtype = "float64" if common_dtype(weights) == "float64" else "float32"
+        exact = {name: np.asarray(weights[name], "float64") for name in weights if name.startswith(SMALL_FACTORS)}
+        project_in = exact["transformer.project_in.weight"]
+        project_out = project_in.T if config.tie_projections else exact["transformer.project_out.weight"]
+        shift = _shift(project_out, exact["transformer.project_out.bias"], lossy)
+        embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
+        head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+        result |= {
+            "transformer.wte.weight": _product(embedding, project_in.T, dtype),
+            "transformer.wpe.weight": _product(positions, project_in.T, dtype, exact["transformer.project_in.bias"]),
+            "transformer.ln_f.bias": (exact["transformer.ln_f.bias"] + shift).astype(dtype),
+        }
+        changes["tie_word_embeddings"] = config.tie_word_embeddings and config.tie_projections
+        if not changes["tie_word_embeddings"]:
+            result["lm_head.weight"] = _product(head, project_out, dtype)
+    return ALGPT2Config.from_dict(config.to_dict(), **changes), result
+
+
+def _blocks(config, weights):
+    for depth, block in enumerate(config.layer_schedule):
+        prefix = f"transformer.h.{block}."
+        for name in weights:
+            if name.startswith(prefix):
+                yield f"transformer.h.{depth}.{name.removeprefix(prefix)}", weights[name]
+
+
+def _product(rows, matrix, dtype, bias=0.0):
+    """A tensor times a matrix plus a bias, in float64 so that nothing is rounded but the result."""
+    return RowwiseTensor(lazy(rows), matrix.shape[1], dtype, lambda some: some.astype("float64") @ matrix + bias)
+
+
+def _shift(project_out, bias, lossy):
+    """The s with project_out s = bias, for matrix (E, H) and vector (E,)."""
+    shift, _, rank, _ = np.linalg.lstsq(project_out, bias)
+    missed = np.abs(project_out @ shift - bias).max() / (np.abs(bias).max() or 1.0)
+    if missed > EXACT and not lossy:
+        raise InputError(
+            f"no GPT-2 computes exactly the same: project_out.weight {project_out.shape} has rank {rank}, and "
+            f"{missed:.2g} of project_out.bias is outside its range; give --lossy for the nearest one"
+        )
+    return shift
+
+
+def _require_keras_hub(config):
+    for name, expected in KERAS_HUB_FIXED.items():
+        if getattr(config, name) != expected:
+            raise InputError(f"{name} is {getattr(config, name)!r}; KerasHub's GPT-2 computes {expected!r} only")

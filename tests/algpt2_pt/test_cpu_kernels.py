@@ -1,0 +1,210 @@
+"""Products by oneDNN, against PyTorch's own in float64."""
+
+import contextlib
+import copy
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from models import close as is_close
+from models import pytorch_model, random_batch, random_weights, tiny_config
+from torch import nn
+from torch.autograd import forward_ad
+from torch.profiler import profile
+
+from algpt2_pt.cpu_kernels import (
+    is_bfloat16_fast,
+    matmul_transposed,
+    packed_weights,
+    use_fast_kernels,
+    use_plain_kernels,
+)
+
+close = functools.partial(is_close, tolerance=1e-6)
+ONEDNN = "mkldnn::_linear_pointwise"
+
+
+def operations(function):
+    """The names of PyTorch's operations in a call, and what it returns."""
+    with profile() as profiler:
+        result = function()
+    return {event.key for event in profiler.key_averages()}, result
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return use_fast_kernels(nn.Linear(40, 50))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40), (2, 3, 40), (64, 40), (40,), (0, 40)])
+def test_products_and_gradients_are_those_of_float64(layer, shape):
+    inputs = torch.randn(shape, requires_grad=True)
+    weights = torch.randn(*shape[:-1], 50)
+    precise = use_plain_kernels(copy.deepcopy(layer)).double()
+    precise_inputs = inputs.detach().double().requires_grad_()
+    used, outputs = operations(lambda: layer(inputs))
+    assert (ONEDNN in used) == (inputs.numel() > 0)
+    (outputs * weights).sum().backward()
+    expected = precise(precise_inputs)
+    (expected * weights).sum().backward()
+    assert outputs.shape == expected.shape
+    pairs = [(outputs, expected), (inputs.grad, precise_inputs.grad)]
+    pairs += [(layer.weight.grad, precise.weight.grad), (layer.bias.grad, precise.bias.grad)]
+    for found, value in pairs:
+        assert found.numel() == 0 or close(found, value)
+    product = matmul_transposed(inputs, layer.weight)
+    assert product.numel() == 0 or close(product, precise_inputs @ precise.weight.T)
+
+
+def test_a_model_computes_the_same_with_and_without():
+    config = tiny_config()
+    model = use_fast_kernels(pytorch_model(config, random_weights(config, "float32")))
+    precise = pytorch_model(config, random_weights(config, "float32")).double()
+    ids = torch.tensor(random_batch(config)[0])
+
+    def gradients(model, **options):
+        model.zero_grad()
+        model(ids, labels=ids, **options).loss.backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    expected = gradients(precise)
+    for options in ({}, {"skip_logits": True}):
+        used, found = operations(lambda options=options: gradients(model, **options))
+        assert ONEDNN in used and "aten::addmm" not in used
+        assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
+    with torch.backends.mkldnn.flags(enabled=False):
+        used, found = operations(lambda: gradients(model))
+    assert ONEDNN not in used and "aten::addmm" in used
+    assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
+    used, found = operations(lambda: gradients(use_plain_kernels(model)))
+    assert ONEDNN not in used and {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
+
+
+def test_gelu_of_gpt2_is_one_kernel():
+    config = tiny_config(activation_function="gelu_new")
+    model = pytorch_model(config, random_weights(config))
+    ids = torch.tensor(random_batch(config)[0])
+    used, expected = operations(lambda: use_plain_kernels(model)(ids).logits)
+    assert "aten::gelu" not in used
+    used, found = operations(lambda: use_fast_kernels(model)(ids).logits)
+    assert "aten::gelu" in used and close(found, expected, tolerance=1e-12)
+
+
+def test_second_derivatives_are_those_of_float64(layer):
+    precise = use_plain_kernels(copy.deepcopy(layer)).double()
+    inputs = torch.randn(8, 40)
+
+    def second(call, inputs, weight):
+        (first,) = torch.autograd.grad((call(inputs) ** 3).sum(), inputs, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), [inputs, weight])
+
+    found = second(lambda inputs: layer(inputs), inputs.requires_grad_(), layer.weight)
+    expected = second(precise, inputs.detach().double().requires_grad_(), precise.weight)
+    assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
+
+
+def test_forward_mode_differentiation(layer):
+    inputs, tangent = torch.randn(2, 5, 40)
+    for is_recorded in (True, False):
+        with torch.set_grad_enabled(is_recorded), forward_ad.dual_level():
+            found = forward_ad.unpack_dual(layer(forward_ad.make_dual(inputs, tangent))).tangent
+        assert close(found, tangent.double() @ layer.weight.double().T)
+
+
+def test_gradients_of_each_sample_by_torch_func(layer):
+    inputs = torch.randn(5, 40)
+    found = torch.func.vmap(torch.func.grad(lambda inputs: (layer(inputs) ** 2).sum()))(inputs)
+    assert close(found, 2 * layer(inputs).double() @ layer.weight.double())
+
+
+@pytest.mark.parametrize("exception", ["none", "gradients", "gradients inside", "float32", "another thread"])
+def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
+    inputs = torch.randn(3, 40)
+    expected = inputs.bfloat16().double() @ layer.weight.bfloat16().double().T + layer.bias.bfloat16().double()
+    if exception != "float32":
+        layer, inputs = layer.bfloat16(), inputs.bfloat16()
+    with torch.set_grad_enabled(exception == "gradients"), packed_weights(nn.Sequential(layer)):
+        if exception == "another thread":
+            with ThreadPoolExecutor(1) as executor:
+                used, found = executor.submit(operations, lambda: layer(inputs)).result()
+        else:
+            with torch.set_grad_enabled(exception.startswith("gradients")):
+                used, found = operations(lambda: layer(inputs))
+    assert found.requires_grad == (exception.startswith("gradients") or exception == "another thread")
+    is_packed = exception == "none" and is_bfloat16_fast()
+    assert (ONEDNN in used) == (is_packed or exception == "float32")
+    assert close(found, expected, tolerance=2**-7)
+    assert ONEDNN not in operations(lambda: layer.bfloat16()(inputs.bfloat16()))[0]
+
+
+def test_weights_are_packed_once_for_generation_inside_generation(layer):
+    layer = layer.bfloat16()
+    inputs = torch.randn(3, 40).bfloat16()
+    with torch.no_grad(), packed_weights(layer):
+        expected = layer(inputs)
+
+        def inner():
+            with packed_weights(nn.Sequential(layer)):
+                return layer(inputs)
+
+        used, found = operations(inner)
+        assert "mkldnn::_reorder_linear_weight" not in used and torch.equal(found, expected)
+        assert torch.equal(layer(inputs), expected)
+
+
+def test_nothing_is_kept_in_the_layout_of_onednn(layer):
+    kept = []
+    inputs = torch.randn(8, 40, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        layer(inputs)
+    assert {tensor.data_ptr() for tensor in kept} == {inputs.data_ptr(), layer.weight.data_ptr()}
+
+
+def test_anomalies_can_be_detected(layer):
+    with torch.autograd.set_detect_anomaly(True):
+        layer(torch.randn(8, 40)).sum().backward()
+    assert close(layer.bias.grad, torch.full((50,), 8.0))
+
+
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+def test_hooks_of_a_layer_are_called(layer, register):
+    calls = []
+    getattr(layer, register)(lambda *arguments: calls.append(1) and None)
+    inputs = torch.randn(8, 40, requires_grad=True)
+    used, found = operations(lambda: layer(inputs))
+    found.sum().backward()
+    assert ONEDNN in used and calls == [1]
+
+
+EXCEPTIONS = {
+    "another forward": lambda layer: setattr(layer, "forward", functools.partial(nn.Linear.forward, layer)),
+    "float64": lambda layer: layer.double(),
+    "autocast": lambda layer: torch.autocast("cpu", torch.bfloat16),
+    "switched off": lambda layer: torch.backends.mkldnn.flags(enabled=False),
+}
+
+
+@pytest.mark.parametrize("exception", EXCEPTIONS)
+def test_all_else_is_left_to_pytorch(layer, exception):
+    made = EXCEPTIONS[exception](layer)
+    inputs = torch.randn(8, 40, dtype=layer.weight.dtype, requires_grad=True)
+    try:
+        with made if hasattr(made, "__enter__") else contextlib.nullcontext():
+            used, found = operations(lambda: layer(inputs))
+            assert ONEDNN not in used and torch.equal(found, layer(inputs))
+        found.float().sum().backward()
+    finally:
+        if hasattr(made, "remove"):
+            made.remove()
+
+
+def test_compiled_code_is_left_to_pytorch(layer):
+    inputs = torch.randn(8, 40)
+    used, found = operations(lambda: torch.compile(layer, fullgraph=True, backend="eager")(inputs))
+    assert ONEDNN not in used and close(found, layer(inputs))

@@ -1,0 +1,132 @@
+"""Keras's own quantization and LoRA on models whose blocks are shared and whose embeddings are factorized."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.quantizers import gptq_core
+from models import random_weights, relative_difference, tiny_config
+
+from algpt2.data.corpus import read_corpus
+from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
+from algpt2_tf.quantization import calibration_structure
+from algpt2_tf.weights import assign_weights
+
+SAMPLES = 8
+INPUTS = {"token_ids": np.arange(30)[None].astype("int32"), "padding_mask": np.ones((1, 30), "int32")}
+SHAPES = {
+    "shared": {"layer_schedule": [0, 0, 0]},
+    "sandwich": {"layer_schedule": [0, 1, 1, 2]},
+    "cycle": {"layer_schedule": [0, 1, 0, 1]},
+    "tied projections": {"layer_schedule": [0, 0], "tie_projections": True},
+    "not factorized": {"layer_schedule": [0, 1], "embedding_size": None},
+}
+# The largest error of a logit, relative to the largest logit: four bits have a sixteenth of the values of eight.
+ALLOWED = {"int8": 0.06, "float8": 0.3, "int4": 0.5, "gptq": 0.15, "awq": 0.5}
+CASES = [*(("shared", mode) for mode in ALLOWED), *((shape, "gptq") for shape in SHAPES if shape != "shared")]
+
+
+@pytest.fixture
+def make(text_tokenizer):
+    """A function that makes the same model again, of a shape by its name."""
+
+    def model(shape):
+        config = tiny_config(**{
+            **{"vocab_size": len(text_tokenizer), "n_embd": 32, "n_head": 4, "embedding_size": 16},
+            **SHAPES[shape],
+        })  # fmt: skip
+        tokenizer = TFALGPT2Tokenizer(text_tokenizer.backend_tokenizer, end_token=text_tokenizer.eos_token)
+        preprocessor = TFALGPT2CausalLMPreprocessor(tokenizer, sequence_length=40)
+        result = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype="float32"), preprocessor)
+        assign_weights(result, random_weights(config, "float32"))
+        return result
+
+    return model
+
+
+def calibration(mode, model):
+    """The configuration of a mode that is calibrated; `None` for others."""
+    options = {
+        "dataset": list(read_corpus("python-docs").train)[:3],
+        "tokenizer": model.preprocessor.tokenizer,
+        "sequence_length": 40,
+        "num_samples": SAMPLES,
+        "group_size": 8,
+    }
+    if mode == "gptq":
+        return keras.quantizers.GPTQConfig(weight_bits=8, **options)
+    return keras.quantizers.AWQConfig(**options) if mode == "awq" else None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_calibration_goes_through_the_whole_model_and_all_depths_of_a_block(make, shape, monkeypatch):
+    backbone = make(shape).backbone
+    structure, calls = calibration_structure(backbone), []
+    for block, layer in enumerate(backbone.transformer_layers):
+        monkeypatch.setattr(layer.c_attn, "call", count(layer.c_attn.call, block, calls))
+    states = tf.constant(INPUTS["token_ids"])
+    for layer in (*structure["pre_block_layers"], *structure["sequential_blocks"]):
+        states = layer(states)
+    assert calls == backbone.config.layer_schedule
+    if shape == "not factorized":
+        states = backbone.layer_norm(states)
+    elif shape == "tied projections":
+        states = backbone.project_states(backbone.layer_norm(states))
+    assert relative_difference(backbone(INPUTS), states) < 1e-6
+    # No block is in two entries of the list, each of which rounds all that it holds.
+    held = [id(dense) for entry in structure["sequential_blocks"] for dense in gptq_core.find_layers_in_block(entry)]
+    assert len(held) == len(set(held))
+
+
+def count(call, block, calls):
+    def counted(*args, **kwargs):
+        calls.append(block)
+        return call(*args, **kwargs)
+
+    return counted
+
+
+@pytest.mark.parametrize(("shape", "mode"), CASES)
+def test_a_quantized_model_computes_nearly_the_same(make, shape, mode):
+    model = make(shape)
+    expected = np.asarray(model(INPUTS))
+    config = calibration(mode, model)
+    model.quantize(mode, **({} if config is None else {"config": config}))
+    found = {layer.name: layer.quantization_mode for layer in model._flatten_layers() if layer.quantization_mode}
+    products = {"c_attn", "attn_c_proj", "c_fc", "mlp_c_proj"}
+    if shape not in ("tied projections", "not factorized"):
+        products |= {"project_in", "project_out"}
+    assert products <= found.keys() and set(found.values()) == {mode}
+    assert 0 < relative_difference(expected, model(INPUTS)) < ALLOWED[mode]
+    model.compile(sampler="greedy", jit_compile=False)
+    assert model.generate("The value of", max_length=8).startswith("The value of")
+
+
+@pytest.mark.parametrize("targets", [None, ["c_attn", "c_fc", "project_in", "project_out"]], ids=["default", "all"])
+def test_lora_weights_are_saved_and_loaded(make, targets, tmp_path):
+    model, path = make("shared"), str(tmp_path / "adapter.lora.h5")
+    expected = np.asarray(model(INPUTS))
+    model.backbone.enable_lora(4, target_layer_names=targets)
+    names = {variable.path for variable in model.trainable_variables if "lora" in variable.path}
+    assert len(names) == 2 * len(targets or ["c_attn"])
+    draw = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        if "lora" in variable.path:
+            variable.assign(draw.normal(size=variable.shape))
+    adapted = np.asarray(model(INPUTS))
+    assert relative_difference(expected, adapted) > 0.01
+    model.backbone.save_lora_weights(path)
+    loaded = make("shared")
+    if targets:
+        loaded.backbone.enable_lora(4, target_layer_names=targets)
+    loaded.backbone.load_lora_weights(path)
+    np.testing.assert_array_equal(np.asarray(loaded(INPUTS)), adapted)
+
+
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_a_quantized_model_is_saved_and_loaded(make, mode, tmp_path):
+    model = make("shared")
+    model.quantize(mode)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(INPUTS)), np.asarray(model(INPUTS)))
