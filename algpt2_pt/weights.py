@@ -4,10 +4,10 @@ import torch
 
 
 def to_torch(array):
-    """A tensor with a copy of a numpy array, which may be bfloat16."""
+    """A tensor that shares the memory of a numpy array, which may be bfloat16."""
     if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def without_tied(model, state_dict):

@@ -194,7 +194,8 @@ class Checkpoint:
         Raises:
             InputError: if they do not fit or are not finite.
         """
-        arrays = {name: np.asarray(tensor) for name, tensor in self.weights.items()}
+        # Copies: a mapped file that is cut off later would crash the process.
+        arrays = {name: np.array(np.asarray(tensor), order="C") for name, tensor in self.weights.items()}
         check_weights(config or self.config, arrays, source=self.path)
         return arrays
 

@@ -235,7 +235,8 @@ class TestOutput:
         new = save_checkpoint(tmp_path / "new")
         assert run(capsys, main_module, "to-tf", new, "--output", target, "--force", "--no-verify")[0] == 0
         assert sorted(path.name for path in target.rglob("*") if path.is_file()) == [
-            *("config.json", "generation_config.json", "logo.svg", "model.weights.h5", "thesis.txt")
+            *("config.json", "configuration_algpt2.py", "generation_config.json", "logo.svg", "model.weights.h5"),
+            *("modeling_algpt2.py", "thesis.txt"),
         ]
         assert run(capsys, main_module, "inspect", target)[0] == 0
 

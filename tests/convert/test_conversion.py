@@ -25,9 +25,8 @@ def test_a_round_trip_changes_no_bit(seed, dtype, tmp_path):
     source = save_checkpoint(tmp_path / "source", random_config(seed), dtype=dtype)
     there = pt2tf(source, output=tmp_path / "tf").directory
     assert sorted(path.name for path in there.iterdir()) == [
-        "config.json",
-        "generation_config.json",
-        "model.weights.h5",
+        *("config.json", "configuration_algpt2.py", "generation_config.json", "model.weights.h5"),
+        "modeling_algpt2.py",
     ]
     back = tf2pt(there, output=tmp_path / "pt").directory
     config, weights = read_checkpoint(back)
