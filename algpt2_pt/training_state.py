@@ -10,6 +10,7 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME
 
 from algpt2.checkpoints.weights import check_tensors
 from algpt2.errors import InputError
+from algpt2.training.run_directory import damaged_checkpoint
 from algpt2.training.state import TrainingState, moment_shapes
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 
@@ -30,7 +31,7 @@ def check_checkpoint(directory):
         for path in [*directory.glob("optimizer.*"), directory / SCHEDULER_NAME]:
             _load(path)
     except Exception as error:  # torch raises errors of many kinds
-        raise _damaged(directory, error) from error
+        raise damaged_checkpoint(directory, error) from error
 
 
 def read_training_state(directory, model, arguments):
@@ -61,7 +62,7 @@ def read_training_state(directory, model, arguments):
             scaler = _load(directory / SCALER_NAME)
             loss_scale = (scaler["scale"], scaler["_growth_tracker"])
     except Exception as error:  # torch raises errors of many kinds
-        raise _damaged(directory, error) from error
+        raise damaged_checkpoint(directory, error) from error
     weights = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     check_tensors(moment_shapes(arguments.optimizer, weights), moments, source=directory, reference="optimizer")
     return TrainingState(step, iterations, moments, loss_scale)
@@ -149,7 +150,3 @@ def _random_states(seed):
 
 def _load(path):
     return torch.load(path, weights_only=True, map_location="cpu")
-
-
-def _damaged(directory, error):
-    return InputError(f"{directory}: damaged ({error}); remove it, and --resume goes on from the checkpoint before")

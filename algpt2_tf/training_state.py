@@ -4,7 +4,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from algpt2.checkpoints.weights import check_tensors
-from algpt2.errors import InputError
+from algpt2.training.run_directory import damaged_checkpoint
 from algpt2.training.state import TrainingState
 from algpt2_tf.optimization import SGD, Adafactor, LossScaleOptimizer
 from algpt2_tf.weights import canonical_variables
@@ -80,7 +80,7 @@ def load_training_state(model, optimizer, directory):
             optimizer.step_counter.assign(steps)
         optimizer.iterations.assign(state.iterations)
     except Exception as error:  # TensorFlow raises errors of many kinds
-        raise _damaged(directory, error) from error
+        raise damaged_checkpoint(directory, error) from error
 
 
 def read_training_state(directory, shapes):
@@ -103,7 +103,7 @@ def read_training_state(directory, shapes):
         if "loss_scale" in tensors:
             loss_scale = (float(tensors.pop("loss_scale")), int(tensors.pop("loss_scale_steps")))
     except Exception as error:  # safetensors raises errors of many kinds
-        raise _damaged(directory, error) from error
+        raise damaged_checkpoint(directory, error) from error
     moments, random_states = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in (MOMENT, RANDOM_STATE)
@@ -157,10 +157,3 @@ def random_state_variables(model):
     for block in backbone.transformer_layers:
         layers |= {f"{block.name}.{layer.name}": layer for layer in (block.attn_dropout, block.resid_dropout)}
     return {name: layer.seed_generator.state for name, layer in layers.items() if layer.rate > 0}
-
-
-def _damaged(directory, error):
-    return InputError(
-        f"{directory / TRAINING_STATE_FILE}: not readable as the state of this run ({error}); remove {directory}, and "
-        "--resume goes on from the checkpoint before"
-    )

@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(framework, arguments, tmp_path,
     assert 0 < max(checkpoints(run)) <= step
     for kept in checkpoints(run):
         load(framework, run / f"checkpoint-{kept}")
-    assert not list(run.glob("model*")) and not (run / ".partial").exists()
+    assert not list(run.glob("model.*")) and not (run / ".partial").exists()
 
 
 def limit_file_size(size):
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(framework, too_large, arguments,
     TRAIN[framework].main([*arguments, "--max-steps", "4"])
     whole = run / "checkpoint-4"
     files = {path.name: path.read_bytes() for path in whole.iterdir()}
-    for path in run.glob("model*"):
+    for path in run.glob("model.*"):
         path.unlink()
     recorded = json.loads((run / "arguments.json").read_text())
     (run / "arguments.json").write_text(json.dumps({**recorded, "max_steps": 40}))
@@ -125,7 +125,7 @@ def test_a_stop_request_ends_with_a_checkpoint(framework, number, arguments, tmp
     (step,) = checkpoints(run)
     load(framework, run / f"checkpoint-{step}")
     assert history(run)[-1]["step"] == step
-    assert not list(run.glob("model*"))
+    assert not list(run.glob("model.*"))
 
 
 def test_a_resumed_run_keeps_its_arguments(arguments, tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_a_resumed_run_keeps_its_arguments(arguments, tmp_path, capsys):
     assert exit_code(algpt2_pt.train, ["--output-dir", str(run), "--resume", "--learning-rate", "0.5"]) == 2
     assert "--learning-rate is 0.5, but the run to resume has 0.001" in capsys.readouterr().err
     assert exit_code(algpt2_tf.train, ["--output-dir", str(run), "--resume"]) == 2
-    assert "the run was made in pytorch; resume it there" in capsys.readouterr().err
+    assert "the run was made in PyTorch; resume it there" in capsys.readouterr().err
     algpt2_pt.train.main(["--output-dir", str(run), "--resume"])
     assert "the run is finished" in capsys.readouterr().out
     # Nothing to resume is a new run.

@@ -61,7 +61,7 @@ def tokenize(documents, tokenizer, by="document", cache=None):
         InputError: if the documents cannot be read, or the files cannot be written.
 
     Example:
-        >>> from algpt2.data.tokenizer import train_tokenizer
+        >>> from algpt2.data.train_tokenizer import train_tokenizer
         >>> text = tokenize(["low lower"], train_tokenizer(["low lower lowest"] * 10, vocab_size=260))
         >>> int(text.tokens[-1]), text.words, text.bytes
         (0, 2, 9)

@@ -87,7 +87,7 @@ class TextStream:
         write: function of str.
 
     Example:
-        >>> from algpt2.data.tokenizer import train_tokenizer
+        >>> from algpt2.data.train_tokenizer import train_tokenizer
         >>> tokenizer, parts = train_tokenizer(["a"], vocab_size=257), []
         >>> stream = TextStream(tokenizer, tokenizer.encode("a"), parts.append)
         >>> for token in tokenizer.encode("né"):

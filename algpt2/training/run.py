@@ -18,7 +18,7 @@ from algpt2.training.figure import draw_perplexity
 from algpt2.training.history import FIGURE_FILE, HISTORY_FILE, read_history
 from algpt2.training.loss import IGNORED
 from algpt2.training.model_card import write_model_card
-from algpt2.training.run_directory import Checkpoints
+from algpt2.training.run_directory import Checkpoints, damaged_checkpoint
 
 # The logits of a larger batch may not fit where its gradients are computed in parts.
 EVALUATION_BATCH = 16
@@ -84,9 +84,7 @@ class Run:
             try:
                 return open_checkpoint(directory, self.arguments.framework).read_weights(self.config)
             except InputError as error:
-                raise InputError(
-                    f"{error}; remove {directory}, and --resume goes on from the checkpoint before"
-                ) from error
+                raise damaged_checkpoint(directory, error) from error
         # They are not kept beside those of the model.
         weights, self.initial_weights = self.initial_weights, None
         return weights

@@ -124,6 +124,19 @@ class Checkpoints:
             os.replace(path, self.directory / PARTIAL / f"old-{path.name}")
 
 
+def damaged_checkpoint(directory, error):
+    """The error of a checkpoint that a run cannot go on from.
+
+    Args:
+        directory: path of the checkpoint.
+        error: exception. What is wrong with it.
+
+    Returns:
+        `InputError`.
+    """
+    return InputError(f"{directory}: damaged ({error}); remove it, and --resume goes on from the checkpoint before")
+
+
 def require_free(directory, flag, sources, overwrite, hint):
     """Raise an InputError unless a new run directory may take a place.
 
