@@ -7,14 +7,20 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 if "keras" not in sys.modules:
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise ImportError(
+            f"algpt2_tf needs Keras's tensorflow backend, but KERAS_BACKEND is {backend!r}; set it to tensorflow, or to "
+            "nothing"
+        )
+    os.environ["KERAS_BACKEND"] = backend
 
 import keras
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(
-        f"algpt2_tf needs Keras's tensorflow backend, but keras is already loaded with {keras.config.backend()!r}; "
-        "import algpt2_tf before keras, or set KERAS_BACKEND=tensorflow"
+        f"algpt2_tf needs Keras's tensorflow backend, but keras is already loaded with {keras.config.backend()!r}; set "
+        "KERAS_BACKEND=tensorflow, or import algpt2_tf before keras"
     )
 
 from algpt2_tf.backbone import TFALGPT2Backbone

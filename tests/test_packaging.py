@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -46,15 +47,25 @@ def test_a_framework_is_imported_without_the_other(module, blocked):
 @pytest.mark.parametrize(
     ("before", "backend", "message"),
     [
-        ("", "jax", None),
-        ("import os; os.environ['KERAS_BACKEND'] = 'torch'; import keras", "torch", "already loaded with 'torch'"),
+        ("", None, None),
+        ("", "tensorflow", None),
+        ("", "jax", "KERAS_BACKEND is 'jax'"),
+        ("", "torch", "KERAS_BACKEND is 'torch'"),
+        ("import keras", "torch", "already loaded with 'torch'"),
     ],
 )
 def test_keras_backend(before, backend, message):
-    code = f"import os; os.environ['KERAS_BACKEND'] = {backend!r}\n{before}\nimport algpt2_tf"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    result = subprocess.run(
+        [sys.executable, "-c", f"{before}\nimport algpt2_tf, keras; print(keras.config.backend())"],
+        env={**environment, **({"KERAS_BACKEND": backend} if backend else {})},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
     if message is None:
-        assert result.returncode == 0, result.stderr
+        assert result.returncode == 0 and result.stdout == "tensorflow\n", result.stderr
     else:
         assert result.returncode != 0 and message in result.stderr
 
