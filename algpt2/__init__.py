@@ -1,5 +1,12 @@
 """The framework-free core of ALGPT2: configuration, checkpoints, data, evaluation and runs."""
 
+import importlib.util
+import os
+
+if importlib.util.find_spec("torch") is None:
+    # transformers would say that no model can be used, but those of Keras can.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from transformers import AutoConfig
 
 from algpt2.checkpoints.weights import parameter_count

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from algpt2.checkpoints.formats.pytorch import check_checksums
 from algpt2.checkpoints.weights import check_tensors
 from algpt2.errors import InputError
 from algpt2.training.run_directory import damaged_checkpoint
@@ -30,6 +31,8 @@ def check_checkpoint(directory):
         json.loads((directory / TRAINER_STATE_NAME).read_text())["global_step"]
         for path in [*directory.glob("optimizer.*"), directory / SCHEDULER_NAME]:
             _load(path)
+        for path in directory.glob("rng_state*.pth"):
+            check_checksums(path)
     except Exception as error:  # torch raises errors of many kinds
         raise damaged_checkpoint(directory, error) from error
 
@@ -149,4 +152,5 @@ def _random_states(seed):
 
 
 def _load(path):
+    check_checksums(path)
     return torch.load(path, weights_only=True, map_location="cpu")

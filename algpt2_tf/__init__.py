@@ -10,8 +10,7 @@ if "keras" not in sys.modules:
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise ImportError(
-            f"algpt2_tf needs Keras's tensorflow backend, but KERAS_BACKEND is {backend!r}; set it to tensorflow, or to "
-            "nothing"
+            f"algpt2_tf needs Keras's tensorflow backend, but KERAS_BACKEND is {backend!r}; set it to tensorflow"
         )
     os.environ["KERAS_BACKEND"] = backend
 

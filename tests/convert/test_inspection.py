@@ -1,13 +1,12 @@
-"""`inspect`: what it tells, from headers alone, and without a framework."""
+"""`inspect`: what it tells, from headers alone."""
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import torch
 from command_lines import run
+from isolation import TENSORFLOW, TORCH, run_without
 from models import pretraining_weights, random_config, save_checkpoint, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -16,8 +15,6 @@ from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.checkpoints.weights import weight_shapes
 from algpt2_pt import ALGPT2LMHeadModel
 from convert import inspect_checkpoint, pt2tf
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -68,19 +65,28 @@ def test_every_copy_of_the_weights_is_looked_at(capsys, tmp_path):
     assert code == 1 and "ALGPT2 (PyTorch)" in out and "model.weights.h5: not readable as HDF5" in out
 
 
-def test_no_framework_is_imported(tmp_path):
+INSPECT = """
+import sys
+from convert.cli import main
+main(["inspect", PATH])
+"""
+
+
+def test_tensorflow_is_not_imported_and_pytorch_not_needed(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=2, vocab_size=50, n_positions=9, eos_token_id=0))
     model.save_pretrained(tmp_path)
-    code = """
-import runpy, sys
-sys.argv = ["convert", "inspect", PATH]
-runpy.run_module("convert", run_name="__main__", alter_sys=False)
-loaded = [name for name in ("torch", "tensorflow", "keras") if sys.modules.get(name)]
-assert not loaded, loaded
-""".replace("PATH", repr(str(tmp_path)))
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert process.returncode == 0 and "GPT-2 (transformers)" in process.stdout, process.stderr
-    assert not process.stderr
+    process = run_without((*TORCH, *TENSORFLOW), INSPECT.replace("PATH", repr(str(tmp_path))))
+    assert process.returncode == 0 and "GPT-2 (transformers)" in process.stdout and not process.stderr, process.stderr
+
+
+def test_files_of_pytorch_need_pytorch(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=2, vocab_size=50, n_positions=9, eos_token_id=0))
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    process = run_without(TORCH, INSPECT.replace("PATH", repr(str(tmp_path))))
+    assert process.returncode == 1
+    assert "pytorch_model.bin: only PyTorch reads such files, and it is not installed" in process.stdout
+    assert process.stderr == "python -m convert: 1 problem\n"
 
 
 def test_no_values_are_read(tmp_path):

@@ -9,8 +9,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from algpt2.checkpoints.formats.hdf5 import read_hdf5, write_hdf5
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
+from algpt2.checkpoints.formats.pytorch import read_pytorch
 from algpt2.checkpoints.formats.safetensors import read_safetensors, write_safetensors
-from algpt2.checkpoints.formats.torch_pickle import read_pytorch
 from algpt2.errors import InputError
 
 

@@ -7,7 +7,7 @@ import os
 import h5py
 import numpy as np
 
-from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, OpenFile, mapped, pieces
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, OpenFile, pieces
 from algpt2.errors import InputError
 
 # What groups and headers take besides the arrays, and more.
@@ -39,7 +39,7 @@ def read_hdf5(path):
 
     try:
         opened = OpenFile(path)
-        with h5py.File(path) as file:
+        with h5py.File(opened.file) as file:
             file.visititems(visit)
         extents = sorted(extent for extent in extents if extent[0])
         for (start, size, first), (following, _, second) in itertools.pairwise(extents):
@@ -58,19 +58,14 @@ def _lazy_tensor(path, opened, name, dataset):
         dtype = DTYPES["bfloat16"]
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"the values of {name} are in another file")
-    offset = dataset.id.get_offset()
-    if offset is not None:
-        if offset + dataset.nbytes > opened.file.seek(0, os.SEEK_END) or dataset.nbytes > dataset.id.get_storage_size():
-            raise ValueError(f"{name} is longer than the file")
-        return mapped(opened, offset, dataset.shape, dtype)
-
     if not _is_whole(dataset):
         raise ValueError(f"the values of {name} were not all written")
+    if (dataset.id.get_offset() or 0) + dataset.id.get_storage_size() > os.fstat(opened.file.fileno()).st_size:
+        raise ValueError(f"{name} is longer than the file")
 
     def load():
-        # Compressed, or so small that it lies in its header.
         try:
-            with h5py.File(path) as file:
+            with h5py.File(opened.file) as file:
                 return np.asarray(file[name][()]).view(dtype)
         except Exception as error:  # as above
             raise InputError(f"{path}: {name} is not readable ({error})") from error

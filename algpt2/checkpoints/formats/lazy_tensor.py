@@ -117,7 +117,7 @@ def join(tensors):
 
 
 class OpenFile:
-    """A file that is open for reading as long as a tensor in it is known, also if another takes its name meanwhile.
+    """A file that is open as long as a tensor in it is known, also if another file takes its name meanwhile.
 
     Args:
         path: `Path`.
@@ -126,22 +126,6 @@ class OpenFile:
     def __init__(self, path):
         self.file = path.open("rb")
         weakref.finalize(self, self.file.close)
-
-
-def mapped(file, offset, shape, dtype):
-    """A tensor in a file, mapped into memory while its values are used; changing them does not change the file.
-
-    Args:
-        file: `OpenFile`.
-        offset: int. The place of its first byte.
-        shape: tuple of int.
-        dtype: numpy dtype.
-
-    Returns:
-        `LazyTensor`, which is to lie within the file.
-    """
-
-    return LazyTensor(shape, dtype, lambda: np.asarray(np.memmap(file.file, dtype, "c", offset, tuple(shape))))
 
 
 def pieces(tensor):

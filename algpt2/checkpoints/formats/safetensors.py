@@ -5,7 +5,7 @@ import json
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from algpt2.checkpoints.formats.lazy_tensor import DTYPES, OpenFile, mapped, pieces
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, OpenFile, pieces
 from algpt2.errors import InputError
 
 NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -36,7 +36,7 @@ def read_safetensors(path):
         tensors = {}
         for name, entry in header.items():
             offset = 8 + length + entry["data_offsets"][0]
-            tensors[name] = mapped(opened, offset, tuple(entry["shape"]), np.dtype(TYPES[entry["dtype"]]))
+            tensors[name] = _mapped(opened, offset, tuple(entry["shape"]), np.dtype(TYPES[entry["dtype"]]))
         return tensors
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -44,6 +44,11 @@ def read_safetensors(path):
         raise InputError(f"{path}: holds tensors of type {error}; expected {', '.join(NAMES.values())}") from error
     except (OSError, SafetensorError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: not readable as safetensors ({error})") from error
+
+
+def _mapped(opened, offset, shape, dtype):
+    """A tensor that is mapped into memory while its values are used; changing them does not change the file."""
+    return LazyTensor(shape, dtype, lambda: np.asarray(np.memmap(opened.file, dtype, "c", offset, shape)))
 
 
 def write_safetensors(path, weights, dtype, convert):

@@ -16,8 +16,8 @@ from models import random_weights, tiny_config
 
 from algpt2.checkpoints.formats.hdf5 import read_hdf5, write_hdf5
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, RowwiseTensor, is_finite, join, lazy, pieces
+from algpt2.checkpoints.formats.pytorch import read_pytorch
 from algpt2.checkpoints.formats.safetensors import read_safetensors, write_safetensors
-from algpt2.checkpoints.formats.torch_pickle import read_pytorch
 from algpt2.errors import InputError
 
 
@@ -181,7 +181,7 @@ class TestPyTorch:
                 return os.system, (f"touch {tmp_path / 'ran'}",)
 
         self.save({"a": torch.ones(2), "b": Malicious()}, tmp_path / "file", legacy)
-        with pytest.raises(InputError, match="'posix system', which no tensor needs"):
+        with pytest.raises(InputError, match=r"not readable as tensors that torch\.save wrote \(.*posix\.system"):
             read_pytorch(tmp_path / "file")
         assert not (tmp_path / "ran").exists()
         # It would have run, had it been unpickled.
@@ -201,68 +201,12 @@ def test_a_plain_pickle_is_not_read(tmp_path):
         read_pytorch(tmp_path / "file")
 
 
-NESTED = {
-    # Hashing it needs as much of the stack.
-    "deep": pickle.EMPTY_TUPLE + 300_000 * pickle.TUPLE1,
-    # Hashing it takes 2 ** 50 steps.
-    "wide": pickle.EMPTY_TUPLE + 50 * (pickle.BINPUT + b"\0" + pickle.BINGET + b"\0" + pickle.TUPLE2),
-}
-DICT = pickle.GLOBAL + b"collections\nOrderedDict\n"
-ONE = pickle.BININT1 + b"\1"
-
-
-def storage(key):
-    """The pickle of a storage with a key, as `torch.save` writes it."""
-    kind, place = (pickle.BINUNICODE + struct.pack("<I", len(text)) + text for text in (b"storage", b"cpu"))
-    return pickle.MARK + kind + pickle.GLOBAL + b"torch\nFloatStorage\n" + key + place + ONE + pickle.TUPLE + b"Q"
-
-
-def tensor_of(storage):
-    rebuild = pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n"
-    shape = pickle.EMPTY_TUPLE
-    arguments = storage + pickle.BININT1 + b"\0" + shape + shape + pickle.NEWFALSE + DICT + shape + pickle.REDUCE
-    return rebuild + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
-
-
-NAME = pickle.BINUNICODE + struct.pack("<I", 1) + b"a"
-# Where a pickle may have a key.
-PLACES = {
-    "item": lambda key: pickle.EMPTY_DICT + key + ONE + pickle.SETITEM,
-    "items": lambda key: pickle.EMPTY_DICT + pickle.MARK + key + ONE + pickle.SETITEMS,
-    "argument": lambda key: (
-        DICT + pickle.EMPTY_LIST + key + ONE + pickle.TUPLE2 + pickle.APPEND + pickle.TUPLE1 + pickle.REDUCE
-    ),
-    "storage": lambda key: pickle.EMPTY_DICT + NAME + tensor_of(storage(key)) + pickle.SETITEM,
-}
-
-
-@pytest.mark.parametrize("nested", NESTED)
-@pytest.mark.parametrize("place", PLACES)
-def test_keys_that_are_no_texts_do_not_hang_or_crash(nested, place, tmp_path):
-    with zipfile.ZipFile(tmp_path / "file", "w") as archive:
-        archive.writestr("file/data.pkl", pickle.PROTO + b"\2" + PLACES[place](NESTED[nested]) + pickle.STOP)
-    with pytest.raises(InputError, match="it has a key that is not text"):
-        read_pytorch(tmp_path / "file")
-
-
-@pytest.mark.parametrize("nested", NESTED)
-def test_legacy_keys_that_are_no_texts_do_not_hang_or_crash(nested, tmp_path):
-    torch.save({"a": torch.ones(2)}, tmp_path / "file", _use_new_zipfile_serialization=False)
-    content = (tmp_path / "file").read_bytes()
-    # The last pickle is the list of the storages' keys, before their sizes and values.
-    start = content.rindex(pickle.PROTO + b"\2" + pickle.EMPTY_LIST)
-    keys = pickle.PROTO + b"\2" + pickle.EMPTY_LIST + NESTED[nested] + pickle.APPEND + pickle.STOP
-    (tmp_path / "file").write_bytes(content[:start] + keys + content[-16:])
-    with pytest.raises(InputError, match="it has a key that is not text"):
-        read_pytorch(tmp_path / "file")
-
-
 def test_the_checksums_of_a_pytorch_file_are_kept(tmp_path):
     torch.save({"a": torch.ones(100)}, tmp_path / "file")
     with zipfile.ZipFile(tmp_path / "file") as archive:
         place = archive.getinfo("file/data/0").header_offset
     flip(tmp_path / "file", place + 200)
-    with pytest.raises(InputError, match="the checksum of 0 is wrong"):
+    with pytest.raises(InputError, match="the checksum of file/data/0 is wrong"):
         np.asarray(read_pytorch(tmp_path / "file")["a"])
 
 

@@ -1,0 +1,95 @@
+"""Weights as PyTorch's own `.bin` files, read by it with `weights_only=True`, so that nothing in them can run."""
+
+import functools
+import warnings
+import zipfile
+
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor
+from algpt2.errors import InputError
+
+
+def read_pytorch(path):
+    """The tensors of a file that `torch.save` wrote from a state dict, in the format of PyTorch 1.6 or the one before.
+
+    Args:
+        path: path.
+
+    Returns:
+        dict of str to `LazyTensor`. Loading one checks the file against its checksums, if it has some.
+
+    Raises:
+        InputError: if the file is missing or damaged or holds anything but tensors, or PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path}: only PyTorch reads such files, and it is not installed; pip install torch, or save the model as "
+            "safetensors"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            # Of pickles that are refused in any case.
+            warnings.simplefilter("ignore")
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if not isinstance(tensors, dict) or not all(isinstance(key, str) for key in tensors):
+            raise ValueError("it holds something else than a dict of tensors")
+        check = functools.cache(lambda: check_checksums(path))
+        return {name: _lazy_tensor(name, tensor, check) for name, tensor in tensors.items()}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Exception as error:  # torch raises errors of many kinds
+        raise InputError(f"{path}: not readable as tensors that torch.save wrote ({load_reason(error)})") from error
+
+
+def _lazy_tensor(name, tensor, check):
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise ValueError(f"{name} is not a tensor of numbers")
+    # numpy does not know bfloat16.
+    stored = tensor.detach().view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor.detach()
+    array = stored.numpy()
+    dtype = DTYPES["bfloat16"] if tensor.dtype == torch.bfloat16 else array.dtype
+
+    def load():
+        check()
+        return array.view(dtype)
+
+    return LazyTensor(array.shape, dtype, load)
+
+
+def check_checksums(path):
+    """Raise an InputError if a zip file, such as `torch.save` writes, does not have the bytes of its checksums.
+
+    Args:
+        path: path of any file; one that is not a zip file has none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile and zlib raise errors of many kinds
+        raise InputError(f"{path}: damaged ({error}); fetch it again") from error
+    if damaged:
+        raise InputError(f"{path}: damaged (the checksum of {damaged} is wrong); fetch it again")
+
+
+def load_reason(error):
+    """What an error of `torch.load` says, without its advice.
+
+    Args:
+        error: exception.
+
+    Returns:
+        str of one line.
+
+    Example:
+        >>> load_reason(ValueError("Weights only load failed.\\n\\nUnsupported operand 149\\n\\nCheck the docs."))
+        'Unsupported operand 149'
+    """
+    paragraphs = [" ".join(paragraph.split()) for paragraph in str(error).split("\n\n") if paragraph.strip()]
+    if not paragraphs:
+        return type(error).__name__
+    return paragraphs[-2] if paragraphs[0].startswith("Weights only load failed") else paragraphs[0]
