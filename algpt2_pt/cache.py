@@ -8,6 +8,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from algpt2_pt.cpu_kernels import packed_weights
+from algpt2_pt.modeling_algpt2 import check_mask
 
 # How many tokens a cache has room for before it is copied to a larger one.
 ROOM = 64
@@ -24,6 +25,14 @@ class FastGeneration:
         # Without the `no_grad` of transformers, so that `generate.__wrapped__` has gradients here too.
         with packed_weights(self):
             return _generate(self, *args, **kwargs)
+
+    def _prepare_model_inputs(self, *args, **kwargs):
+        inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and model_kwargs.get("past_key_values") is None:
+            # transformers would cut a longer one.
+            check_mask(mask, *inputs.shape[:2])
+        return inputs, name, model_kwargs
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         given = model_kwargs.get("past_key_values")

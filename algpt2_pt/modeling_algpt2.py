@@ -37,6 +37,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def check_mask(attention_mask, batch, length):
+    """Raise a ValueError for a mask of another shape than (batch, length)."""
+    found, expected = tuple(attention_mask.shape), (batch, length)
+    if found != expected:
+        raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
+
+
 def residual_projection(config, inputs):
     """The last layer of a residual branch; GPT-2 starts it smaller by the square root of the number of additions."""
     layer = nn.Linear(inputs, config.n_embd)
@@ -320,18 +327,17 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         if not batch or not length:
             raise ValueError(f"the input is {batch} x {length}; expected at least one sequence of at least one token")
+        total, n_positions = past_length + length, self.config.n_positions
+        # With padding on the left, positions are fewer than the tokens.
+        padded = position_ids is not None and (position_ids.device.type != "cpu" or position_ids.max() < n_positions)
+        if total > n_positions and not padded:
+            raise ValueError(f"the sequence has {total} tokens, more than n_positions {n_positions}")
         for what, ids, field in (("token ids", input_ids, "vocab_size"), ("positions", position_ids, "n_positions")):
             size = getattr(self.config, field)
             if ids is not None and ids.device.type == "cpu" and not 0 <= ids.min() <= ids.max() < size:
                 raise ValueError(f"{what} are {ids.min()} to {ids.max()}; {field} {size} allows 0 to {size - 1}")
-        if position_ids is None and past_length + length > self.config.n_positions:
-            raise ValueError(
-                f"the sequence has {past_length + length} tokens, more than n_positions {self.config.n_positions}"
-            )
         if attention_mask is not None and attention_mask.dim() == 2:
-            found, expected = tuple(attention_mask.shape), (batch, past_length + length)
-            if found != expected:
-                raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
+            check_mask(attention_mask, batch, past_length + length)
 
 
 class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):

@@ -150,9 +150,10 @@ class TFALGPT2Backbone(Backbone):
             entries.append(entry)
         return self.project_states(self.layer_norm(x)), tuple(entries)
 
-    def call(self, inputs, training=None, mask=None):
+    def __call__(self, inputs, *args, **kwargs):
+        # Before Keras calls it, whose own errors have many lines.
         check_inputs(inputs, self.config)
-        return super().call(inputs, training=training, mask=mask)
+        return super().__call__(inputs, *args, **kwargs)
 
     def default_lora_layer_names(self):
         return ["c_attn"]
@@ -167,13 +168,13 @@ def check_length(length, config):
         raise ValueError(f"the sequence has {length} tokens, more than n_positions {config.n_positions}")
 
 
-def check_inputs(inputs, config):
+def check_inputs(inputs, config, asserts=False):
     """Raise a ValueError for inputs that do not fit a model, as far as shapes and values are known.
 
     Args:
-        inputs: dict of `token_ids` and `padding_mask`, int (batch, length), arrays or tensors. In a graph their values
-            are not known.
+        inputs: dict of `token_ids` and `padding_mask`, int (batch, length), arrays or tensors.
         config: `ALGPT2Config`.
+        asserts: bool. Whether a graph shall check the values of its tensors when it runs, which XLA cannot.
     """
     token_ids, padding_mask = inputs["token_ids"], inputs["padding_mask"]
     batch, length = token_ids.shape
@@ -184,8 +185,12 @@ def check_inputs(inputs, config):
     if None not in (*token_ids.shape, *padding_mask.shape) and tuple(token_ids.shape) != tuple(padding_mask.shape):
         found, expected = tuple(padding_mask.shape), tuple(token_ids.shape)
         raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
-    if isinstance(token_ids, np.ndarray) or (tf.is_tensor(token_ids) and hasattr(token_ids, "numpy")):
+    allowed = f"vocab_size {config.vocab_size} allows 0 to {config.vocab_size - 1}"
+    if isinstance(token_ids, np.ndarray) or hasattr(token_ids, "numpy"):
         least, largest = int(np.min(token_ids)), int(np.max(token_ids))
         if least < 0 or largest >= config.vocab_size:
-            allowed = f"vocab_size {config.vocab_size} allows 0 to {config.vocab_size - 1}"
             raise ValueError(f"token ids are {least} to {largest}; {allowed}")
+    elif asserts:
+        least, largest = tf.reduce_min(token_ids), tf.reduce_max(token_ids)
+        fits = tf.logical_and(least >= 0, largest < config.vocab_size)
+        tf.debugging.Assert(fits, [tf.strings.format("token ids are {} to {}; " + allowed, (least, largest))])

@@ -149,6 +149,34 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
 
+    def __call__(self, inputs, *args, **kwargs):
+        if isinstance(inputs, dict):
+            check_inputs(inputs, self.config)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def fit(self, x=None, *args, **kwargs):
+        self._check_arrays(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        self._check_arrays(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x=None, *args, **kwargs):
+        self._check_arrays(x)
+        return super().predict(x, *args, **kwargs)
+
+    def _check_arrays(self, x):
+        # Before a graph finds it, whose errors have many lines.
+        if isinstance(x, dict) and self.preprocessor is None:
+            check_inputs(x, self.config)
+
+    @tf.autograph.experimental.do_not_convert
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        data = super().preprocess_samples(x, y, sample_weight)
+        check_inputs(keras.utils.unpack_x_y_sample_weight(data)[0], self.config, asserts=True)
+        return data
+
     def call_with_cache(self, token_ids, cache, cache_update_index):
         """Logits of some positions, with the keys and values of all earlier ones.
 

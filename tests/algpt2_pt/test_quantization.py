@@ -16,7 +16,8 @@ def test_int8_weights_predict_nearly_the_same(text_tokenizer):
     text = "".join(read_corpus("python-docs").train)[:20_000]
     ids = torch.tensor(text_tokenizer.encode(text)[: 64 * 64]).view(64, 64)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
-    for _ in range(100):
+    # More would learn the text by heart, where every rounding shows.
+    for _ in range(50):
         trained(ids, labels=ids, skip_logits=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -25,8 +26,8 @@ def test_int8_weights_predict_nearly_the_same(text_tokenizer):
         expected = trained(ids, labels=ids)
         found = quantize_int8(trained)(ids, labels=ids)
     assert expected.loss < 4.5 < torch.log(torch.tensor(float(config.vocab_size)))
-    # The perplexity within 1%.
-    assert 0 < abs(found.loss - expected.loss) < 0.01
+    # The perplexity within 0.5%.
+    assert 0 < abs(found.loss - expected.loss) < 0.005
     assert (found.logits.argmax(-1) == expected.logits.argmax(-1)).float().mean() > 0.9
     prompt = ids[:1, :8]
     output = trained.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
