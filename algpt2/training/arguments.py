@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import read_config
@@ -50,7 +51,9 @@ def _add_model_arguments(group):
     base.add_argument(
         "--preset", choices=PRESETS, default="algpt2-tiny", metavar="NAME", help=f"one of {', '.join(PRESETS)}"
     )
-    base.add_argument("--config", metavar="FILE", help="a config.json, or a directory that holds one")
+    base.add_argument(
+        "--config", metavar="FILE", help="a config.json, a directory that holds one, or the name of one of configs/"
+    )
     base.add_argument("--init-from", metavar="DIR", help="a checkpoint to go on from, with its tokenizer")
     group.add_argument(
         "--sharing", metavar="PATTERN", help=f"one of {', '.join(PATTERNS)}, or the block of every depth: 0,0,1,1"
@@ -223,7 +226,7 @@ def model_config(arguments, source=None):
     if source:
         config = source.config
     elif arguments.config:
-        config = read_config(arguments.config)
+        config = read_config(_config_path(arguments.config))
     else:
         config = ALGPT2Config.from_preset(arguments.preset)
     known = {"model_type", "auto_map", *(field.name for field in dataclasses.fields(config))}
@@ -234,6 +237,17 @@ def model_config(arguments, source=None):
         return ALGPT2Config.from_dict(config.to_dict(), **_overrides(arguments, config))
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
+
+
+def _config_path(name):
+    """The file of `--config`, which may name one of configs/."""
+    package = Path(__file__).parents[1]
+    # In the package where it is installed, beside it in a clone.
+    for place in (package, package.parent):
+        shipped = place / "configs" / f"{name}.json"
+        if not os.path.exists(name) and shipped.is_file():
+            return shipped
+    return Path(name)
 
 
 def _overrides(arguments, config):

@@ -1,0 +1,71 @@
+"""`algpt2`, or `python -m algpt2`: all commands of the project as subcommands of one."""
+
+import argparse
+import importlib
+import sys
+from importlib.util import find_spec
+
+from algpt2.cli import FRAMEWORKS
+from algpt2.errors import InputError, exit_on_error
+
+# The module and what it does, by the name of the command; `{package}` is that of the framework.
+COMMANDS = {
+    "train": ("{package}.train", "train a model"),
+    "evaluate": ("{package}.evaluate", "measure the perplexity of a checkpoint on a text"),
+    "generate": ("{package}.generate", "continue texts"),
+    "compare": ("algpt2.compare", "several runs as one figure and one table"),
+    "convert": ("convert.cli", "inspect, convert, verify or export a checkpoint"),
+    "tokenization": ("algpt2.data.train_tokenizer", "train a tokenizer"),
+    "tfrecords": ("algpt2_tf.tfrecords", "write a tokenized text as TFRecords, to train from a bucket"),
+    "hub": ("algpt2.hub", "upload a directory to the Hugging Face hub"),
+}
+# Those whose own command line begins with the same word.
+WITH_OWN_NAME = ("compare",)
+
+
+def main(argv=None):
+    """Run a command.
+
+    Args:
+        argv: list of str. The command, `--framework` and the command's own arguments; by default those of the process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="algpt2", description="Train, evaluate, convert and run ALGPT2.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, add_help=False, allow_abbrev=False)
+        if "{package}" in module:
+            command.add_argument("--framework", choices=FRAMEWORKS, default=default_framework())
+    arguments, rest = parser.parse_known_args(argv)
+    with exit_on_error("algpt2"):
+        module = COMMANDS[arguments.command][0]
+        if "{package}" in module:
+            module = module.format(package=FRAMEWORKS[arguments.framework].package)
+        program = import_command(module)
+    program.main([arguments.command, *rest] if arguments.command in WITH_OWN_NAME else rest)
+
+
+def default_framework():
+    """str: PyTorch, unless only TensorFlow is installed."""
+    return "tensorflow" if find_spec("torch") is None and find_spec("tensorflow") else "pytorch"
+
+
+def import_command(name):
+    """The module of a command.
+
+    Args:
+        name: str.
+
+    Raises:
+        InputError: if what it needs is not installed or cannot be used.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{name} cannot be imported ({error}); the README tells what to install") from error
+
+
+if __name__ == "__main__":
+    main()
