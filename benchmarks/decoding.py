@@ -52,6 +52,7 @@ def pytorch_generators(prompt, count, names):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from algpt2_pt import ALGPT2LMHeadModel
+    from algpt2_pt.cpu_kernels import use_fast_kernels
     from algpt2_pt.quantization import quantize_int8
 
     ids = torch.from_numpy(prompt).long()
@@ -61,7 +62,7 @@ def pytorch_generators(prompt, count, names):
         if name == "transformers":
             model = GPT2LMHeadModel(GPT2Config()).eval()
         else:
-            model = ALGPT2LMHeadModel(ALGPT2Config.from_preset(SHAPES[name])).eval()
+            model = use_fast_kernels(ALGPT2LMHeadModel(ALGPT2Config.from_preset(SHAPES[name]))).eval()
         if name.endswith("int8"):
             quantize_int8(model)
         if name.endswith("bf16"):

@@ -38,6 +38,7 @@ from algpt2.cli import HelpFormatter, positive_float
 from algpt2.tables import markdown_table
 from algpt2.training.flops import peak_flops, training_flops
 from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.loss import linear_cross_entropy
 from algpt2_pt.optimization import create_optimizer
 
@@ -151,7 +152,7 @@ def build(name, sizes, device, dtype=torch.float32):
     if name == TRANSFORMERS:
         model = GPT2LMHeadModel(GPT2Config(**{**NO_DROPOUT, **sizes.shape}))
     else:
-        model = ALGPT2LMHeadModel(configuration(name, sizes))
+        model = use_fast_kernels(ALGPT2LMHeadModel(configuration(name, sizes)))
     return model.to(device, dtype).eval()
 
 

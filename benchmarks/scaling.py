@@ -18,6 +18,7 @@ from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.cli import HelpFormatter
 from algpt2.tables import markdown_table
 from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.optimization import create_optimizer
 
 BASE = {"n_layer": 6, "length": 128, "batch": 4, "vocabulary": 16384}
@@ -40,7 +41,7 @@ def model(scheme, shape):
         layer_schedule=layer_schedule(pattern, shape["n_layer"]),
         embedding_size=embedding_size,
     )
-    return ALGPT2LMHeadModel(config).train()
+    return use_fast_kernels(ALGPT2LMHeadModel(config)).train()
 
 
 def stepper(scheme, shape):

@@ -61,7 +61,7 @@ def pytorch_steps(ids, precision, dropout, names):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from algpt2_pt import ALGPT2LMHeadModel
-    from algpt2_pt.cpu_kernels import matmul_transposed
+    from algpt2_pt.cpu_kernels import matmul_transposed, use_fast_kernels
     from algpt2_pt.optimization import create_optimizer
 
     ids = torch.from_numpy(ids).long()
@@ -79,7 +79,7 @@ def pytorch_steps(ids, precision, dropout, names):
         return lambda: step(model, optimizer, **options)
 
     def ours(name):
-        return ALGPT2LMHeadModel(configuration(name, dropout))
+        return use_fast_kernels(ALGPT2LMHeadModel(configuration(name, dropout)))
 
     def compiled():
         model = ours("compiled blocks")
