@@ -52,7 +52,8 @@ class OneDNNLinear(nn.Linear):
     """`torch.nn.Linear`, whose products are oneDNN's in float32 on a CPU; all else is as PyTorch computes it."""
 
     def forward(self, inputs):
-        packed = None if torch.is_grad_enabled() else _PACKED.get().get(self)
+        # The compiler does not know context variables.
+        packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _PACKED.get().get(self)
         if packed is not None and _is_for_onednn(inputs, self.weight, torch.bfloat16):
             return _onednn_linear(inputs, packed, self.bias)
         if _is_for_onednn(inputs, self.weight):

@@ -1,4 +1,18 @@
-"""Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`, or by `torchrun` or `accelerate launch`."""
+"""Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`, or by `torchrun` or `accelerate launch`.
+
+The way of a batch:
+1. `prepare_run` reads the text, makes one stream of token ids of it, and cuts that into `Blocks` of `length` ids.
+2. `TrainingOrder` tells the block of every sample of the run from the seed alone, so that a resumed run knows it too.
+3. `Samples` makes a sample of a block: `input_ids` and `labels`, int64 (length,).
+4. `RunTrainer`, transformers' Trainer, stacks samples to (batch, length) and calls the model of modeling_algpt2.py:
+   embedding (batch, length, E), project_in (batch, length, H), the block of each depth, ln_f, project_out (batch,
+   length, E).
+5. `LossInChunks` multiplies that by the embedding, some tokens at a time, and gives the mean loss of the next token.
+6. Backward; gradients are clipped; the optimizer of optimization.py steps at the rate of its schedule.
+7. `RunCallback` sees every step: `History` prints and records, `evaluate_run` measures the held-out text.
+8. `Checkpoints` takes weights, optimizer and random states, written aside and renamed when whole.
+9. After the last step: weights, figure and model card into the run directory.
+"""
 
 import datetime
 import sys

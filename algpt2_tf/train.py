@@ -1,4 +1,19 @@
-"""Train ALGPT2 in TensorFlow: `python -m algpt2_tf.train --help`."""
+"""Train ALGPT2 in TensorFlow: `python -m algpt2_tf.train --help`.
+
+The way of a batch:
+1. `prepare_run` reads the text, makes one stream of token ids of it, and cuts that into `Blocks` of `length` ids.
+2. `TrainingOrder` tells the block of every sample of the run from the seed alone, so that a resumed run knows it too.
+3. `batches` is the `tf.data.Dataset` of them: `input_ids` and `labels`, int32 (batch, length), split over the replicas.
+4. `TrainingModel`, under Keras's fit, calls the backbone of backbone.py on its part: embedding (batch, length, E),
+   project_in (batch, length, H), the block of each depth, layer_norm, project_out (batch, length, E).
+5. `next_token_loss` multiplies that by the embedding, some tokens at a time, and gives the loss of the next token: its
+   share of the mean over all tokens of the step, wherever they are.
+6. Gradients are summed over parts and replicas and clipped; the optimizer of optimization.py steps at the rate of its
+   schedule.
+7. `Reporter` sees every step: `History` prints and records, `evaluate_run` measures the held-out text.
+8. `Checkpoints` takes weights, optimizer and random states, written aside and renamed when whole.
+9. After the last step: weights, figure and model card into the run directory.
+"""
 
 import contextlib
 import re

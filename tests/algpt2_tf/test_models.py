@@ -186,34 +186,6 @@ def test_low_precision_is_close_and_trains(policy):
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
-def test_int8_quantization_is_close_and_survives_saving(model, tmp_path):
-    data = inputs(model.config)
-    expected = np.asarray(model(data))
-    model.quantize("int8")
-    quantized = np.asarray(model(data))
-    assert 0 < np.abs(quantized - expected).mean() < 0.1 * np.abs(expected).mean()
-    model.save(tmp_path / "model.keras")
-    np.testing.assert_allclose(
-        np.asarray(keras.models.load_model(tmp_path / "model.keras")(data)), quantized, atol=1e-5
-    )
-    model.compile(sampler="greedy")
-    data = inputs(model.config)
-    assert model.generate(dict(data), stop_token_ids=None)["token_ids"].shape == data["token_ids"].shape
-    with pytest.raises(ValueError, match="the model is quantized"):
-        model.save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_int8_quantization_of_a_model_with_a_tokenizer(text_model, tmp_path):
-    text_model.compile(sampler="greedy")
-    text_model.quantize("int8")
-    expected = text_model.generate("The value of", max_length=12)
-    text_model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    loaded.compile(sampler="greedy")
-    assert loaded.generate("The value of", max_length=12) == expected
-
-
 def test_lora_trains_only_its_own_weights_and_merges(model, tmp_path):
     data = inputs(model.config)
     before = canonical_weights(model)

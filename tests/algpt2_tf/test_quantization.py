@@ -12,7 +12,7 @@ from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LM
 from algpt2_tf.quantization import calibration_structure
 from algpt2_tf.weights import assign_weights
 
-SAMPLES = 8
+SAMPLES = 4
 INPUTS = {"token_ids": np.arange(30)[None].astype("int32"), "padding_mask": np.ones((1, 30), "int32")}
 SHAPES = {
     "shared": {"layer_schedule": [0, 0, 0]},
@@ -23,7 +23,7 @@ SHAPES = {
 }
 # The largest error of a logit, relative to the largest logit: four bits have a sixteenth of the values of eight.
 ALLOWED = {"int8": 0.06, "float8": 0.3, "int4": 0.5, "gptq": 0.15, "awq": 0.5}
-CASES = [*(("shared", mode) for mode in ALLOWED), *((shape, "gptq") for shape in SHAPES if shape != "shared")]
+CASES = [*((shape, "int8") for shape in SHAPES), *(("shared", mode) for mode in ALLOWED if mode != "int8")]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def make(text_tokenizer):
 
     def model(shape):
         config = tiny_config(**{
-            **{"vocab_size": len(text_tokenizer), "n_embd": 32, "n_head": 4, "embedding_size": 16},
+            **{"vocab_size": len(text_tokenizer), "n_embd": 16, "n_head": 2, "embedding_size": 8},
             **SHAPES[shape],
         })  # fmt: skip
         tokenizer = TFALGPT2Tokenizer(text_tokenizer.backend_tokenizer, end_token=text_tokenizer.eos_token)
@@ -98,8 +98,6 @@ def test_a_quantized_model_computes_nearly_the_same(make, shape, mode):
         products |= {"project_in", "project_out"}
     assert products <= found.keys() and set(found.values()) == {mode}
     assert 0 < relative_difference(expected, model(INPUTS)) < ALLOWED[mode]
-    model.compile(sampler="greedy", jit_compile=False)
-    assert model.generate("The value of", max_length=8).startswith("The value of")
 
 
 @pytest.mark.parametrize("targets", [None, ["c_attn", "c_fc", "project_in", "project_out"]], ids=["default", "all"])
@@ -123,10 +121,25 @@ def test_lora_weights_are_saved_and_loaded(make, targets, tmp_path):
     np.testing.assert_array_equal(np.asarray(loaded(INPUTS)), adapted)
 
 
-@pytest.mark.parametrize("mode", ["int8", "float8"])
-def test_a_quantized_model_is_saved_and_loaded(make, mode, tmp_path):
-    model = make("shared")
+@pytest.mark.parametrize(("shape", "mode"), [*((shape, "int8") for shape in SHAPES), ("shared", "float8")])
+def test_a_quantized_model_is_saved_and_loaded(make, shape, mode, tmp_path):
+    model = make(shape)
     model.quantize(mode)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(np.asarray(loaded(INPUTS)), np.asarray(model(INPUTS)))
+
+
+def test_a_quantized_model_generates(make, tmp_path):
+    model = make("shared")
+    model.quantize("int8")
+    model.compile(sampler="greedy")
+    expected = model.generate("The value of", max_length=12)
+    assert expected.startswith("The value of")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.compile(sampler="greedy")
+    assert loaded.generate("The value of", max_length=12) == expected
+    with pytest.raises(ValueError, match="the model is quantized"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
