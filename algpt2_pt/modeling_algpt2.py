@@ -287,14 +287,17 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
             hidden_states = self.project_in(hidden_states)  # (batch, length, H)
         hidden_states = self.drop(hidden_states)
 
-        attention_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            # Not those that are counted here: in them transformers looks for the starts of packed texts.
-            position_ids=position_ids,
-        )
+        whole = attention_mask is None and position_ids is None and past_key_values is None
+        # With a mask sdpa has no fast kernel, and whoever compiles gets one from transformers before 5.23.
+        if not (whole and self.config._attn_implementation == "sdpa" and torch.compiler.is_dynamo_compiling()):
+            attention_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                # Not those that are counted here: in them transformers looks for the starts of packed texts.
+                position_ids=position_ids,
+            )
         all_hidden_states = []
         # Early-exit generation lowers n_layer for a while.
         for depth, block in enumerate(self.config.layer_schedule[: self.config.n_layer]):
