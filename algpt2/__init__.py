@@ -13,7 +13,8 @@ from algpt2.checkpoints.weights import parameter_count
 from algpt2.configuration import PRESETS, ALGPT2Config, layer_schedule
 from algpt2.errors import InputError
 
-# Not in the file of the configuration: one that travels with a model must not take the place of this one.
+# Registered here and not in configuration.py: the copy of that file that travels with a model must not replace this
+# class.
 AutoConfig.register("algpt2", ALGPT2Config, exist_ok=True)
 
 __all__ = ["PRESETS", "ALGPT2Config", "InputError", "layer_schedule", "parameter_count"]

@@ -19,7 +19,7 @@ COMMANDS = {
     "tfrecords": ("algpt2_tf.tfrecords", "write a tokenized text as TFRecords, to train from a bucket"),
     "hub": ("algpt2.hub", "upload a directory to the Hugging Face hub"),
 }
-# Those whose own command line begins with the same word.
+# The commands whose own parser expects the name of the command as its first argument.
 WITH_OWN_NAME = ("compare",)
 
 

@@ -1,7 +1,8 @@
 """Writing aside and renaming: files and directories that are there as a whole or not at all.
 
-What is not whole yet has a name such as `.run.algpt2-tmp.host.4711.x1y2z3`: of the target, the machine and the process.
-A process that starts to write the same target removes what dead ones of its machine have left.
+Until it is whole, it has a name such as `.run.algpt2-tmp.host.4711.1f2e3d4c`, made of the target, the machine, the
+process and a random part. A process that starts to write the same target removes what dead processes of its machine
+have left.
 """
 
 import contextlib
@@ -56,12 +57,12 @@ def directory_replaced(directory):
 def files_replaced_in(directory, stale=()):
     """A temporary directory whose files move into `directory` only if the block succeeds.
 
-    A directory that is killed while they move has a marker, which `require_whole` finds.
+    If the process is killed while they move, a marker stays in the directory, which `require_whole` finds.
 
     Args:
         directory: path; made if it is not there. Its other files stay as they are.
-        stale: iterable of str, names of files and of empty directories, with wildcards. What of `directory` to remove
-            if it is not replaced.
+        stale: iterable of str, names with wildcards. The files and empty directories of `directory` to remove unless
+            they are replaced.
 
     Raises:
         WriteError: if the directory cannot be written.
@@ -76,7 +77,7 @@ def files_replaced_in(directory, stale=()):
         with directory_replaced(directory) as new:
             yield new
         return
-    # Inside a directory that is there, which may be on a disk of its own.
+    # The temporary directory lies inside, since an existing directory may be on a disk of its own.
     with _errors_of(directory), _temporary(directory, directory) as temporary:
         yield temporary
         share_files(temporary)

@@ -67,7 +67,7 @@ def checkpoint_parser(framework, program, description):
     """The command line of a program that reads a checkpoint.
 
     Args:
-        framework: str, of `FRAMEWORKS`, which computes.
+        framework: str, one of `FRAMEWORKS`: the one that computes.
         program: str. The module of the framework's package.
         description: str.
 

@@ -19,7 +19,7 @@ from algpt2.training.figure import draw_perplexity
 from algpt2.training.history import HISTORY_FILE, read_history
 from algpt2.training.run_directory import ARGUMENTS_FILE
 
-# What the text that runs are evaluated on depends on.
+# The arguments that decide which text a run is evaluated on.
 TEXT_ARGUMENTS = ("dataset", "validation", "text_column", "detokenize", "control_code")
 COLUMNS = {
     "run": "run",

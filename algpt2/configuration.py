@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 # The activations that both frameworks compute alike; the names are those of transformers.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "sigmoid", "silu", "swish", "tanh")
 
-# The code that a saved model carries, so that it loads without this project by `trust_remote_code=True`, and where it
-# stands: beside this file where it has travelled already.
+# The code that a saved model carries, so that it loads without this project by `trust_remote_code=True`, and where to
+# find it; in a saved model, both files lie side by side.
 CODE_FILES = {
     "configuration_algpt2.py": (Path(__file__),),
     "modeling_algpt2.py": (
@@ -84,8 +84,8 @@ def layer_schedule(pattern, n_layer):
 def schedule_pattern(schedule):
     """The named pattern that makes a layer schedule: the inverse of `layer_schedule`.
 
-    Patterns coincide only at the ends: one block is always `"full"`, and a block for every depth always `"none"`, also
-    where `"sandwich"` has three depths.
+    Patterns give the same schedule only at the extremes: one block is always called `"full"`, and a block for every
+    depth always `"none"`, even where it is a `"sandwich"` of three depths.
 
     Args:
         schedule: list of int, the block applied at each depth.

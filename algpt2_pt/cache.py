@@ -22,7 +22,7 @@ class FastGeneration:
     @torch.no_grad()
     @functools.wraps(_generate)
     def generate(self, *args, **kwargs):
-        # Without the `no_grad` of transformers, so that `generate.__wrapped__` has gradients here too.
+        # `_generate` lacks the `no_grad` of transformers, so that `generate.__wrapped__` has gradients here too.
         with packed_weights(self):
             return _generate(self, *args, **kwargs)
 
@@ -44,10 +44,11 @@ class FastGeneration:
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of a depth, with room for more: not every token pays for a copy of all before it.
+    """Keys and values of a depth, with room for more, so that not every token pays for a copy of all before it.
 
-    While gradients are recorded, or the code compiled, it is a `transformers.cache_utils.DynamicLayer`. Unlike there,
-    `keys` and `values` that were taken from it change where it is cropped and goes on, as does a copy by `copy.copy`.
+    While gradients are recorded, or the code is compiled, it acts as a `transformers.cache_utils.DynamicLayer`.
+    Otherwise, `keys` and `values` that were taken from it earlier change when it is cropped and then extended; so does
+    a shallow copy by `copy.copy`.
     """
 
     def lazy_initialization(self, key_states, value_states):
@@ -67,12 +68,12 @@ class GrowingLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx):
         super().reorder_cache(beam_idx)
-        # All depths are reordered before the first goes on; their old entries would be kept till then.
+        # All depths are reordered before the first is extended; until then the buffers would keep the old entries.
         self.buffers = (None, None)
 
 
 def _append(states, new, buffer):
-    """Both, float (batch, heads, length, width), one after the other, and the tensor that they are the start of."""
+    """Both, float (batch, heads, length, width), joined along their length, and the buffer that begins with them."""
     start = states.shape[-2] if states.numel() else 0
     end = start + new.shape[-2]
     if _has_room(buffer, states, new, end):
@@ -85,7 +86,7 @@ def _append(states, new, buffer):
 
 
 def _has_room(buffer, states, new, length):
-    # A cache that was cropped still starts its buffer; one that was reordered or selected from does not.
+    # After a crop the states are still the start of the buffer; after reordering or selecting they are not.
     return (
         buffer is not None
         and buffer.data_ptr() == states.data_ptr()

@@ -63,10 +63,10 @@ class OneDNNLinear(nn.Linear):
 
 @contextlib.contextmanager
 def packed_weights(model):
-    """In it, and without gradients, a model takes bfloat16 weights from copies in oneDNN's own layout.
+    """A context in which a model without gradients reads its bfloat16 weights from copies in oneDNN's own layout.
 
-    A product of one row by them takes half the time, and a copy of a shared block as long as one or two tokens. float32
-    gains nothing. The weights must not change meanwhile.
+    A product of one row with them takes half the time; making the copy of a shared block takes as long as one or two
+    tokens. float32 gains nothing. The weights must not change meanwhile.
 
     Args:
         model: `torch.nn.Module` with `use_fast_kernels`. Only layers on a CPU that computes in bfloat16 are copied.
@@ -112,7 +112,7 @@ def _onednn_linear(inputs, weight, bias):
 
 
 class _OneDNNProduct(torch.autograd.Function):
-    """The gradients of oneDNN's linear layer, which PyTorch has without them, for its compiler."""
+    """oneDNN's linear layer with gradients; PyTorch has it only without, for its compiler."""
 
     @staticmethod
     def forward(inputs, weight, bias):

@@ -67,7 +67,7 @@ def token_loss_function(model):
 
 
 def order_function(model):
-    """A function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,).
+    """A function from ids, int32 (batch, length), to the sentence orders that a model predicts, int (batch,).
 
     Args:
         model: `ALGPT2ForPreTraining`.

@@ -25,12 +25,12 @@ class LanguageModelLogits(nn.Module):
         self.model = model
 
     def forward(self, input_ids, attention_mask):
-        # Of a model for pretraining as well, whose sentence-order head is left out.
+        # Called on the class, so that a model for pretraining leaves out its sentence-order head.
         return ALGPT2LMHeadModel.forward(self.model, input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
 def export_onnx(model, path):
-    """Write an ONNX file, which onnxruntime runs, of any batch and length.
+    """Write an ONNX file for any batch and length, which onnxruntime runs.
 
     Its inputs are `input_ids` and `attention_mask`, int64 (batch, length), 0 for padding; its output is `logits`,
     float (batch, length, V).
@@ -45,8 +45,8 @@ def export_onnx(model, path):
         >>> export_onnx(model, "model.onnx")
     """
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.n_positions)}
-    # Of one token attention is not causal, which the exporter would keep; and two tensors, as of the same one twice it
-    # makes one input.
+    # More than one token: attention of a single one is not causal, and the exporter would keep that for all lengths.
+    # Two tensors: the exporter would make one input of the same tensor given twice.
     shape = (2, min(3, model.config.n_positions))
     ids, mask = torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
     with _without_warnings():

@@ -18,7 +18,7 @@ from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.weights import to_torch
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-# Of a configuration, but transformers takes it as the dtype of the weights.
+# A field of the configuration, but as an argument transformers takes it for the dtype of the weights.
 NOT_OVERRIDES = ("dtype",)
 
 

@@ -59,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = states.new_zeros((), dtype=dtype)
         needs_states, needs_weight, *_ = ctx.needs_input_grad
         state_gradients = []
-        # The other way round the products take twice as long.
+        # Transposed, since the products that add to it take twice as long the other way round.
         transposed_gradient = weight.new_zeros(weight.shape[::-1], dtype=dtype) if needs_weight else None
         matrix = weight.to(states.dtype)
         for part, targets in zip(states.split(rows), labels.split(rows), strict=True):
@@ -81,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        # The product with `upstream` is in its float32: rounded to half precision it would scale all gradients.
+        # Multiplied in float32: `upstream` rounded to half precision would scale all gradients by its error.
         state_gradient, transposed_gradient = ctx.saved_tensors
         if state_gradient is not None:
             state_gradient = (state_gradient * upstream.view(1, 1)).to(state_gradient.dtype)

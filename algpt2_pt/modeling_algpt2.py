@@ -55,7 +55,7 @@ def residual_projection(config, inputs):
 def embedding_projection(inputs, outputs):
     """A projection of a factorized embedding, started with the variance 1 / inputs.
 
-    With GPT-2's 0.02 it shrinks what it projects, and the loss takes several times as many steps.
+    With GPT-2's standard deviation of 0.02 it shrinks what it projects, and training takes several times as many steps.
     """
     layer = nn.Linear(inputs, outputs)
     layer.initial_std = inputs**-0.5
@@ -155,7 +155,7 @@ class ALGPT2TiedProjection(nn.Module):
         if isinstance(projection, nn.Linear):
             matrix = projection.weight.t()  # (E, H)
         else:
-            # What an adapter adds has no matrix to ask for, but shows in what becomes of the unit vectors.
+            # An adapter leaves no single matrix to read; its rows are what unit vectors project to, less the bias.
             units = torch.eye(len(self.bias), dtype=hidden_states.dtype, device=hidden_states.device)
             matrix = projection(units) - projection(torch.zeros_like(units[:1]))
         return nn.functional.linear(hidden_states, matrix, self.bias)
@@ -244,7 +244,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """The states of a batch of token sequences that the head multiplies.
+        """The states that the head computes logits from, for a batch of token sequences.
 
         Args:
             input_ids: int64 (batch, length).
@@ -295,7 +295,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
-                # Not those that are counted here: in them transformers looks for the starts of packed texts.
+                # Only positions that were given: transformers looks in them for the starts of packed texts.
                 position_ids=position_ids,
             )
         all_hidden_states = []
@@ -326,7 +326,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         )
 
     def _check_inputs(self, input_ids, inputs_embeds, attention_mask, position_ids, past_length):
-        """Raise a ValueError for what the embeddings or the mask do not hold; of GPUs values are not asked for."""
+        """Raise a ValueError for ids, lengths or masks that do not fit the model; values on a GPU are not read."""
         batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         if not batch or not length:
             raise ValueError(f"the input is {batch} x {length}; expected at least one sequence of at least one token")
@@ -491,7 +491,7 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
         Args:
             input_ids, past_key_values, token_type_ids, position_ids, inputs_embeds, use_cache, output_hidden_states,
                 logits_to_keep: as in `ALGPT2LMHeadModel.forward`.
-            attention_mask: as in `ALGPT2Model.forward`. Where it is 2-d, left or right padding is not the last token.
+            attention_mask: as in `ALGPT2Model.forward`. If it is 2-d, the last token is the last that is not padding.
             labels: int64 (batch, length), -100 where ignored. They are shifted inside: give `labels=input_ids`.
             sentence_order_label: int64 (batch,), 0 for segments in order, 1 for swapped ones, -100 where ignored.
             num_sequences_in_batch: int. The sequences of all parts of an accumulated batch, to divide the summed

@@ -1,6 +1,6 @@
-"""The models as this package has them: those of modeling_algpt2.py, which read any checkpoint and are faster.
+"""The models of this package: those of modeling_algpt2.py, made to read any checkpoint and to run faster.
 
-What they add stands beside the file that travels with a model: `loading`, `loss`, `cache` and `cpu_kernels`.
+What is added stands in `loading`, `loss`, `cache` and `cpu_kernels`, apart from the file that travels with a model.
 """
 
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForPreTraining

@@ -32,7 +32,7 @@ def quantize_int8(model):
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
         return quantization.quantize_dynamic(
-            # It knows layers by their class.
+            # PyTorch finds the layers to quantize by their class, which fast kernels change.
             use_plain_kernels(model),
             {torch.nn.Linear: quantization.per_channel_dynamic_qconfig},
             inplace=True,

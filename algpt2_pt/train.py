@@ -1,9 +1,9 @@
 """Train ALGPT2 in PyTorch: `python -m algpt2_pt.train --help`, or by `torchrun` or `accelerate launch`.
 
-The way of a batch:
+The path of a batch:
 1. `prepare_run` reads the text, makes one stream of token ids of it, and cuts that into `Blocks` of `length` ids.
-2. `TrainingOrder` tells the block of every sample of the run from the seed alone, so that a resumed run knows it too.
-3. `Samples` makes a sample of a block: `input_ids` and `labels`, int64 (length,).
+2. `TrainingOrder` derives the block of every sample from the seed alone, so that a resumed run has the same order.
+3. `Samples` makes a sample from a block: `input_ids` and `labels`, int64 (length,).
 4. `RunTrainer`, transformers' Trainer, stacks samples to (batch, length) and calls the model of modeling_algpt2.py:
    embedding (batch, length, E), project_in (batch, length, H), the block of each depth, ln_f, project_out (batch,
    length, E).
@@ -106,7 +106,7 @@ def initial_model(run):
     model = use_fast_kernels(language_model_class(run.arguments.sop)(run.config))
     weights = run.starting_weights()
     if weights:
-        # A head that only one of the two has starts new or is left out.
+        # A sentence-order head starts new if only the model has it, and is left out if only the weights have it.
         model.load_state_dict({name: to_torch(array).float() for name, array in weights.items()}, strict=False)
     return model
 

@@ -62,13 +62,13 @@ class RunTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        # Training needs no keys and values of earlier tokens, but the trained model shall keep them.
+        # Training needs no keys and values of earlier tokens; the configuration of the model keeps `use_cache`.
         inputs = {**inputs, "use_cache": False, "skip_logits": True}
         if self.run.arguments.sop:
             inputs["num_sequences_in_batch"] = self.run.arguments.batch_size
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.run.arguments.sop:
-            # Of several GPUs of one process each has its part.
+            # With several GPUs in one process, each has its part of the loss.
             self.sop_loss += outputs.sop_loss.detach().sum()
         return (loss, outputs) if return_outputs else loss
 

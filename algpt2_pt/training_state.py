@@ -74,7 +74,7 @@ def read_training_state(directory, model, arguments):
 def _optimizer_state(directory, model, arguments):
     """The state of the optimizer by the names of the parameters."""
     if (directory / OPTIMIZER_NAME_BIN).is_file():
-        # FSDP names them, where an optimizer by itself counts them.
+        # FSDP stores the states by the names of the parameters, an optimizer on its own by their numbers.
         return _load(directory / OPTIMIZER_NAME_BIN)["state"]
     optimizer = _optimizer(model, arguments)
     optimizer.load_state_dict(_load(directory / OPTIMIZER_NAME))
@@ -98,7 +98,7 @@ def write_training_state(state, directory, model, arguments):
     scheduler.load_state_dict(
         {**scheduler.state_dict(), "last_epoch": state.iterations - 1, "_step_count": state.iterations}
     )
-    # The last step also tells the optimizer its learning rate.
+    # Loaded one step back: the step from there also sets the learning rate of the optimizer.
     scheduler.step()
     torch.save(optimizer.state_dict(), directory / OPTIMIZER_NAME)
     torch.save(scheduler.state_dict(), directory / SCHEDULER_NAME)
@@ -116,7 +116,7 @@ def write_training_state(state, directory, model, arguments):
         eval_steps=arguments.eval_steps,
         save_steps=arguments.save_steps,
         train_batch_size=arguments.batch_size // arguments.gradient_accumulation,
-        # Trainer saves its own in their place, and fails if there are none.
+        # When Trainer saves, it replaces this control by its own, and fails if there is none.
         stateful_callbacks=[TrainerControl()],
     ).save_to_json(directory / TRAINER_STATE_NAME)
 

@@ -11,7 +11,7 @@ def to_torch(array):
 
 
 def without_tied(model, state_dict):
-    """A state dict without the tensors that are another one's; gathered from shards, they no longer tell.
+    """A state dict without tied tensors; once gathered from shards, no shared memory tells which these are.
 
     Args:
         model: `ALGPT2LMHeadModel`.

@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Notes about the machine are not for the reader of a command's output; errors still come.
+# Hides TensorFlow's notes about the machine from the output of commands; errors are still shown.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 if "keras" not in sys.modules:

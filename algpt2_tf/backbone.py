@@ -30,7 +30,7 @@ class TFALGPT2Backbone(Backbone):
         inputs: dict of `token_ids`, int32 (batch, length), and `padding_mask`, int32 (batch, length), 0 for padding.
 
     Returns:
-        float (batch, length, E), what the token embedding multiplies to give logits.
+        float (batch, length, E), from which the token embedding gives logits.
 
     Raises:
         ValueError: for a configuration with a wrong value; for ids, lengths or masks that do not fit the model.
@@ -151,7 +151,7 @@ class TFALGPT2Backbone(Backbone):
         return self.project_states(self.layer_norm(x)), tuple(entries)
 
     def __call__(self, inputs, *args, **kwargs):
-        # Before Keras calls it, whose own errors have many lines.
+        # Checked before Keras is called, whose own errors have many lines.
         check_inputs(inputs, self.config)
         return super().__call__(inputs, *args, **kwargs)
 

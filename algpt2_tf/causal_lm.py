@@ -167,7 +167,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         return super().predict(x, *args, **kwargs)
 
     def _check_arrays(self, x):
-        # Before a graph finds it, whose errors have many lines.
+        # Checked before a graph is run, whose own errors have many lines.
         if isinstance(x, dict) and self.preprocessor is None:
             check_inputs(x, self.config)
 
@@ -207,11 +207,11 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             repetition_penalty: float. In generation, the positive logits of the tokens of a sequence so far are
                 divided by it and the negative ones multiplied, before the sampler sees them.
             streamer: function of int32 (batch,), called in generation with every new token as soon as the model goes
-                on from it; what is produced last comes with the result only. XLA cannot call it, so that
-                `jit_compile` is then False.
-            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`. Generation is compiled by XLA, with which random
-                samplers draw other tokens from the same seed, unless `jit_compile=False` is given or XLA cannot. For
-                training Keras takes `"auto"` to mean not on CPUs.
+                on from it; the last one comes only with the result. XLA cannot call it, so that `jit_compile` is then
+                False.
+            *args, **kwargs: as in `keras_hub.models.CausalLM.compile`. Generation is compiled by XLA unless
+                `jit_compile=False` is given or XLA cannot compile it; random samplers draw other tokens from the same
+                seed with XLA than without. Training with `"auto"` is not compiled by XLA on CPUs.
 
         References:
             repetition_penalty: Keskar et al., 2019 (CTRL), https://arxiv.org/abs/1909.05858, section 4.1.
@@ -245,7 +245,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             step = self._xla_step() if self._jit_generate else super().make_generate_function()
 
             def generate(inputs, stop_token_ids=None):
-                # Before TensorFlow traces, whose own errors have many lines.
+                # Checked before TensorFlow traces, whose own errors have many lines.
                 check_inputs(inputs, self.config)
                 return step(inputs, stop_token_ids)
 
@@ -260,7 +260,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             nonlocal without_xla
             if without_xla is not None:
                 return without_xla(inputs, stop_token_ids)
-            # Powers of two: XLA compiles for every length of what is computed at once.
+            # Rounded up to a power of two, since XLA compiles anew for every number of positions computed at once.
             shortest = max(int(np.sum(inputs["padding_mask"], axis=-1).min()), 1)
             length = inputs["padding_mask"].shape[1]
             try:
@@ -281,8 +281,8 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
         Args:
             inputs: dict of `token_ids`, int32 (batch, max_length), and `padding_mask`, 1 for the prompts' tokens.
             stop_token_ids: tuple of int, the tokens that end a sequence; or `None`.
-            prefill: int. How many first positions to compute at once, at least those of the shortest prompt, which is
-                the default; to be given to XLA, which needs a number, and only there.
+            prefill: int. How many of the first positions to compute at once: at least the length of the shortest
+                prompt, which is the default. To be given only with XLA, which needs a fixed number.
 
         Returns:
             dict of `token_ids` and `padding_mask`, as the inputs; the mask ends at the first stop token.
@@ -310,7 +310,7 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
             return logits, ops.squeeze(hidden_states, axis=1), cache
 
         def stream(tokens, index, first_free):
-            # The model first goes on from the prompt.
+            # The first call goes on from the last token of the prompt, which is not new.
             if index > first_free:
                 self.streamer(tokens)
 

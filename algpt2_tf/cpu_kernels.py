@@ -1,4 +1,4 @@
-"""Weights as products of one row, compiled by XLA on a CPU, read them fastest."""
+"""Weights in the form that products of one row, compiled by XLA on a CPU, read fastest."""
 
 import contextlib
 
@@ -10,8 +10,8 @@ from tensorflow.compiler.tf2xla.python import xla
 class StreamedWeights:
     """Half-precision matrices that XLA reads from memory at every step of a loop.
 
-    By itself it would convert them to float32 before the loop and read twice the bytes. Products of one row also read
-    a matrix faster by its outputs.
+    By itself XLA would convert them to float32 before the loop, and read twice the bytes in every step. They are also
+    stored transposed, with a row for each output, which products of one row read faster.
 
     Args:
         variables: list of `keras.Variable`, some of them matrices in half precision.
@@ -45,5 +45,5 @@ class StreamedWeights:
 
 
 def _turned(variable, matrix):
-    """From how a layer has a matrix to how it is stored here, and back; tables are looked up by their rows."""
+    """A matrix turned from its layer's layout to the one here, or back; tables, looked up by row, stay as they are."""
     return tf.transpose(matrix) if variable.name == "kernel" else matrix

@@ -114,7 +114,7 @@ def _tpu():
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, tf.errors.OpError) as error:
         raise InputError(
-            f"--strategy tpu: no TPU to be had ({error}); name it in TPU_NAME, or run on a TPU VM"
+            f"--strategy tpu: no TPU can be reached ({error}); name it in TPU_NAME, or run on a TPU VM"
         ) from error
 
 

@@ -27,7 +27,7 @@ def token_loss_function(model):
 
 
 def order_function(model):
-    """A compiled function from ids, int32 (batch, length), to the sentence orders that a model sees, int (batch,).
+    """A compiled function from ids, int32 (batch, length), to the sentence orders that a model predicts, int (batch,).
 
     Args:
         model: `TFALGPT2ForPreTraining`.

@@ -29,7 +29,7 @@ def input_signature(batch=None, length=None):
 
 
 def export_saved_model(model, directory, stop_token_ids=None):
-    """Write a SavedModel, which TensorFlow alone runs, of any batch and length.
+    """Write a SavedModel for any batch and length, which TensorFlow runs without Keras or this project.
 
     Its signatures take `token_ids` and `padding_mask`, int32 (batch, length), 0 for padding on the right:
 
@@ -64,7 +64,7 @@ def export_saved_model(model, directory, stop_token_ids=None):
         return {"token_ids": outputs["token_ids"], "padding_mask": ops.cast(outputs["padding_mask"], "int32")}
 
     archive = keras.export.ExportArchive()
-    # The archive finds the variables of its functions; those of a model it is told to track it writes once more.
+    # The archive finds the variables of its functions by itself; tracking the model would write them a second time.
     archive.add_endpoint("serving_default", functools.partial(language_model(model), training=False), input_signature())
     archive.add_endpoint("generate", generate, input_signature())
     archive.write_out(directory, verbose=False)

@@ -56,9 +56,9 @@ def token_generator(model, sampling, stop_token_id, stream=False):
     )
     shape = (1, None)
 
-    # Traced once for all lengths, and not compiled by XLA, which would be once for each. So a text is also the same
-    # whether it is streamed or not.
-    # There is no Python control flow over tensors that AutoGraph would convert, which takes seconds.
+    # Traced once for all lengths, without XLA, which would compile once for each length. Without XLA a text is also the
+    # same whether it is streamed or not.
+    # Without AutoGraph, which would take seconds and has no Python control flow over tensors to convert.
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32), tf.TensorSpec(shape, tf.bool)], autograph=False)
     def step(token_ids, padding_mask):
         return model.generate_step({"token_ids": token_ids, "padding_mask": padding_mask}, (stop_token_id,))

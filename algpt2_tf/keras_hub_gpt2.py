@@ -25,7 +25,7 @@ class UntiedGPT2Backbone(GPT2Backbone):
 
     def __setattr__(self, name, value):
         if name == "token_embedding":
-            # Before it is built, which is when the layer decides.
+            # Set before the layer is built, which is when it makes a matrix of its own or not.
             value.tie_weights = False
         super().__setattr__(name, value)
 

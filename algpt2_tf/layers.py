@@ -26,7 +26,8 @@ ACTIVATIONS["swish"] = ACTIVATIONS["silu"]
 def projection_initializer():
     """Normal with the variance 1 / inputs, for the projections of a factorized embedding.
 
-    With GPT-2's 0.02 they shrink what they project, and the loss takes several times as many steps.
+    With GPT-2's standard deviation of 0.02 they shrink what they project, and training takes several times as many
+    steps.
     """
     return keras.initializers.VarianceScaling(1.0, mode="fan_in", distribution="untruncated_normal")
 
@@ -119,7 +120,7 @@ class TFALGPT2Block(keras.layers.Layer):
 
         Args:
             function: function of tensors.
-            *inputs: tensors, all that the function is differentiated by but weights.
+            *inputs: tensors: all, besides weights, that gradients must reach.
             dropouts: tuple of tuples of a dropout layer and how often the function calls it.
         """
         # The recomputation must drop what the first pass dropped, so the state of the random numbers is an argument:
@@ -141,8 +142,8 @@ class TFALGPT2Block(keras.layers.Layer):
         """The block, with `run(function, *inputs, dropouts)` for what is cheap to compute and large to keep."""
         attention, cache = self._attend(run, hidden_states, padding_mask, cache, cache_update_index, training)
         hidden_states = hidden_states + self.resid_dropout(attention, training=training)
-        # The matrix products are last, so that graphs do not compute them again: no gradient depends on their outputs.
-        # `training` is passed on, since a recomputation is outside of what Keras takes it from.
+        # Each function ends with its matrix product, so that graphs do not compute that again: no gradient depends on
+        # its output. `training` is passed on, since Keras does not know it during a recomputation.
         inner = run(lambda states: self.c_fc(self.ln_2(states), training=training), hidden_states)
         output = run(lambda states: self.mlp_c_proj(self.activation(states), training=training), inner)
         hidden_states = hidden_states + self.resid_dropout(output, training=training)

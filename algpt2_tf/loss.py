@@ -12,7 +12,7 @@ def next_token_loss(model, states, labels):
     Args:
         model: `TFALGPT2LMHeadModel`.
         states: float (batch, length, E), the output of its backbone.
-        labels: int32 (batch, length), -100 where ignored; the label of a position is what the one before predicts.
+        labels: int32 (batch, length), -100 where ignored; each position predicts the label of the next one.
 
     Returns:
         float32 scalar, in nats.

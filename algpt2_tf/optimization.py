@@ -10,7 +10,7 @@ from algpt2.training.optimization import final_decay_steps, hyperparameters
 
 
 def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):
-    """An optimizer for a model to be compiled with, in the scope of its strategy.
+    """An optimizer to compile a model with; to be called in the scope of the strategy.
 
     Args:
         name: str, one of `algpt2.training.optimization.OPTIMIZERS`.
@@ -128,8 +128,8 @@ class SGD(_Clipped, keras.optimizers.SGD):
 class Adafactor(_Clipped, keras.optimizers.Adafactor):
     """Adafactor (Shazeer and Stern, 2018, https://arxiv.org/abs/1804.04235) as `torch.optim.Adafactor` computes it.
 
-    Keras's adds epsilon to the squared gradients, where PyTorch bounds their means, decays weights before it takes
-    their norm, and keeps the second moment of matrices in full.
+    Keras's adds epsilon to the squared gradients, while PyTorch bounds their means from below; it decays weights before
+    it takes their norm, and keeps the second moment of matrices in full.
 
     Args:
         max_grad_norm: float. The global norm that gradients are clipped to; `None` does not clip.

@@ -7,8 +7,8 @@ def calibration_structure(backbone):
     """The layers of a backbone in the order in which `quantize("gptq")` and `("awq")` calibrate them.
 
     Keras goes through a list of layers, each of which gets the outputs of the one before, and rounds the matrices of a
-    layer by all inputs that they had in it. A shared block has them at all its depths, so that its depths, and all
-    between them, are one entry of the list.
+    layer with regard to all inputs that they get there. A shared block gets inputs at all its depths, so that these
+    depths, and all between them, are one entry of the list.
 
     Args:
         backbone: `TFALGPT2Backbone`.

@@ -84,12 +84,13 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
 class TFRecordBlocks:
     """The blocks of a directory that `write_tfrecords` wrote, with the interface of `algpt2.data.packing.Blocks`.
 
-    Any block is read on its own, and the shards at the same time, so that a run has the batches, and to the bit the
-    weights, of a run on the text itself. A block's length and token ids are checked as it is read, its checksum is not.
+    Any block can be read on its own, and shards are read at the same time. A run has the same batches, and bit for bit
+    the same weights, as one on the text itself. A block's length and token ids are checked as it is read, its checksum
+    is not.
 
     Args:
         directory: str or path, local or `gs://`.
-        tokenizer: `transformers.PreTrainedTokenizerFast` that the blocks must have been made with; `None` asks nothing.
+        tokenizer: `transformers.PreTrainedTokenizerFast` that the blocks must have been made with; `None` allows any.
 
     Raises:
         InputError: if the directory is incomplete or damaged, or of another tokenizer.

@@ -71,7 +71,7 @@ class TFALGPT2Tokenizer(Tokenizer):
 
     @classmethod
     def from_tokenizer(cls, tokenizer, source):
-        """The same as a tokenizer of transformers.
+        """A tokenizer layer from a tokenizer of transformers.
 
         Args:
             tokenizer: `transformers.PreTrainedTokenizerFast`.

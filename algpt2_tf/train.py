@@ -1,8 +1,8 @@
 """Train ALGPT2 in TensorFlow: `python -m algpt2_tf.train --help`.
 
-The way of a batch:
+The path of a batch:
 1. `prepare_run` reads the text, makes one stream of token ids of it, and cuts that into `Blocks` of `length` ids.
-2. `TrainingOrder` tells the block of every sample of the run from the seed alone, so that a resumed run knows it too.
+2. `TrainingOrder` derives the block of every sample from the seed alone, so that a resumed run has the same order.
 3. `batches` is the `tf.data.Dataset` of them: `input_ids` and `labels`, int32 (batch, length), split over the replicas.
 4. `TrainingModel`, under Keras's fit, calls the backbone of backbone.py on its part: embedding (batch, length, E),
    project_in (batch, length, H), the block of each depth, layer_norm, project_out (batch, length, E).
@@ -77,7 +77,7 @@ def train(run, strategy):
             optimizer = LossScaleOptimizer(optimizer)
         training_model = TrainingModel(model, arguments.gradient_accumulation)
         optimizer.build(model.trainable_variables)
-        # XLA compiles the step of one device; collective operations over several it does not take.
+        # XLA compiles the step on one device, but not the collective operations over several.
         jit_compile = "auto" if strategy.num_replicas_in_sync == 1 else False
         training_model.compile(optimizer=optimizer, jit_compile=jit_compile)
         if run.step:

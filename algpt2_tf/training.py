@@ -37,7 +37,8 @@ class TrainingModel(keras.Model):
         return self.model(inputs, training=training)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Model and optimizer are built; Keras would average token ids over replicas, which several workers cannot do.
+        # Model and optimizer are built already; to build them, Keras would average token ids over replicas, which
+        # several workers cannot do.
         pass
 
     def train_step(self, data):
@@ -52,7 +53,7 @@ class TrainingModel(keras.Model):
         """
         context = tf.distribute.get_replica_context()
         tokens = tf.reduce_sum(tf.cast(counted(data["labels"][:, 1:]), "float32"))
-        # How much of the loss of the whole step is here: one value for each sequence and each token.
+        # The sequences, and the tokens that count, of the whole step; the summed losses are divided by them.
         counts = context.all_reduce(
             tf.distribute.ReduceOp.SUM,
             [tf.cast(tf.shape(data["labels"])[0], "float32"), tokens],

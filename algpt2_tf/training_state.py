@@ -108,7 +108,7 @@ def read_training_state(directory, shapes):
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in (MOMENT, RANDOM_STATE)
     )
-    # Before version 0.2 it stood beside the transformer.
+    # Before version 0.2 project_out stood beside the transformer.
     moments = {
         f"transformer.{name}" if name.startswith("project_out.") else name: moment for name, moment in moments.items()
     }

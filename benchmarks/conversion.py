@@ -4,9 +4,9 @@
 
 The checkpoint has random weights, by default those of GPT-2 XL's size: 48 blocks of 1,600 that are not shared, 1.5
 billion parameters in bfloat16. Each round copies the file, converts it to Keras's weights and these back to
-safetensors, each in a process of its own and with what it wrote flushed to disk, in turn forwards and backwards. Memory
-is the peak of the process less what it has after its imports, as Linux tells them. The disk needs room for four times
-the file.
+safetensors, each in a process of its own and with what it wrote flushed to disk; in every other round the copy comes
+last. Memory is the peak of the process less what it has after its imports, as Linux reports them. The disk needs room
+for four times the file.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """What a training step costs against depth, length, batch and vocabulary: `python benchmarks/scaling.py`.
 
 One of four numbers of a base shape is varied at a time. A step is forward, backward and AdamW in PyTorch, with dropout
-of 0.1: of ALGPT2 with its shared block, and this project's code without sharing and factorization. Besides, the time to
-compile is measured against the depth: of the shared block, which `torch.compile` compiles once, and of as many blocks
-as depths.
+of 0.1, for ALGPT2 with its shared block and for this project's code without sharing and factorization. The time to
+compile is measured against the depth as well: for the shared block, which `torch.compile` compiles once, and for as
+many blocks as depths.
 """
 
 import argparse

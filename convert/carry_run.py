@@ -49,7 +49,7 @@ class CarriedRun:
 
 
 def pt2tf_run(directory, output, force=False):
-    """Make a run of TensorFlow that goes on where a checkpoint of PyTorch's is.
+    """Make a TensorFlow run that goes on from a checkpoint of a PyTorch run.
 
     Args:
         directory: path of a run, for its newest checkpoint, or of one of its checkpoints.
@@ -81,7 +81,7 @@ def pt2tf_run(directory, output, force=False):
 
 
 def tf2pt_run(directory, output, force=False):
-    """Make a run of PyTorch that goes on where a checkpoint of TensorFlow's is.
+    """Make a PyTorch run that goes on from a checkpoint of a TensorFlow run.
 
     Args:
         directory, output, force: as in `pt2tf_run`.
@@ -159,7 +159,7 @@ def _carried(source, recorded, state, parser, output, force):
     output = Path(output)
     hint = "give another --output, or --force to replace it"
     require_free(output, "--output", {**run_sources(recorded), "the conversion": source.directory}, force, hint)
-    # What only one framework has is left out, or as by default.
+    # Arguments that only the old framework has are left out; those that only the new one has take their defaults.
     arguments = vars(parser.parse_args([]))
     kept = arguments.keys() & vars(recorded).keys() - {"framework"}
     arguments |= {name: getattr(recorded, name) for name in kept} | {"output_dir": str(output)}

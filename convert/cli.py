@@ -121,7 +121,7 @@ def _inspect(arguments):
 
 def _verify(arguments):
     if arguments.length and not arguments.dataset:
-        raise InputError("--length is of the blocks of --dataset; give one, or leave it out")
+        raise InputError("--length is the length of the blocks of --dataset; give a --dataset, or leave --length out")
     # The frameworks take seconds to start; a wrong command line need not wait for them.
     from convert.comparison import as_json, table
     from convert.verification import verify

@@ -61,7 +61,7 @@ def fixed_batches(config, longest=None):
     length = min(longest or config.n_positions, 64)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(4, length))
     padding = np.arange(length) < np.array([length, length // 2, length // 3 + 1, 1])[:, None]
-    # On the left padding comes before tokens, which only the mask keeps from seeing it.
+    # Padding on the left comes before the tokens, and only the mask keeps them from attending to it.
     padding[1] = padding[1, ::-1]
     return {"unpadded": (ids, np.ones_like(ids)), "padded": (ids, padding.astype(ids.dtype))}
 

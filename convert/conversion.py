@@ -24,7 +24,7 @@ from algpt2.checkpoints.formats import FORMATS, KERAS, SAFETENSORS
 from algpt2.checkpoints.weight_maps import own
 from algpt2.errors import InputError
 
-# What another checkpoint in the target leaves behind.
+# What a checkpoint that is replaced may leave behind in the target.
 CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
 TARGETS = {"pytorch": SAFETENSORS, "tensorflow": KERAS}
 
@@ -37,7 +37,7 @@ class Conversion:
         source: `algpt2.checkpoints.checkpoint.Checkpoint`.
         directory: `Path`.
         dtype: str. That of the weights.
-        rounding_error: float. The largest change of a value by rounding, relative to the largest around it.
+        rounding_error: float. The largest change of a value by rounding, relative to the largest of its tensor.
         rounded_tensor: str. The canonical name of the weight with that change; `None` if nothing was rounded.
     """
 
@@ -54,8 +54,8 @@ def pt2tf(directory, output=None, dtype=None, force=False, max_shard_size="5GB")
     Args:
         directory: path. A checkpoint in any of `algpt2.checkpoints.weight_maps.DIALECTS` whose files are PyTorch's.
         output: path of a new directory; `None` adds the weights to `directory`, which must then be ALGPT2's own.
-        dtype: str, one of `algpt2.checkpoints.formats.lazy_tensor.DTYPES`, for a directory of its own; `None` keeps
-            the stored one.
+        dtype: str, one of `algpt2.checkpoints.formats.lazy_tensor.DTYPES`, only with an `output`; `None` keeps the
+            stored one.
         force: bool. Whether to replace weights that are there already.
         max_shard_size: int in bytes, or str such as `"5GB"`. Larger weights become shards with an index.
 
@@ -101,7 +101,7 @@ def to_pt(directory, output, dtype=None, force=False, max_shard_size="5GB"):
 
 
 def _opened(directory, framework, output):
-    # What is downloaded is not to be added to.
+    # Without an output the weights are added to the directory, which must then not be a download.
     checkpoint = open_checkpoint(find_checkpoint(directory) if output else directory, framework)
     if checkpoint.format.framework != framework:
         files = ", ".join(kind.file for kind in FORMATS if kind.framework == framework)
@@ -194,7 +194,7 @@ def new_target(checkpoint, output, force):
     if resolved == source:
         raise InputError(f"{target}: is the source as well as the target; give another --output")
     if resolved in source.parents or source in resolved.parents:
-        raise InputError(f"{target}: the source {source} and the target lie in one another; give another --output")
+        raise InputError(f"{target}: the source {source} and the target contain one another; give another --output")
     present = sorted(path.name for path in target.iterdir()) if target.exists() else []
     if present and not force:
         raise InputError(f"{target}: holds {present[0]} already; give --force to replace it, or another --output")

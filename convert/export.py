@@ -30,7 +30,7 @@ SUFFIXES = {"litert": ".tflite", "onnx": ".onnx"}
 FILE_LIMIT = 2**31
 SAVED_MODEL_FILE = "saved_model.pb"
 # What rounding to int8 may change: a logit, relative to the largest logit; and the predictions, by their mean
-# Kullback-Leibler divergence in nats. By as much the loss rises on text that the checkpoint itself would write.
+# Kullback-Leibler divergence in nats. The loss rises by that divergence on text that the checkpoint itself would write.
 INT8_TOLERANCE = 0.1
 INT8_DIVERGENCE = 0.01
 
@@ -65,7 +65,7 @@ def export(directory, to, output, quantize=None, length=None, force=False):
     if length and length > config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {config.n_positions}")
     if to == "onnx" and config.n_positions < 2:
-        raise InputError("n_positions is 1; an ONNX file is of a model with 2 or more, whose length is open")
+        raise InputError("n_positions is 1; an ONNX file takes any length, so the model needs 2 or more")
     if to in SUFFIXES and 4 * parameter_count(config) >= FILE_LIMIT:
         raise InputError(
             f"{checkpoint.directory}: has more weights than the 2 GB that a file can hold; export it to savedmodel"

@@ -15,7 +15,7 @@ from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, writ
 
 # The part of project_out's bias that may be missed: rounding error.
 EXACT = 1e-9
-# What the embeddings and the head are multiplied with, and the bias that takes up another.
+# The projections, which are multiplied into the embeddings and the head, and the bias that takes up project_out's.
 SMALL_FACTORS = ("transformer.project_in.", "transformer.project_out.", "transformer.ln_f.bias")
 
 

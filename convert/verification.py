@@ -9,7 +9,8 @@ from algpt2.generation.continuation import continue_tokens, prepare_prompts
 from convert.comparison import TOLERANCES, Comparison, compare_logits, compare_numbers, fixed_batches
 from convert.sides import both_frameworks, open_side
 
-# Of a GPT-2 whose matrices were multiplied out; and where they were rounded after that, by the dtype.
+# For a GPT-2 whose matrices were multiplied out, by the dtype of the computation; and if the products were then
+# rounded, by the dtype that they were rounded to.
 GPT2_TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 ROUNDED_TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 NEW_TOKENS = 24
@@ -113,7 +114,7 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
 def _context(checkpoint, prompt):
     """The ids to continue, the id that ends a text, and the tokenizer, which fixed ids do without."""
     if prompt is None:
-        # An id that no model can give ends nothing.
+        # The id that ends a text is one that no model can give, so that no continuation ends early.
         return _fixed_ids(checkpoint.config)[0, :16].tolist(), checkpoint.config.vocab_size, None
     tokenizer = prepare_prompts(checkpoint, [prompt])
     return tokenizer.encode(prompt), tokenizer.eos_token_id, tokenizer

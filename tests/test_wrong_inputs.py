@@ -1,4 +1,4 @@
-"""Inputs that a model does not hold: both frameworks say the same in one line, which names the field."""
+"""Inputs that do not fit a model: both frameworks say the same in one line, which names the field."""
 
 import numpy as np
 import pytest

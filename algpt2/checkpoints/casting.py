@@ -21,7 +21,7 @@ def common_dtype(weights):
         'float32'
     """
     names = {tensor.dtype.name for tensor in weights.values()}
-    # Of two halves neither holds the other.
+    # Neither of the two half-precision types holds the other.
     return names.pop() if len(names) == 1 else "float64" if "float64" in names else "float32"
 
 
@@ -46,7 +46,7 @@ class Casting:
 
     @property
     def error(self):
-        """float: the largest difference of a value and what it was rounded to, relative to the largest of its tensor.
+        """float: the largest rounding error of a value, relative to the largest value of its tensor.
 
         0.0 if nothing was rounded.
         """
@@ -54,7 +54,7 @@ class Casting:
 
     @property
     def tensor(self):
-        """str: the name of the tensor where that is; `None` if nothing was rounded."""
+        """str: the name of the tensor with that error; `None` if nothing was rounded."""
         rounded = [name for name, error in self._largest_error.items() if error]
         return max(rounded, key=self._relative_error, default=None)
 

@@ -76,7 +76,7 @@ def find_checkpoint(name_or_path, subfolder="", **hub_options):
         try:
             access = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
             files = set(HfApi().list_repo_files(name, **access))
-            # Of several copies of the weights one is enough, which both frameworks read.
+            # One of several copies of the weights is enough, since both frameworks read each of them.
             kinds = [kind for kind in FORMATS if {f"{prefix}{kind.file}", f"{prefix}{kind.index}"} & files][:1]
         except (HTTPError, OSError):
             # What was downloaded before may still be there.
@@ -317,7 +317,7 @@ def _open_weights(directory, stored, config, kind, path):
 
 
 def opened(source, framework="pytorch"):
-    """A checkpoint, opened unless it is.
+    """A checkpoint, opened if it is not open yet.
 
     Args:
         source: `Checkpoint`; or str or path, a directory or the id of a hub repository.

@@ -5,7 +5,7 @@ import math
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, is_finite, pieces
 from algpt2.errors import InputError
 
-# So many faults are listed in an error; a wrong configuration may make one of every tensor.
+# The most faults that an error lists; a wrong configuration may make every tensor one.
 LISTED = 12
 
 

@@ -17,7 +17,7 @@ from algpt2.errors import InputError
 
 PYTHON_DOCS = "python-docs"
 DETOKENIZERS = {"wikitext": detokenize_wikitext}
-# One part in so many is held out, where nobody says what to hold out.
+# By default, one part in this many is held out.
 HELD_OUT_PART = 20
 
 
@@ -172,9 +172,9 @@ def read_corpus(dataset, validation=None, options=DEFAULT_OPTIONS):
         dataset: str. `"python-docs"`, the topics of Python's own `help()` (`pydoc_data.topics`, about 465,000
             characters of English with code); a file, a folder or a glob, as `algpt2.data.files.find_files` takes it; or
             a data set of the Hugging Face hub, as `algpt2.data.hub_datasets.Dataset` names it.
-        validation: str. The text to hold out, named in the same way. By default every tenth topic of `python-docs`,
-            the last twentieth of the lines of files, and of hub data sets the split validation or test, or if they
-            have neither the last twentieth of the documents (the first 1,000 of streamed ones).
+        validation: str. The text to hold out, named in the same way. By default: of `python-docs`, every tenth topic;
+            of files, the last twentieth of the lines; of hub data sets, the split validation or test, or if there is
+            neither, the last twentieth of the documents (the first 1,000 if streamed).
         options: `TextOptions`.
 
     Returns:
@@ -205,8 +205,8 @@ def read_documents(dataset, options=TextOptions(), split=None):
     """The documents to evaluate on.
 
     Args:
-        dataset: str, as in `read_corpus`. Of `python-docs` and hub data sets what `read_corpus` would hold out, of
-            files all of them.
+        dataset: str, as in `read_corpus`. `python-docs` and hub data sets give what `read_corpus` would hold out,
+            files give all their documents.
         options: `TextOptions`.
         split: str. Other splits of a hub data set, or of `python-docs` (train, validation), with commas between.
 

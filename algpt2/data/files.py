@@ -182,7 +182,7 @@ def _read_parquet(path, text_column):
     try:
         with _opened(path) as file, parquet.ParquetFile(file, pre_buffer=False) as table:
             names = table.schema_arrow.names
-            # A column that is not there is reported by its name, from a row of the others.
+            # If the column is missing, `row_text` reports it with the names of the others.
             columns = [text_column] if text_column in names else None
             row = 0
             for batch in table.iter_batches(batch_size=ROWS, columns=columns):

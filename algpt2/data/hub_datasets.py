@@ -128,7 +128,7 @@ class Dataset:
 
     @property
     def held_out(self):
-        """Part: the split validation, or test, or if there is neither a part of the split train."""
+        """Part: the split validation or test; if there is neither, a part of the split train."""
         return self.split(self._held_out_split) if self._held_out_split else self._divided_train()[1]
 
     @property

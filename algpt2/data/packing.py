@@ -19,10 +19,10 @@ from algpt2.data.tokenizer import safe_cut, safe_pieces
 from algpt2.errors import InputError
 
 CACHE_VARIABLE = "ALGPT2_CACHE"
-# Another number where the same text and tokenizer give other files.
+# To be changed whenever the same text and tokenizer come to give other files.
 CACHE_FORMAT = 1
 TOKENS_FILE, STARTS_FILE, FACTS_FILE = "tokens.bin", "starts.bin", "text.json"
-# Characters of the texts that are tokenized at once; one more text is about this many.
+# The characters that are tokenized at once, and the characters that the overhead of each text counts as.
 BATCH, TEXT_COST = 1 << 20, 128
 
 
@@ -66,7 +66,7 @@ def tokenize(documents, tokenizer, by="document", cache=None):
         >>> int(text.tokens[-1]), text.words, text.bytes
         (0, 2, 9)
     """
-    # A copy: whatever the tokenizer does to texts that are too long or too short, it does not do it here.
+    # A copy without the padding and truncation that the tokenizer may be set to.
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()

@@ -1,4 +1,4 @@
-"""Load and save the byte-level BPE tokenizer; tokenizer.json is its truth."""
+"""Load and save the byte-level BPE tokenizer; tokenizer.json is its authoritative form."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ END_OF_TEXT = "<|endoftext|>"
 # Documents end with END_OF_TEXT whatever other special tokens there are.
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 SPECIAL_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# GPT-2's files: the vocabulary, and the merges that belong to it; in a KerasHub preset last.
+# GPT-2's files: each vocabulary, and the merges that belong to it; the last pair is that of a KerasHub preset.
 VOCABULARIES = {
     "vocab.json": "merges.txt",
     "assets/tokenizer/vocabulary.json": "assets/tokenizer/merges.txt",
 }
-# Characters of a text that is tokenized as one.
+# The least number of characters in a piece of a text.
 PIECE = 1 << 13
 
 
@@ -108,7 +108,7 @@ def load_tokenizer(directory):
         if path.name == TOKENIZER_FILE:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
             if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
-                # That of GPT-2 on the hub leaves it to the class.
+                # GPT-2's tokenizer on the hub leaves its end token to its class.
                 tokenizer.add_special_tokens({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT})
             return tokenizer
         merges = directory / VOCABULARIES[str(path.relative_to(directory))]
@@ -135,7 +135,7 @@ def special_token_ids(tokenizer):
 
 
 def is_gpt2_tokenizer(tokenizer):
-    """Whether a tokenizer splits texts as GPT-2's, whatever its vocabulary: what KerasHub's can do.
+    """Whether a tokenizer splits texts as GPT-2's does, whatever its vocabulary; KerasHub's can do only that.
 
     Args:
         tokenizer: `transformers.PreTrainedTokenizerFast`.

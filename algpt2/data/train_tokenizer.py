@@ -22,7 +22,7 @@ def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_pr
     """Train a byte-level BPE tokenizer as GPT-2's.
 
     Args:
-        documents: `algpt2.corpus.Documents`, read once in pieces, or an iterable of str.
+        documents: `algpt2.data.corpus.Documents`, read once in pieces, or an iterable of str.
         vocab_size: int. The size of the vocabulary, at least 256 for all bytes and the special tokens.
         special_tokens: sequence of str. The first ids; `<|endoftext|>`, which ends documents, is one of them.
             `<s>`, `<pad>`, `<unk>` and `<mask>` take their roles, and `<|endoftext|>` those that nothing else has.
@@ -81,7 +81,7 @@ def check_tokenizer(tokenizer, documents, shown=3):
 
     Args:
         tokenizer: `transformers.PreTrainedTokenizerFast`.
-        documents: `algpt2.corpus.Documents`; their first 10,000 lines are used.
+        documents: `algpt2.data.corpus.Documents`; their first 10,000 lines are used.
         shown: int. The lines that are printed.
 
     Returns:

@@ -17,7 +17,7 @@ def evaluate_parser(framework):
     """The command line of evaluation.
 
     Args:
-        framework: str, of `algpt2.cli.FRAMEWORKS`, which computes.
+        framework: str, one of `algpt2.cli.FRAMEWORKS`: the one that computes.
 
     Returns:
         `argparse.ArgumentParser`; a framework may add its own arguments.

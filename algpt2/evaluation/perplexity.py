@@ -76,8 +76,8 @@ def evaluate(token_losses, text, length, batch_size, protocol="stream", stride=N
     - `stream`: row k is t[kL : kL + L]. Every token counts but the first of each row, which nothing comes before.
     - `line`: a row is a line, without what exceeds L tokens. Every token counts but the first of each row. Padding
       does not count. The mean is over all tokens, so that it does not depend on the batches.
-    - `sliding`: row k is t[kN : kN + L] with N = `stride`. Row 0 counts as in `stream`; of the others only what no
-      row before it holds, the last N tokens, each with L - N to L - 1 tokens of context. So every token but t[0]
+    - `sliding`: row k is t[kN : kN + L] with N = `stride`. Row 0 counts as in `stream`. In the others only the last N
+      tokens count, which no earlier row holds, each with L - N to L - 1 tokens of context. So every token but t[0]
       counts once. With N = L there is no context for the first token of a row and the result is that of `stream`.
 
     Args:

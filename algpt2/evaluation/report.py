@@ -85,7 +85,7 @@ def draw_depths(records, own_depth, path):
     axes.set_xticks(sorted({depth for depth, _ in points} | {own_depth}))
     axes.set_title(Path(records[0]["checkpoint"]).name)
     if points and max(points, key=itemgetter(1))[1] > 10 * min(points, key=itemgetter(1))[1]:
-        # Far from the depth of training perplexity may be thousands of times as large.
+        # Far from the depth of training, perplexity may be thousands of times as large.
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter("{x:,.6g}")

@@ -22,7 +22,7 @@ def generate_parser(framework):
     """The command line of generation.
 
     Args:
-        framework: str, of `algpt2.cli.FRAMEWORKS`, which computes.
+        framework: str, one of `algpt2.cli.FRAMEWORKS`: the one that computes.
 
     Returns:
         `argparse.ArgumentParser`; a framework may add its own arguments.
@@ -37,7 +37,9 @@ def generate_parser(framework):
         "--temperature", type=positive_float, metavar="X", help="sample at this temperature (default: greedy search)"
     )
     sampling.add_argument("--top-k", type=positive_int, metavar="N", help="sample among the N likeliest tokens")
-    sampling.add_argument("--top-p", type=probability, metavar="X", help="sample among the likeliest of this mass")
+    sampling.add_argument(
+        "--top-p", type=probability, metavar="X", help="sample among the likeliest tokens of this total probability"
+    )
     sampling.add_argument(
         "--repetition-penalty", type=positive_float, default=1.0, metavar="X", help="above 1 against repetition"
     )

@@ -38,7 +38,7 @@ class Sampling:
 def continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, stop_token_id, put):
     """Continue a prompt, past the context of the model if need be.
 
-    When the context is full, or the prompt does not fit, its older half is dropped: the model goes on from the last
+    When the context is full, or the prompt does not fit, the older tokens are dropped: the model goes on from the last
     `n_positions - n_positions // 2` tokens.
 
     Args:

@@ -37,7 +37,7 @@ def train_parser(framework, loop):
         description=f"Train ALGPT2 in {FRAMEWORKS[framework].title}, with {loop}.",
         formatter_class=HelpFormatter,
     )
-    # The text is recorded with the arguments, so that a resumed run knows it again; the steps for whoever reads them.
+    # The text is recorded, so that a resumed run recognizes it, and so are the steps, for readers of the record.
     parser.set_defaults(framework=framework, text=None, steps=None)
     _add_model_arguments(parser.add_argument_group("model"))
     _add_data_arguments(parser.add_argument_group("data"))
@@ -58,7 +58,7 @@ def _add_model_arguments(group):
     group.add_argument(
         "--sharing", metavar="PATTERN", help=f"one of {', '.join(PATTERNS)}, or the block of every depth: 0,0,1,1"
     )
-    group.add_argument("--embedding-size", type=natural_int, metavar="N", help="width of the embedding, 0: the model's")
+    group.add_argument("--embedding-size", type=natural_int, metavar="N", help="embedding width, 0: not factorized")
     group.add_argument("--depth", type=positive_int, metavar="N", help="layers")
     group.add_argument("--dropout", type=natural_float, metavar="X", help="of embeddings, attention and residuals")
     group.add_argument(
@@ -135,7 +135,7 @@ def _add_output_arguments(group):
     )
     group.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
     group.add_argument("--eval-steps", type=positive_int, default=100, metavar="N", help="steps between evaluations")
-    group.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: end)")
+    group.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: none)")
     group.add_argument(
         "--save-total-limit", type=positive_int, metavar="N", help="checkpoints to keep, and the best (default: all)"
     )

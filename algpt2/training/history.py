@@ -123,7 +123,7 @@ def read_history(path):
         `tokens_per_second`, `eval_loss`, `eval_perplexity`, ...
 
     Raises:
-        InputError: if the file is missing, holds no record or something else.
+        InputError: if the file is missing, or holds no record or a line that is not one.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -11,12 +11,12 @@ def tokens_in_chunk(vocabulary, width, logits=LOGITS_IN_CHUNK["cpu"]):
     """int: how many tokens a chunk of a loss has.
 
     Args:
-        vocabulary, width: int, of the weight of the head.
-        logits: int. The most logits to hold at once, but at least as many as the weight has entries.
+        vocabulary, width: int. The shape of the weight of the head.
+        logits: int. The most logits to hold at once, raised to the number of entries of the weight if that is larger.
 
     Example:
         >>> tokens_in_chunk(50257, 128), tokens_in_chunk(50257, 768)
         (166, 768)
     """
-    # Every chunk adds to the gradient of the weight, which costs as much as to compute as many logits.
+    # Every chunk adds to the gradient of the weight, which costs as much as computing a logit for each of its entries.
     return max(width, logits // vocabulary)

@@ -20,7 +20,7 @@ from algpt2.training.loss import IGNORED
 from algpt2.training.model_card import write_model_card
 from algpt2.training.run_directory import Checkpoints, damaged_checkpoint
 
-# The logits of a larger batch may not fit where its gradients are computed in parts.
+# The logits of a larger batch may not fit into memory, even if training computes it in parts.
 EVALUATION_BATCH = 16
 
 
@@ -114,7 +114,7 @@ def evaluate_run(run, token_losses, sentence_orders):
     Args:
         run: `Run`.
         token_losses: function from int32 ids (batch, length) to float losses (batch, length - 1), in nats.
-        sentence_orders: function from int32 ids (batch, length) to the orders that the model sees, int (batch,);
+        sentence_orders: function from int32 ids (batch, length) to the orders that the model predicts, int (batch,);
             used with `--sop` only.
 
     Returns:

@@ -47,7 +47,7 @@ def parser():
     add("--save_steps", type=positive_int, default=10000, help="steps between checkpoints, and between evaluations")
     add("--tokenizer_path", default="", help="a directory, or the --dataset_path that a tokenizer was trained on")
     for flag in ("--load_tokenized_datasets", "--save_tokenized_datasets"):
-        add(flag, nargs="?", const="True", metavar="BOOL", help="nothing to ask for: tokenized text is always cached")
+        add(flag, nargs="?", const="True", metavar="BOOL", help="no effect: tokenized text is always cached")
     add("--factorized_embeds", action="store_true", help=f"an embedding of width {SMALL_EMBEDDING}")
     add("--hf_hub_path", metavar="REPO", help="upload there; with --eval_only or --pretrained, load from there")
     add("--eval_depth", type=positive_int, help="depths to evaluate at, after training or with --eval_only")
@@ -198,7 +198,7 @@ def find_pretrained(options):
         str.
 
     Raises:
-        InputError: if there is none, or it has not the model's blocks.
+        InputError: if there is none, or its blocks are not those of the model.
     """
     name = options.hf_hub_path or options.model_name
     directory = find_checkpoint(name)
@@ -222,7 +222,7 @@ def _pretrained_tokenizer(name):
             AutoTokenizer.from_pretrained(name).save_pretrained(directory)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"--model_name {name}: its tokenizer is not to be had from the Hugging Face hub; "
+                f"--model_name {name}: its tokenizer cannot be loaded from the Hugging Face hub; "
                 "train one with python -m algpt2_pt.train_tokenizer and name it with --tokenizer_path"
             ) from error
     return directory

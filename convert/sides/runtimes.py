@@ -39,7 +39,7 @@ def saved_model_outputs(directory):
 
 
 def litert_outputs(path):
-    """The function of a LiteRT file, by LiteRT's interpreter; one of a fixed length gets row by row, padded.
+    """The function of a LiteRT file, by LiteRT's interpreter; a file of a fixed length gets one padded row at a time.
 
     Args:
         path: path.

@@ -159,7 +159,7 @@ def test_a_tokenizer_that_tghattas_algpt2_wrote(called, text_tokenizer, tmp_path
     [
         ("--tokenizer_path none", "no tokenizer there or in tokenizer/none; train one"),
         ("--tokenizer_path broken.json", "broken.json: not readable as a tokenizer"),
-        ("--model_name no/such", "--model_name no/such: its tokenizer is not to be had"),
+        ("--model_name no/such", "--model_name no/such: its tokenizer cannot be loaded"),
         ("--tokenizer_path good --pretrained --model_name unshared", "has 3 blocks, and ALGPT2LMHeadModel shares one"),
         ("--tokenizer_path good --pretrained --model_name none", "none: no such directory"),
         ("--device tpu", "invalid choice: 'tpu'"),

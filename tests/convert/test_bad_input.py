@@ -245,7 +245,7 @@ class TestOutput:
         before = contents(tmp_path)
         for output in (directory / "out", tmp_path / "deep", tmp_path):
             code, _, err = run(capsys, main_module, "to-tf", directory, "--output", output, "--force")
-            assert code == 2 and "the source" in err and "lie in one another" in err
+            assert code == 2 and "the source" in err and "contain one another" in err
         assert contents(tmp_path) == before
 
     def test_is_the_source(self, capsys, tmp_path, monkeypatch):

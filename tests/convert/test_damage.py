@@ -104,13 +104,13 @@ def test_damaged_files_fail_or_load_the_same(kind, time_limit, tmp_path):
         try:
             _, found = read_checkpoint(path.parent)
         except InputError as error:
-            # A configuration that is another one does not fit the weights, which are named then.
+            # A valid but different configuration does not fit the weights; the message then names their file.
             named = (path.name, "model.safetensors") if kind == "config" else (path.name,)
             assert "\n" not in str(error) and any(name in str(error) for name in named), str(error)
             continue
         loaded += 1
         wrong = [name for name, array in weights.items() if not np.array_equal(found[name], array, equal_nan=False)]
-        # A value that is another number, of the right type, is what no shape or checksum could tell.
+        # Other numbers may load only from places without a checksum, where nothing could tell.
         assert not wrong or (
             places is not None and all(any(start <= p < end for start, end in values) for p in places)
         ), f"seed {seed}: {wrong} load wrong numbers"

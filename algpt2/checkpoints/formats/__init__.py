@@ -46,7 +46,7 @@ class Format:
         return tuple(filter(None, (self.file, self.index, shards)))
 
     def index_key(self, tensor):
-        """str: what an index file calls the place of a tensor; Keras names groups of them."""
+        """str: the key of a tensor in an index file; Keras has one key for a group of tensors."""
         return f"/{tensor.rpartition('/')[0]}" if self.naming == "keras" else tensor
 
 

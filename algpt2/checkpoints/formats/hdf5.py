@@ -74,7 +74,7 @@ def _lazy_tensor(path, opened, name, dataset):
 
 
 def _is_whole(dataset):
-    """Whether all values are in the file; those that are not, HDF5 would read as zeros."""
+    """Whether all values are in the file; HDF5 would read missing ones as zeros."""
     if dataset.chunks is None:
         return dataset.id.get_storage_size() >= dataset.nbytes
     counts = (math.ceil(length / chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))

@@ -14,7 +14,8 @@ DTYPES = {
 }
 # The bits of the exponent, all set in NaN and infinity; numpy's own functions are slow on half precision.
 EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
-# Bytes that are copied or converted at once, and columns of a transposed matrix, which are as many cache lines.
+# How many bytes are copied or converted at once, and how many columns of a transposed matrix, each of which takes a
+# cache line.
 PIECE = 1 << 22
 COLUMNS = 128
 
@@ -117,7 +118,7 @@ def join(tensors):
 
 
 class OpenFile:
-    """A file that is open as long as a tensor in it is known, also if another file takes its name meanwhile.
+    """A file that stays open as long as a tensor refers to it, even if another file takes its name meanwhile.
 
     Args:
         path: `Path`.

@@ -29,7 +29,7 @@ def read_pytorch(path):
         ) from error
     try:
         with warnings.catch_warnings():
-            # Of pickles that are refused in any case.
+            # The warnings are about pickles that are refused anyway.
             warnings.simplefilter("ignore")
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         if not isinstance(tensors, dict) or not all(isinstance(key, str) for key in tensors):
@@ -60,7 +60,7 @@ def _lazy_tensor(name, tensor, check):
 
 
 def check_checksums(path):
-    """Raise an InputError if a zip file, such as `torch.save` writes, does not have the bytes of its checksums.
+    """Raise an InputError if a zip file, such as `torch.save` writes, does not match its checksums.
 
     Args:
         path: path of any file; one that is not a zip file has none.

@@ -1,7 +1,7 @@
 """The checkpoints of the "albert style" fork of transformers, https://github.com/bilal2vec/transformers.
 
-One block, without a number, shared by all layers, and factorized embeddings. Its files are of 2020. That of its
-TensorFlow model is not published; its names are those from which transformers of that time made PyTorch's.
+One block, without a number, shared by all layers, and factorized embeddings. Its files date from 2020. No file of its
+TensorFlow model is published; the names here are those that transformers of that time translated into PyTorch's.
 """
 
 from algpt2.checkpoints.weight_maps.gpt2 import KERAS_2_ENDS, keras_2_block

@@ -28,7 +28,7 @@ def gpt2_config(stored):
     Raises:
         InputError: for a variant that computes something else.
     """
-    # Some name, or mean by default, the end token of GPT-2's vocabulary, which is not in their own.
+    # Some configurations name the end token of GPT-2's vocabulary, or have it by default, though their own lacks it.
     size = stored.get("vocab_size", GPT2Config.vocab_size)
     tokens = {key: stored.get(key, getattr(GPT2Config, key)) for key in ("bos_token_id", "eos_token_id")}
     outside = {key: None for key, token in tokens.items() if isinstance(token, int) and token >= size}
@@ -131,7 +131,7 @@ def keras_2_norm(theirs, ours):
 
 
 def keras_2_names(tensors):
-    """Tensors of a tf_model.h5 without the names of its model, and with one name for what versions call differently.
+    """Tensors of a tf_model.h5 under names that leave out the model and are the same for all versions.
 
     Args:
         tensors: dict of str to tensor.

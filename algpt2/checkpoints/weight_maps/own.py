@@ -72,7 +72,7 @@ PYTORCH = Dialect(
     naming="pytorch",
     matches=lambda stored, names: stored.get("model_type") == "algpt2",
 )
-# While project_out stood outside the transformer.
+# From before version 0.2, when project_out stood outside the transformer.
 PYTORCH_BEFORE = Dialect(
     name="ALGPT2 before version 0.2 (PyTorch)",
     naming="pytorch",
@@ -113,7 +113,7 @@ KERAS_TIED = replace(
         *KERAS.rules,
     ),
 )
-# While project_out stood outside the transformer.
+# From before version 0.2, when project_out stood outside the transformer.
 KERAS_BEFORE = replace(
     KERAS,
     name="ALGPT2 before version 0.2 (Keras)",

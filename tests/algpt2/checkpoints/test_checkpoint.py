@@ -169,7 +169,7 @@ def test_tensors_of_no_known_system(tmp_path, monkeypatch):
         file["layers/other/vars/0"] = np.ones(3)
     with pytest.raises(InputError, match=r"model\.weights\.h5: its tensors \(layers/other/vars/0, \.\.\.\) are of no"):
         open_checkpoint(tmp_path)
-    # The file is named, once, wherever it is looked at from.
+    # From any working directory, the message names the file once.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^model\.weights\.h5: its tensors"):
         open_checkpoint(".")

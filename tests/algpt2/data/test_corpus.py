@@ -134,7 +134,7 @@ def test_detokenizer_and_control_code(tmp_path, text_tokenizer):
     documents = read_documents(str(tmp_path / "a.jsonl"), options)
     assert list(documents) == ["<|wiki|> one, two-part\n", "<|wiki|> = T =\n"]
     plain = read_documents(str(tmp_path / "a.jsonl"))
-    # Perplexity per word is one of the words that are published with the data.
+    # Words and bytes are counted in the published text, before it is detokenized.
     text, source = tokenize(documents, text_tokenizer), " one , two @-@ part \n = T = \n"
     assert (text.words, text.bytes) == (len(source.split()), len(source))
     assert len({documents.fingerprint(), plain.fingerprint(), Documents.of(list(plain)).fingerprint()}) == 3

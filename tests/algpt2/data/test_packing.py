@@ -47,7 +47,7 @@ def test_cut_documents_give_the_tokens_of_whole_ones(text_tokenizer, add_prefix_
     if added:
         tokenizer.add_tokens([added])
         documents = [document.replace("a", "<x>") for document in DOCUMENTS]
-    # What a tokenizer is set to do to long and short texts is nothing to do with this.
+    # The truncation and padding that a tokenizer is set to must not change the result.
     backend.enable_truncation(10)
     backend.enable_padding()
     expected = [i for d in documents for i in [*tokenizer(d, truncation=False, padding=False)["input_ids"], 0]]

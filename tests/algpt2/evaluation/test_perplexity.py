@@ -25,7 +25,7 @@ def loss_of(context, token):
 
 
 def token_losses(ids):
-    """The same as a model gives it: of every token but the first of a row, from those before it in the row."""
+    """`loss_of` as `evaluate` takes it: for every token of a row but the first, given those before it in the row."""
     assert ids.dtype == np.int32
     return np.array([[loss_of(row[:i], row[i]) for i in range(1, len(row))] for row in ids.tolist()])
 
