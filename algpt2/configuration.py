@@ -30,6 +30,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_algpt2.ALGPT2Model",
     "AutoModelForCausalLM": "modeling_algpt2.ALGPT2LMHeadModel",
     "AutoModelForPreTraining": "modeling_algpt2.ALGPT2ForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_algpt2.ALGPT2ForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_algpt2.ALGPT2ForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_algpt2.ALGPT2ForQuestionAnswering",
 }
 
 PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")

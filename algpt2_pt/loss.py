@@ -17,6 +17,8 @@ class LossInChunks:
         states = states[:, :-1].flatten(0, 1)
         labels = labels[:, 1:].flatten().to(states.device)
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        # Without a token that counts the loss is 0, not NaN.
+        count = torch.as_tensor(count, device=states.device).clamp(min=1)
         return linear_cross_entropy(states, self.lm_head.weight, labels) / count, None
 
 

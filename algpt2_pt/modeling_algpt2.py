@@ -18,7 +18,13 @@ from transformers.generation import GenerationMixin
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -501,7 +507,8 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
         Returns:
             `ALGPT2ForPreTrainingOutput`.
         """
-        outputs = self.transformer(
+        outputs, states = states_of(
+            self.transformer,
             input_ids,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
@@ -509,17 +516,15 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_hidden_states=True,
+            output_hidden_states=output_hidden_states,
             **kwargs,
         )
         lm_loss, logits = self.predict(outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
-        sop_logits = self.sop_classifier(last_token(outputs.hidden_states[-1], attention_mask))
+        sop_logits = self.sop_classifier(last_token(states, attention_mask))
         sop_loss, loss = None, lm_loss
         if sentence_order_label is not None:
             sop_loss = fixed_cross_entropy(sop_logits.float(), sentence_order_label.view(-1), num_sequences_in_batch)
             loss = sop_loss if loss is None else loss + sop_loss
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         return ALGPT2ForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -527,9 +532,227 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
             lm_loss=lm_loss,
             sop_loss=sop_loss,
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+class ALGPT2ForSequenceClassification(ALGPT2PreTrainedModel):
+    """ALGPT2 with a linear head on the final hidden state of the last token, to class texts, as GPT-2's.
+
+    Args:
+        config: `ALGPT2Config` with `num_labels` or `id2label`. Several texts at once need its `pad_token_id`.
+
+    Example:
+        >>> model = ALGPT2ForSequenceClassification(ALGPT2Config.from_preset("algpt2-tiny", num_labels=3))
+        >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = ALGPT2Model(config)
+        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """The logits of the classes of a batch of texts, and their loss.
+
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds, use_cache: as in
+                `ALGPT2Model.forward`. The last token is the last that is not `pad_token_id`; of embeddings, the last.
+            labels: int64 (batch,) of classes; float (batch,) for one label, or (batch, num_labels) of 0 and 1 where
+                several may hold; `config.problem_type` says which if it is set.
+            **kwargs: those of `ALGPT2Model.forward`.
+
+        Returns:
+            `SequenceClassifierOutputWithPast`; `logits` are (batch, num_labels).
+
+        Raises:
+            ValueError: for several texts where the configuration has no `pad_token_id`.
+        """
+        outputs, states = states_of(
+            self.transformer,
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        pad_token = self.config.pad_token_id
+        if pad_token is None and len(states) > 1:
+            raise ValueError("texts of a batch are told from their padding by pad_token_id, which the config lacks")
+        is_token = None if pad_token is None or input_ids is None else input_ids != pad_token
+        logits = self.score(last_token(states, is_token))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class ALGPT2ForTokenClassification(ALGPT2PreTrainedModel):
+    """ALGPT2 with a linear head on the final hidden state of every token, to class tokens, as GPT-2's.
+
+    Args:
+        config: `ALGPT2Config` with `num_labels` or `id2label`.
+
+    Example:
+        >>> model = ALGPT2ForTokenClassification(ALGPT2Config.from_preset("algpt2-tiny", num_labels=3))
+        >>> model(torch.tensor([[1, 2, 3, 4]])).logits.shape
+        torch.Size([1, 4, 3])
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = ALGPT2Model(config)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.classifier = nn.Linear(config.n_embd, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """The logits of the classes of every token, and their loss.
+
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, inputs_embeds, use_cache: as in
+                `ALGPT2Model.forward`.
+            labels: int64 (batch, length), -100 where ignored.
+            **kwargs: those of `ALGPT2Model.forward`.
+
+        Returns:
+            `TokenClassifierOutput`; `logits` are (batch, length, num_labels).
+        """
+        outputs, states = states_of(
+            self.transformer,
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(states))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ALGPT2ForQuestionAnswering(ALGPT2PreTrainedModel):
+    """ALGPT2 with a linear head that tells where in a text an answer begins and ends, as GPT-2's.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Example:
+        >>> model = ALGPT2ForQuestionAnswering(ALGPT2Config.from_preset("algpt2-tiny"))
+        >>> model(torch.tensor([[1, 2, 3, 4]])).start_logits.shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer = ALGPT2Model(config)
+        self.qa_outputs = nn.Linear(config.n_embd, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """The logits of where an answer begins and ends, and their loss.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in `ALGPT2Model.forward`.
+            start_positions, end_positions: int64 (batch,), the first and the last token of the answer.
+            **kwargs: those of `ALGPT2Model.forward`.
+
+        Returns:
+            `QuestionAnsweringModelOutput`; `start_logits` and `end_logits` are (batch, length).
+        """
+        outputs, states = states_of(
+            self.transformer,
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        start_logits, end_logits = self.qa_outputs(states).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def states_of(transformer, input_ids, output_hidden_states=None, **kwargs):
+    """What a transformer gives, and the final hidden states (batch, length, H), which are not projected to E.
+
+    Args:
+        transformer: `ALGPT2Model`.
+        input_ids, output_hidden_states, **kwargs: as in its `forward`.
+
+    Returns:
+        tuple of `BaseModelOutputWithPast` and `torch.Tensor`.
+    """
+    outputs = transformer(input_ids, output_hidden_states=True, **kwargs)
+    states = outputs.hidden_states[-1]
+    if output_hidden_states is None:
+        output_hidden_states = transformer.config.output_hidden_states
+    if not output_hidden_states:
+        outputs.hidden_states = None
+    return outputs, states
 
 
 def last_token(hidden_states, attention_mask=None):

@@ -3,9 +3,10 @@
 What is added stands in `loading`, `loss`, `cache` and `cpu_kernels`, apart from the file that travels with a model.
 """
 
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForPreTraining
+import transformers
 
 from algpt2 import ALGPT2Config
+from algpt2.configuration import AUTO_MAP
 from algpt2_pt import modeling_algpt2
 from algpt2_pt.cache import FastGeneration
 from algpt2_pt.loading import AnyCheckpoint
@@ -24,11 +25,23 @@ class ALGPT2ForPreTraining(AnyCheckpoint, FastGeneration, LossInChunks, modeling
     __doc__ = modeling_algpt2.ALGPT2ForPreTraining.__doc__
 
 
+class ALGPT2ForSequenceClassification(AnyCheckpoint, modeling_algpt2.ALGPT2ForSequenceClassification):
+    __doc__ = modeling_algpt2.ALGPT2ForSequenceClassification.__doc__
+
+
+class ALGPT2ForTokenClassification(AnyCheckpoint, modeling_algpt2.ALGPT2ForTokenClassification):
+    __doc__ = modeling_algpt2.ALGPT2ForTokenClassification.__doc__
+
+
+class ALGPT2ForQuestionAnswering(AnyCheckpoint, modeling_algpt2.ALGPT2ForQuestionAnswering):
+    __doc__ = modeling_algpt2.ALGPT2ForQuestionAnswering.__doc__
+
+
 def language_model_class(with_sop):
     """The class of a language model, with or without a sentence-order head (bool)."""
     return ALGPT2ForPreTraining if with_sop else ALGPT2LMHeadModel
 
 
-AutoModel.register(ALGPT2Config, ALGPT2Model, exist_ok=True)
-AutoModelForCausalLM.register(ALGPT2Config, ALGPT2LMHeadModel, exist_ok=True)
-AutoModelForPreTraining.register(ALGPT2Config, ALGPT2ForPreTraining, exist_ok=True)
+for auto_class, place in AUTO_MAP.items():
+    if auto_class != "AutoConfig":
+        getattr(transformers, auto_class).register(ALGPT2Config, globals()[place.rpartition(".")[2]], exist_ok=True)

@@ -48,6 +48,15 @@ def inspect_checkpoint(directory):
     return {**report, "problems": problems}
 
 
+# What the heads of the PyTorch classes tell.
+HEADS = {
+    "ALGPT2ForPreTraining": ["sentence order"],
+    "ALGPT2ForSequenceClassification": ["sequence classification"],
+    "ALGPT2ForTokenClassification": ["token classification"],
+    "ALGPT2ForQuestionAnswering": ["question answering"],
+}
+
+
 def _describe_weights(checkpoint):
     files = weight_files(checkpoint.format, checkpoint.path)
     counts = Counter(tensor.dtype.name for tensor in checkpoint.weights.values())
@@ -58,7 +67,7 @@ def _describe_weights(checkpoint):
         "dtypes": dict(counts),
         "tensors": len(checkpoint.weights),
         "parameters": sum(tensor.size for tensor in checkpoint.weights.values()),
-        "heads": ["language model", *(["sentence order"] if "sop_classifier.weight" in checkpoint.weights else [])],
+        "heads": ["language model", *HEADS.get(checkpoint.architecture, [])],
     }
 
 

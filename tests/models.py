@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.checkpoints.checkpoint import open_checkpoint
-from algpt2.checkpoints.weights import sop_shapes, weight_shapes
+from algpt2.checkpoints.weights import head_shapes, weight_shapes
 from algpt2.configuration import ACTIVATIONS
 from algpt2_pt import ALGPT2ForPreTraining, ALGPT2LMHeadModel
 from algpt2_pt.weights import to_torch
@@ -149,7 +149,7 @@ def relative_difference(expected, found):
 def pretraining_weights(config, dtype="float64", seed=0):
     """Canonical weights with a sentence-order head."""
     draw = np.random.default_rng(seed + 1)
-    head = {name: draw.normal(size=shape).astype(dtype) for name, shape in sop_shapes(config).items()}
+    head = {name: draw.normal(size=shape).astype(dtype) for name, shape in head_shapes(config)["ALGPT2ForPreTraining"].items()}
     return {**random_weights(config, dtype, seed), **head}
 
 

@@ -33,7 +33,7 @@ from algpt2.checkpoints.formats import (
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
 from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
-from algpt2.checkpoints.weights import check_weights, has_sop_head
+from algpt2.checkpoints.weights import architecture, check_weights
 from algpt2.configuration import CODE_FILES, ALGPT2Config
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
@@ -166,9 +166,9 @@ class Checkpoint:
         return common_dtype(self.weights)
 
     @property
-    def has_sop_head(self):
-        """bool: whether there is a sentence-order head."""
-        return has_sop_head(self.weights)
+    def architecture(self):
+        """str: the PyTorch class with the heads that are there."""
+        return architecture(self.weights)
 
     @property
     def is_canonical(self):
@@ -229,7 +229,7 @@ class Checkpoint:
         """
         tokens = special_token_ids(self.tokenizer) if self.tokenizer else {}
         config = parse_config(self.stored, self.directory / CONFIG_FILE, **{**tokens, **overrides})
-        config.architectures = ["ALGPT2ForPreTraining" if self.has_sop_head else "ALGPT2LMHeadModel"]
+        config.architectures = [self.architecture]
         return config
 
     def at_depth(self, n_layer):

@@ -3,6 +3,7 @@
 import math
 
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, is_finite, pieces
+from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
 # The most faults that an error lists; a wrong configuration may make every tensor one.
@@ -12,7 +13,7 @@ LISTED = 12
 def weight_shapes(config):
     """The name and shape of every canonical weight, in PyTorch's names and (out, in) layout; tied tensors once.
 
-    These are the weights of the language model; `sop_shapes` are those that a model for pretraining has besides.
+    These are the weights of the language model; `head_shapes` are those that other models have besides.
 
     Args:
         config: `ALGPT2Config`.
@@ -55,27 +56,36 @@ def weight_shapes(config):
     return shapes
 
 
-def sop_shapes(config):
-    """The name and shape of the weights of the sentence-order head, which a checkpoint has both or neither of.
+def head_shapes(config):
+    """The name and shape of the weights of each head that a checkpoint may have beside the language model's.
 
     Args:
         config: `ALGPT2Config`.
 
     Returns:
-        dict of str to tuple of int.
+        dict of str, the name of the PyTorch class, to dict of str to tuple of int.
     """
-    return {"sop_classifier.weight": (2, config.n_embd), "sop_classifier.bias": (2,)}
+    hidden, labels = config.n_embd, config.num_labels
+    return {
+        "ALGPT2ForPreTraining": {"sop_classifier.weight": (2, hidden), "sop_classifier.bias": (2,)},
+        "ALGPT2ForSequenceClassification": {"score.weight": (labels, hidden)},
+        "ALGPT2ForTokenClassification": {"classifier.weight": (labels, hidden), "classifier.bias": (labels,)},
+        "ALGPT2ForQuestionAnswering": {"qa_outputs.weight": (2, hidden), "qa_outputs.bias": (2,)},
+    }
 
 
-def has_sop_head(weights):
-    """bool: whether weights, by their canonical names, are those of a model with a sentence-order head."""
-    return "sop_classifier.weight" in weights
+def architecture(weights):
+    """str: the PyTorch class whose head weights, by their canonical names, have."""
+    for name, shapes in head_shapes(ALGPT2Config()).items():
+        if shapes.keys() & weights.keys():
+            return name
+    return "ALGPT2LMHeadModel"
 
 
 def parameter_count(config):
     """The number of parameters of a language model with this configuration; tied tensors count once.
 
-    A sentence-order head adds `2 * n_embd + 2`, which are not counted: only pretraining uses them.
+    Those of other heads are not counted, such as the `2 * n_embd + 2` of a sentence-order head.
 
     Example:
         >>> from algpt2 import ALGPT2Config
@@ -88,7 +98,7 @@ def parameter_count(config):
 def check_weights(config, weights, source="checkpoint"):
     """Raise unless `weights` are exactly those of `config`: every tensor once, in shape, of a finite float type.
 
-    The sentence-order head may be there or not.
+    Other heads may be there or not.
 
     Args:
         config: `ALGPT2Config`.
@@ -99,8 +109,8 @@ def check_weights(config, weights, source="checkpoint"):
         InputError: lists everything missing, unexpected, misshapen or not finite.
     """
     shapes = weight_shapes(config)
-    if not weights.keys().isdisjoint(sop_shapes(config)):
-        shapes |= sop_shapes(config)
+    for head in head_shapes(config).values():
+        shapes |= head if head.keys() & weights.keys() else {}
     check_tensors(shapes, weights, source)
 
 

@@ -5,9 +5,9 @@ from transformers import GPT2LMHeadModel
 from transformers.utils import logging
 
 from algpt2.generation.continuation import Sampling
+from algpt2_pt import models
 from algpt2_pt.evaluate import open_model, token_loss_function
 from algpt2_pt.generate import token_generator
-from algpt2_pt.models import language_model_class
 
 
 class PyTorchSide:
@@ -48,7 +48,7 @@ class PyTorchSide:
 
 def open_algpt2(checkpoint, dtype, rounded_to=None):
     """A checkpoint of any system as ALGPT2's model; the arguments are those of `convert.sides.open_side`."""
-    model_class = language_model_class(checkpoint.has_sop_head)
+    model_class = getattr(models, checkpoint.architecture)
     model = open_model(checkpoint, model_class=model_class, dtype=rounded_to or "auto")
     return PyTorchSide("PyTorch", model.to(getattr(torch, dtype)))
 

@@ -65,7 +65,8 @@ class KerasHubSide(TensorFlowSide):
 
 def open_algpt2(checkpoint, dtype, rounded_to=None):
     """A checkpoint of any system as ALGPT2's model; the arguments are those of `convert.sides.open_side`."""
-    model = language_model_class(checkpoint.has_sop_head).from_checkpoint(checkpoint, dtype, preprocessor=None)
+    with_sop = checkpoint.architecture == TFALGPT2ForPreTraining.architecture
+    model = language_model_class(with_sop).from_checkpoint(checkpoint, dtype, preprocessor=None)
     if rounded_to:
         assign_weights(model, cast_weights(canonical_weights(model), rounded_to))
     return TensorFlowSide("TensorFlow", model)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from algpt2.checkpoints.formats.lazy_tensor import join, lazy
-from algpt2.checkpoints.weights import raise_for_faults, sop_shapes, tensor_fault, weight_shapes
+from algpt2.checkpoints.weights import head_shapes, raise_for_faults, tensor_fault, weight_shapes
 from algpt2.errors import InputError
 
 
@@ -88,15 +88,18 @@ class Dialect:
             source: str or path. Names the tensors in the error.
 
         Returns:
-            dict of str to `LazyTensor`: all weights of the configuration, those of a sentence-order head if they are
-            there, and `lm_head.weight` also where it is tied but stored a second time.
+            dict of str to `LazyTensor`: all weights of the configuration, those of other heads if they are there, and
+            `lm_head.weight` also where it is tied but stored a second time.
 
         Raises:
             InputError: lists everything missing, unexpected, misshapen or not of a float type, by the names there.
         """
         left = {name: tensor for name, tensor in tensors.items() if not self._is_dropped(name)}
         required, weights, faults = weight_shapes(config), {}, []
-        optional = {"lm_head.weight": (config.vocab_size, config.embedding_width), **sop_shapes(config)}
+        heads = head_shapes(config).values()
+        optional = {"lm_head.weight": (config.vocab_size, config.embedding_width)}
+        for head in heads:
+            optional |= head
         for ours, shape in {**optional, **required}.items():
             rule, names = self._find(config, ours)
             part_shape = (shape[0] // len(names), *shape[1:])
@@ -111,8 +114,8 @@ class Dialect:
                 canonical = [rule.layout.to_canonical(part, part_shape) for part in parts.values()]
                 weights[ours] = canonical[0] if len(names) == 1 else join(canonical)
         raise_for_faults([*faults, *(f"unexpected: {name} {tensor.shape}" for name, tensor in left.items())], source)
-        if not weights.keys().isdisjoint(sop_shapes(config)) and not weights.keys() >= sop_shapes(config).keys():
-            raise_for_faults(["missing: one of weight and bias of the sentence-order head"], source)
+        incomplete = [head for head in heads if head.keys() & weights.keys() and not weights.keys() >= head.keys()]
+        raise_for_faults([f"missing: one of {' and '.join(head)}" for head in incomplete], source)
         return weights
 
     def from_canonical(self, config, weights):
