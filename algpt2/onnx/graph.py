@@ -1,0 +1,249 @@
+"""The ONNX graph of a language model with a key/value cache, written from canonical weights.
+
+It has the inputs and outputs that optimum and transformers.js expect of a GPT-2, and operators of ONNX Runtime (domain
+`com.microsoft`): attention that appends to its cache in place, and products by weights of 4 or 8 bits. The weights of a
+shared block stand in it once.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from algpt2.errors import InputError
+from algpt2.onnx.quantization import BLOCK_SIZES, quantize_blocks
+
+CONTRIB = "com.microsoft"
+# The bits of a weight.
+PRECISIONS = {"float32": 32, "int8": 8, "q4": 4}
+HEAD_WIDTH = 8
+# ONNX opset 20 is the first with Gelu; onnxruntime 1.20 reads both.
+OPSET, IR_VERSION = 20, 10
+# The products of quantized weights round their other factor to 8 bits as well.
+ACCURACY_LEVEL = 4
+# What is added to the scores of padding.
+MASKED = np.float32(-1e9)
+ACTIVATIONS = {
+    "gelu": ("Gelu", {}),
+    "gelu_new": ("FastGelu", {"domain": CONTRIB}),
+    "gelu_pytorch_tanh": ("FastGelu", {"domain": CONTRIB}),
+    "quick_gelu": ("QuickGelu", {"domain": CONTRIB, "alpha": 1.702}),
+    "relu": ("Relu", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "silu": ("QuickGelu", {"domain": CONTRIB, "alpha": 1.0}),
+    "swish": ("QuickGelu", {"domain": CONTRIB, "alpha": 1.0}),
+    "tanh": ("Tanh", {}),
+}
+
+
+def language_model(config, weights, precision="float32"):
+    """The ONNX model of a configuration and its weights.
+
+    Its inputs are `input_ids` and `position_ids`, int64 (batch, length), `attention_mask`, int64 (batch, past +
+    length), 0 for padding, and for each depth `past_key_values.DEPTH.key` and `.value`, float32 (batch, n_head, past,
+    H / n_head). Its outputs are `logits`, float32 (batch, length, V), and `present.DEPTH.key` and `.value`. A batch of
+    several texts goes on from a past by one token at a time.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical. Other
+            heads are left out.
+        precision: str, one of `PRECISIONS`. In `int8` and `q4` matrices are quantized by blocks, the position
+            embeddings, biases and norms stay float32.
+
+    Returns:
+        `onnx.ModelProto`.
+
+    Raises:
+        InputError: if ONNX Runtime has no attention for the width of a head.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> from algpt2.checkpoints.weights import weight_shapes
+        >>> config = ALGPT2Config.from_preset("algpt2-tiny")
+        >>> weights = {name: np.zeros(shape) for name, shape in weight_shapes(config).items()}
+        >>> len(language_model(config, weights, "q4").graph.input)
+        7
+    """
+    head_width = config.n_embd // config.n_head
+    if head_width % HEAD_WIDTH:
+        raise InputError(
+            f"a head is n_embd / n_head = {head_width} wide; ONNX Runtime's attention takes multiples of {HEAD_WIDTH}"
+        )
+    graph = _Graph(weights, PRECISIONS[precision])
+    total, last, bias = _past_and_mask(graph)
+    head = "transformer.wte" if config.tie_word_embeddings else "lm_head"
+
+    x = graph.op("Add", graph.embed("transformer.wte", "input_ids"), graph.gather("transformer.wpe", "position_ids"))
+    if config.is_factorized:
+        x = graph.linear(x, "transformer.project_in")
+    norms = [f"transformer.h.{block}.ln_1" for block in config.layer_schedule]
+    y = graph.op("LayerNormalization", x, *graph.norm(norms[0]), epsilon=config.layer_norm_epsilon)
+    for depth, block in enumerate(config.layer_schedule):
+        prefix = f"transformer.h.{block}"
+        past, present = f"past_key_values.{depth}", f"present.{depth}"
+        qkv = graph.linear(y, f"{prefix}.attn.c_attn")
+        y, *_ = graph.node(
+            "GroupQueryAttention",
+            # One input holds queries, keys and values; the empty ones are of rotary positions.
+            [qkv, "", "", f"{past}.key", f"{past}.value", last, total, "", "", "", bias],
+            [f"attention.{depth}", f"{present}.key", f"{present}.value"],
+            domain=CONTRIB,
+            num_heads=config.n_head,
+            kv_num_heads=config.n_head,
+        )
+        x, y = graph.add_and_norm(x, graph.linear(y, f"{prefix}.attn.c_proj"), f"{prefix}.ln_2", config)
+        operator, options = ACTIVATIONS[config.activation_function]
+        y = graph.op(operator, graph.linear(y, f"{prefix}.mlp.c_fc"), **options)
+        following = [*norms, "transformer.ln_f"][depth + 1]
+        x, y = graph.add_and_norm(x, graph.linear(y, f"{prefix}.mlp.c_proj"), following, config)
+    if config.tie_projections:
+        y = graph.linear(y, "transformer.project_out", graph.weights["transformer.project_in.weight"].T)
+    elif config.is_factorized:
+        y = graph.linear(y, "transformer.project_out")
+    graph.multiply_rows(y, head, "logits")
+    return _model(config, graph)
+
+
+class _Graph:
+    """Nodes and stored tensors as they are added; the tensors are named as the canonical weights."""
+
+    def __init__(self, weights, bits):
+        self.weights = {name: np.asarray(weight, "float32") for name, weight in weights.items()}
+        self.bits = bits
+        self.nodes, self.stored = [], {}
+
+    def node(self, operator, inputs, outputs, domain="", **attributes):
+        name = f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name, domain=domain, **attributes))
+        return outputs
+
+    def op(self, operator, *inputs, **attributes):
+        return self.node(operator, list(inputs), [f"value.{len(self.nodes)}"], **attributes)[0]
+
+    def store(self, name, array):
+        if name not in self.stored:
+            self.stored[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def number(self, value, dtype="int64"):
+        array = np.array(value, dtype)
+        return self.store(f"constant.{dtype}.{array.tolist()}", array)
+
+    def weight(self, name):
+        return self.store(name, self.weights[name])
+
+    def norm(self, name):
+        return self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+
+    def gather(self, name, ids):
+        return self.op("Gather", self.weight(f"{name}.weight"), ids)
+
+    def quantized(self, name, matrix):
+        if f"{name}.levels" not in self.stored:
+            levels, scales = quantize_blocks(matrix, self.bits)
+            self.store(f"{name}.levels", levels)
+            self.store(f"{name}.scales", scales)
+        return f"{name}.levels", f"{name}.scales"
+
+    def embed(self, name, ids):
+        """The rows of an embedding matrix (V, E)."""
+        if self.bits == 32:
+            return self.gather(name, ids)
+        matrix = self.weights[f"{name}.weight"]
+        levels, scales = self.quantized(name, matrix)
+        rows = self.op("Reshape", levels, self.number([len(matrix), -1]))
+        found = self.op(
+            "GatherBlockQuantized",
+            rows,
+            ids,
+            scales,
+            domain=CONTRIB,
+            bits=self.bits,
+            block_size=BLOCK_SIZES[self.bits],
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        # The last block of a row may be filled up.
+        return self.op("Slice", found, self.number([0]), self.number([matrix.shape[1]]), self.number([-1]))
+
+    def linear(self, x, name, matrix=None):
+        """The product with a matrix (out, in), by default the weight of the layer, plus the layer's bias."""
+        matrix = self.weights[f"{name}.weight"] if matrix is None else matrix
+        bias = self.weight(f"{name}.bias")
+        if self.bits == 32:
+            return self.op("Add", self.op("MatMul", x, self.store(f"{name}.weight", matrix.T)), bias)
+        return self._multiply_quantized(x, name, matrix, f"value.{len(self.nodes)}", ["", "", bias])
+
+    def multiply_rows(self, x, name, output):
+        """The products with the rows of a matrix (V, E), which may be an embedding too."""
+        matrix = self.weights[f"{name}.weight"]
+        if self.bits == 32:
+            flat = self.op("Reshape", x, self.number([-1, matrix.shape[1]]))
+            product = self.op("Gemm", flat, self.weight(f"{name}.weight"), transB=1)
+            shape = self.op("Concat", self.op("Shape", "input_ids"), self.number([len(matrix)]), axis=0)
+            return self.node("Reshape", [product, shape], [output])[0]
+        return self._multiply_quantized(x, name, matrix, output, [])
+
+    def _multiply_quantized(self, x, name, matrix, output, more):
+        rows, columns = matrix.shape
+        return self.node(
+            "MatMulNBits",
+            [x, *self.quantized(name, matrix), *more],
+            [output],
+            domain=CONTRIB,
+            N=rows,
+            K=columns,
+            bits=self.bits,
+            block_size=BLOCK_SIZES[self.bits],
+            accuracy_level=ACCURACY_LEVEL,
+        )[0]
+
+    def add_and_norm(self, x, change, name, config):
+        """The sum of two values, and its layer normalization."""
+        norm, _, _, total = self.node(
+            "SkipLayerNormalization",
+            [x, change, *self.norm(name)],
+            [f"value.{len(self.nodes)}.norm", "", "", f"value.{len(self.nodes)}.sum"],
+            domain=CONTRIB,
+            epsilon=config.layer_norm_epsilon,
+        )
+        return total, norm
+
+
+def _past_and_mask(graph):
+    """The length with the past, that less one for each text, and what is added to the scores of attention."""
+    total = graph.op("Gather", graph.op("Shape", "attention_mask"), graph.number(1))
+    total = graph.op("Cast", total, to=TensorProto.INT32)
+    batch = graph.op("Shape", "input_ids", start=0, end=1)
+    last = graph.op("Expand", graph.op("Sub", total, graph.number(1, "int32")), batch)
+    padding = graph.op("Sub", graph.number(1), "attention_mask")
+    bias = graph.op("Mul", graph.op("Cast", padding, to=TensorProto.FLOAT), graph.number(MASKED, "float32"))
+    length = graph.op("Shape", "input_ids", start=1, end=2)
+    shape = graph.op("Concat", graph.number([1, 1]), length, graph.number([1]), axis=0)
+    return total, last, graph.op("Expand", graph.op("Unsqueeze", bias, graph.number([1, 2])), shape)
+
+
+def _model(config, graph):
+    def ids(name, length):
+        return helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", length])
+
+    def states(name, length):
+        shape = ["batch", config.n_head, length, config.n_embd // config.n_head]
+        kinds = [(depth, kind) for depth in range(config.n_layer) for kind in ("key", "value")]
+        return [
+            helper.make_tensor_value_info(f"{name}.{depth}.{kind}", TensorProto.FLOAT, shape) for depth, kind in kinds
+        ]
+
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", config.vocab_size])
+    inputs = [ids("input_ids", "length"), ids("attention_mask", "total"), ids("position_ids", "length")]
+    content = helper.make_graph(
+        graph.nodes,
+        config.model_type,
+        [*inputs, *states("past_key_values", "past")],
+        [logits, *states("present", "total")],
+        list(graph.stored.values()),
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+    model = helper.make_model(content, opset_imports=opsets, ir_version=IR_VERSION, producer_name=config.model_type)
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,120 @@
+"""ALGPT2 by ONNX Runtime, token by token: no other framework is needed."""
+
+import numpy as np
+import onnxruntime
+
+from algpt2.errors import InputError
+
+
+class OnnxLanguageModel:
+    """A language model in ONNX that goes on from a cache, as `algpt2.onnx.graph` writes it.
+
+    Args:
+        source: path of an ONNX file, or bytes of one.
+        threads: int; by default as many as there are cores.
+
+    Raises:
+        InputError: if ONNX Runtime cannot load it, or it has no cache.
+
+    Example:
+        >>> model = OnnxLanguageModel("demo/onnx/model_q4.onnx")  # doctest: +SKIP
+        >>> decoding = model.start(np.array([[15, 27, 3]]), capacity=64)  # doctest: +SKIP
+        >>> decoding.advance(decoding.logits.argmax(-1))  # doctest: +SKIP
+    """
+
+    def __init__(self, source, threads=None):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        name = "the ONNX model" if isinstance(source, bytes) else str(source)
+        try:
+            self.session = onnxruntime.InferenceSession(
+                source if isinstance(source, bytes) else name, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises a class of its own for each of its codes
+            raise InputError(f"{name}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
+        past = {value.name: value.shape for value in self.session.get_inputs() if value.name.startswith("past_key")}
+        if not past:
+            raise InputError(f"{name}: has no inputs past_key_values.*; write it by `convert export --to onnx`")
+        self.past_names = list(past)
+        _, self.n_head, _, self.head_width = next(iter(past.values()))
+
+    def start(self, ids, capacity, mask=None):
+        """Compute a batch of contexts, and keep their keys and values.
+
+        Args:
+            ids: int (batch, length).
+            capacity: int. The length that the contexts may grow to.
+            mask: int (batch, length), 0 for padding, which is on the left.
+
+        Returns:
+            `Decoding`.
+        """
+        return Decoding(self, ids, capacity, mask)
+
+    def run(self, ids, mask=None):
+        """The logits, float32 (batch, length, V), of int ids (batch, length), without a cache."""
+        return self.outputs(ids, mask)["logits"]
+
+    def outputs(self, ids, mask=None):
+        """dict of str to numpy array: all outputs for int ids (batch, length), with an empty past."""
+        ids = np.asarray(ids, "int64")
+        mask = np.ones_like(ids) if mask is None else np.asarray(mask, "int64")
+        empty = np.zeros((len(ids), self.n_head, 0, self.head_width), "float32")
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(-1) - 1, 0)}
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(None, inputs | dict.fromkeys(self.past_names, empty)), strict=True))
+
+
+class Decoding:
+    """Contexts with their keys and values, to which tokens are added.
+
+    Args:
+        model: `OnnxLanguageModel`.
+        ids, capacity, mask: as in `OnnxLanguageModel.start`.
+
+    Attributes:
+        logits: float32 (batch, V), of the token after the last one.
+    """
+
+    def __init__(self, model, ids, capacity, mask=None):
+        batch, self.length = np.shape(ids)
+        self.mask = np.ones((batch, capacity), "int64")
+        if mask is not None:
+            self.mask[:, : self.length] = mask
+        outputs = model.outputs(ids, mask)
+        self.logits = outputs.pop("logits")[:, -1]
+        self.session, self.binding = model.session, model.session.io_binding()
+        self._logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type((batch, 1, self.logits.shape[1]), np.float32)
+        self.binding.bind_ortvalue_output("logits", self._logits)
+        for name in model.past_names:
+            present = name.replace("past_key_values", "present")
+            states = np.zeros((batch, model.n_head, capacity, model.head_width), "float32")
+            states[:, :, : self.length] = outputs[present]
+            # The same memory going in and out: attention appends to it in place.
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(states)
+            self.binding.bind_ortvalue_input(name, value)
+            self.binding.bind_ortvalue_output(present, value)
+
+    def advance(self, tokens):
+        """Add a token to each context.
+
+        Args:
+            tokens: int (batch,).
+
+        Returns:
+            float32 (batch, V), the new `logits`; they hold until the next call.
+
+        Raises:
+            ValueError: if the contexts are as long as their capacity.
+        """
+        if self.length == self.mask.shape[1]:
+            raise ValueError(f"the contexts have {self.length} tokens, which is their capacity")
+        self.length += 1
+        mask = np.ascontiguousarray(self.mask[:, : self.length])
+        self.binding.bind_cpu_input("input_ids", np.asarray(tokens, "int64").reshape(-1, 1))
+        self.binding.bind_cpu_input("attention_mask", mask)
+        self.binding.bind_cpu_input("position_ids", mask.sum(-1, keepdims=True) - 1)
+        self.session.run_with_iobinding(self.binding)
+        self.logits = self._logits.numpy()[:, 0]
+        return self.logits

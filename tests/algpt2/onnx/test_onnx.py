@@ -1,0 +1,131 @@
+"""The ONNX graph beside the PyTorch model, with and without its cache, and what its quantization costs."""
+
+import numpy as np
+import pytest
+import torch
+from models import CONFIGS, pytorch_model, random_config, random_weights, tiny_config
+
+from algpt2.configuration import ACTIVATIONS
+from algpt2.errors import InputError
+from algpt2.onnx.graph import ACTIVATIONS as OPERATORS
+from algpt2.onnx.graph import language_model
+from algpt2.onnx.quantization import BLOCK_SIZES, quantize_blocks
+from algpt2.onnx.session import OnnxLanguageModel
+
+ROWS = np.random.default_rng(0).integers(0, 97, (3, 12))
+
+
+def both(config, precision="float32", seed=0):
+    """The same model in ONNX Runtime and in PyTorch."""
+    weights = random_weights(config, "float32", seed)
+    graph = language_model(config, weights, precision).SerializeToString()
+    return OnnxLanguageModel(graph), pytorch_model(config, weights).eval()
+
+
+def torch_logits(model, ids, mask=None):
+    mask = torch.ones_like(torch.tensor(ids)) if mask is None else torch.tensor(mask)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return model(torch.tensor(ids), attention_mask=mask, position_ids=positions).logits.numpy()
+
+
+def close(found, expected, tolerance=1e-5):
+    return np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def has_attention(config):
+    return config.n_embd // config.n_head % 8 == 0
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *filter(has_attention, map(random_config, range(20)))])
+def test_logits_are_those_of_pytorch(config):
+    onnx, model = both(config)
+    assert close(onnx.run(ROWS), torch_logits(model, ROWS))
+
+
+def test_a_head_of_another_width_is_refused():
+    config = tiny_config(n_head=6)
+    with pytest.raises(InputError, match="n_embd / n_head = 4"):
+        language_model(config, random_weights(config))
+
+
+def test_every_activation_has_an_operator():
+    assert OPERATORS.keys() == set(ACTIVATIONS)
+    for activation in ACTIVATIONS:
+        onnx, model = both(tiny_config(activation_function=activation))
+        assert close(onnx.run(ROWS), torch_logits(model, ROWS)), activation
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_the_cache_goes_on_as_pytorch_from_the_beginning(padding):
+    onnx, model = both(CONFIGS["cycle"])
+    mask = np.ones_like(ROWS)
+    mask[0, :padding] = 0
+    decoding = onnx.start(ROWS[:, :8], capacity=12, mask=mask[:, :8])
+    expected = torch_logits(model, ROWS, mask)
+    assert close(decoding.logits, expected[:, 7])
+    for position in range(8, 12):
+        assert close(decoding.advance(ROWS[:, position]), expected[:, position])
+    with pytest.raises(ValueError, match="capacity"):
+        decoding.advance(ROWS[:, 0])
+
+
+def test_greedy_ids_of_a_hundred_tokens_are_those_of_generate():
+    onnx, model = both(tiny_config(n_positions=120))
+    prompt = ROWS[:1, :5]
+    expected = model.generate(torch.tensor(prompt), max_new_tokens=100, do_sample=False, eos_token_id=None)
+    decoding = onnx.start(prompt, capacity=105)
+    found = [decoding.logits.argmax(-1)]
+    while len(found) < 100:
+        found.append(decoding.advance(found[-1]).argmax(-1))
+    assert np.array_equal(np.ravel(found), expected[0, 5:])
+
+
+def test_a_shared_block_is_stored_once():
+    shared, unshared = (
+        language_model(config, random_weights(config))
+        for config in (tiny_config(layer_schedule=[0] * 6), tiny_config(layer_schedule=[0]))
+    )
+    count = [sum(np.prod(tensor.dims) for tensor in graph.graph.initializer) for graph in (shared, unshared)]
+    assert count[0] == count[1]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", [256, 10])
+def test_quantized_blocks_are_as_near_as_their_levels_allow(bits, columns):
+    matrix = np.random.default_rng(bits).normal(size=(6, columns)).astype("float32")
+    _, scales = quantize_blocks(matrix, bits)
+    steps = (rounded("matrix", matrix, bits) - matrix) / scales.repeat(BLOCK_SIZES[bits], axis=1)[:, :columns]
+    # Half a step at most, but for the numbers that a smaller scale cuts off.
+    assert np.mean(np.abs(steps) <= 0.51) > 0.9 and np.sqrt(np.mean(steps**2)) < 0.4
+
+
+def rounded(name, matrix, bits):
+    """A matrix as its quantized blocks give it, another tensor as it is."""
+    if matrix.ndim == 1 or "wpe" in name:
+        return matrix
+    packed, scales = quantize_blocks(matrix, bits)
+    levels = packed if bits == 8 else np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
+    values = (levels.astype("float32") - (1 << (bits - 1))) * scales[..., None]
+    return values.reshape(len(matrix), -1)[:, : matrix.shape[1]]
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("q4", 4)])
+@pytest.mark.parametrize("name", ["cycle", "unfactorized"])
+def test_quantized_logits_are_those_of_pytorch_with_rounded_weights(precision, bits, name):
+    config = CONFIGS[name]
+    weights = random_weights(config, "float32")
+    onnx = OnnxLanguageModel(language_model(config, weights, precision).SerializeToString())
+    model = pytorch_model(config, {name: rounded(name, weight, bits) for name, weight in weights.items()}).eval()
+    expected = torch_logits(model, ROWS)
+    decoding = onnx.start(ROWS[:, :11], capacity=12)
+    # The other factor of each product is rounded to 8 bits as well.
+    for found, wanted in ((onnx.run(ROWS), expected), (decoding.advance(ROWS[:, 11]), expected[:, 11])):
+        assert np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)) < 0.03
+
+
+def test_what_is_no_model_with_a_cache_is_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(InputError, match="onnxruntime cannot load it"):
+        OnnxLanguageModel(path)
