@@ -17,6 +17,7 @@ from algpt2.checkpoints.checkpoint import find_checkpoint, open_checkpoint, writ
 from algpt2.checkpoints.formats import KERAS
 from algpt2_tf.backbone import TFALGPT2Backbone, check_inputs, check_length
 from algpt2_tf.cpu_kernels import StreamedWeights
+from algpt2_tf.loss import LossOverTokens
 from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
 from algpt2_tf.quantization import calibration_structure
 from algpt2_tf.tokenizer import TFALGPT2Tokenizer
@@ -24,7 +25,7 @@ from algpt2_tf.weights import assign_weights, canonical_weights
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
-class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
+class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
     """ALGPT2 with a language-model head tied to the token embedding.
 
     Args:
@@ -202,6 +203,9 @@ class TFALGPT2LMHeadModel(CausalLM, PushToHubMixin):
 
     def compile(self, *args, repetition_penalty=1.0, streamer=None, **kwargs):
         """Choose how the model trains and generates, as in `keras_hub.models.CausalLM.compile`.
+
+        A loss that Keras takes the mean of is the mean over the tokens that count, on all replicas: padding and labels
+        of -100 do not.
 
         Args:
             repetition_penalty: float. In generation, the positive logits of the tokens of a sequence so far are

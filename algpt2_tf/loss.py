@@ -1,9 +1,90 @@
-"""The loss of a language model in chunks of tokens, which never holds the logits of all of them."""
+"""The loss of a language model: under Keras's `fit` over the tokens that count, and in chunks of tokens."""
+
+import copy
 
 import keras
 import tensorflow as tf
 
 from algpt2.training.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
+
+
+class LossOverTokens:
+    """The part of a Keras model whose loss in a step is the mean over the tokens that count, on all replicas.
+
+    Keras's is the mean over all tokens of a replica, padding too, and then the mean over the replicas, empty ones too.
+    The loss that `fit` and `evaluate` show weights every step by its tokens. A label of -100 does not count.
+    """
+
+    def compile(self, optimizer="auto", loss="auto", **kwargs):
+        super().compile(optimizer, keras.tree.map_structure(_mean_over_elements, loss), **kwargs)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss, metrics = self._loss_over_tokens(data, training=True)
+            loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_weights
+        # Keras sums the gradients of the replicas.
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return metrics()
+
+    def test_step(self, data):
+        _, metrics = self._loss_over_tokens(data, training=False)
+        return metrics()
+
+    def _loss_over_tokens(self, data, training):
+        """This replica's share of the loss of a step, and a function that updates the metrics."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=training)
+        y, sample_weight = _without_ignored(y, y_pred, sample_weight)
+        tokens = tf.reduce_sum(keras.tree.flatten(sample_weight)[0])
+        all_tokens = _sum_over_replicas(tokens)
+        is_mean = all(getattr(loss, "reduction", MEAN) == MEAN for loss in keras.tree.flatten(self.loss))
+        weights = keras.tree.map_structure(_scaled, sample_weight) if is_mean else sample_weight
+        loss = self.compute_loss(x, y, y_pred, weights, training=training)
+        self._loss_tracker.update_state(tf.math.divide_no_nan(loss * all_tokens, tokens), sample_weight=tokens)
+        return loss, lambda: self.compute_metrics(x, y, y_pred, sample_weight)
+
+
+# Keras's name for the mean over all elements of a replica, divided by the number of replicas.
+MEAN = "sum_over_batch_size"
+
+
+def _mean_over_elements(loss):
+    """A loss of Keras that takes a mean, of whichever kind, as one over all elements, whose weights `_scaled` gives."""
+    if getattr(loss, "reduction", None) not in ("mean", "mean_with_sample_weight"):
+        return loss
+    loss = copy.copy(loss)
+    loss.reduction = MEAN
+    return loss
+
+
+def _scaled(weights):
+    """Weights by which the mean over the elements of a replica becomes its share of the mean over all replicas."""
+    elements = tf.cast(tf.size(weights) * tf.distribute.get_strategy().num_replicas_in_sync, weights.dtype)
+    return weights * tf.math.divide_no_nan(elements, _sum_over_replicas(tf.reduce_sum(weights)))
+
+
+def _sum_over_replicas(value):
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _without_ignored(y, y_pred, sample_weight):
+    """Labels that all are tokens, and the weight of each: 0 where it is -100. Dicts of them for several outputs."""
+    if isinstance(y_pred, dict):
+        pairs = {
+            name: _without_ignored(y[name], y_pred[name], sample_weight and sample_weight.get(name)) for name in y_pred
+        }
+        return tuple({name: pair[index] for name, pair in pairs.items()} for index in range(2))
+    weights = tf.ones(tf.shape(y_pred)[:-1])
+    if sample_weight is not None:
+        sample_weight = tf.cast(sample_weight, weights.dtype)
+        # One for each token, or for each sequence.
+        weights *= sample_weight if sample_weight.shape.rank == weights.shape.rank else sample_weight[:, None]
+    y = tf.convert_to_tensor(y)
+    if y.shape.rank == weights.shape.rank:
+        weights *= tf.cast(counted(y), weights.dtype)
+        y = tf.where(counted(y), y, tf.zeros_like(y))
+    return y, weights
 
 
 def next_token_loss(model, states, labels):

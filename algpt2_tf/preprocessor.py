@@ -19,7 +19,7 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
         sequence_length: int. The length that inputs are padded or cut to.
         add_start_token: bool. Whether to put the end-of-text token before every text. Off by default, so that
             `generate` continues what transformers would.
-        add_end_token: bool. Whether to put it after every text in `fit`.
+        add_end_token: bool. Whether to put it after every text in `fit`; one that is cut has no end.
         **kwargs: as in `keras_hub.models.CausalLMPreprocessor`.
     """
 
@@ -50,6 +50,11 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
         outputs = super().call(x, y=y, sample_weight=sample_weight, sequence_length=sequence_length)
         # A strategy with several replicas cannot merge batches of bool.
         return keras.tree.map_structure(_bool_to_int, outputs)
+
+    def _call_python(self, x, y=None, sample_weight=None, sequence_length=None):
+        # KerasHub puts an end token after a text that is cut, too: here into a position that is then left out.
+        outputs = super()._call_python(x, y, sample_weight, (sequence_length or self.sequence_length) + 1)
+        return keras.tree.map_structure(lambda array: array[..., :-1], outputs)
 
     def generate_preprocess(self, x, sequence_length=None):
         inputs = super().generate_preprocess(x, sequence_length=sequence_length)

@@ -90,7 +90,8 @@ class TrainingModel(keras.Model):
             else:
                 states = self.model.backbone(inputs, training=True)
             loss = next_token_loss(self.model, states, data["labels"])
-            losses = [loss / tokens, tf.constant(0.0)]
+            # A step without a token that counts changes nothing.
+            losses = [tf.math.divide_no_nan(loss, tokens), tf.constant(0.0)]
             if learns_order:
                 logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])
                 order = tf.nn.sparse_softmax_cross_entropy_with_logits(

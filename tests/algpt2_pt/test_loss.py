@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from models import tiny_config
 
+from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.loss import linear_cross_entropy
+from algpt2_pt.optimization import create_optimizer
 
 V, E, TOKENS = 331, 16, 200
 
@@ -64,6 +67,21 @@ def test_no_labels_no_loss(inputs):
     states, weight, labels = inputs
     loss, *gradients = loss_and_gradients(linear_cross_entropy, states, weight, torch.full_like(labels, -100))
     assert loss == 0 and all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("count", [None, 0, torch.tensor(0)])
+def test_a_step_without_a_label_that_counts_changes_nothing(count):
+    model = ALGPT2LMHeadModel(tiny_config())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = create_optimizer(model, "adamw", 0.1, weight_decay=0.0)
+    ids = torch.arange(6)[None]
+    loss = model(ids, labels=torch.full_like(ids, -100), skip_logits=True, num_items_in_batch=count).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert loss == 0
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def products(profiler):

@@ -74,3 +74,16 @@ def test_preprocessor_makes_inputs_targets_and_weights(layer, text_tokenizer, ad
     generated = preprocessor.generate_preprocess(["The value"], sequence_length=8)
     assert np.asarray(generated["token_ids"])[0, : len(ids) - 1].tolist() == ids[:-1]
     assert np.sum(generated["padding_mask"]) == len(ids) - 1
+
+
+def test_a_text_that_is_cut_has_no_end(layer, text_tokenizer):
+    ids = text_tokenizer.encode("The value of an object is its value.")
+    for length in range(len(ids) - 2, len(ids) + 3):
+        expected = [*ids, layer.end_token_id][: length + 1]
+        preprocessor = TFALGPT2CausalLMPreprocessor(layer, sequence_length=length)
+        in_graph = tf.data.Dataset.from_tensors(["The value of an object is its value."]).map(preprocessor)
+        for x, y, weights in (preprocessor(["The value of an object is its value."]), next(iter(in_graph))):
+            assert np.shape(x["token_ids"]) == np.shape(y) == np.shape(weights) == (1, length)
+            mask, weights = np.asarray(x["padding_mask"]) == 1, np.asarray(weights) == 1
+            assert np.asarray(x["token_ids"])[mask].tolist() == expected[:length]
+            assert np.asarray(y)[weights].tolist() == expected[1:]
