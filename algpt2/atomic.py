@@ -1,31 +1,71 @@
 """Writing aside and renaming: files and directories that are there as a whole or not at all.
 
-Until it is whole, it has a name such as `.run.algpt2-tmp.host.4711.1f2e3d4c`, made of the target, the machine, the
-process and a random part. A process that starts to write the same target removes what dead processes of its machine
-have left.
+Until it is whole, what becomes `run` has a name such as `.run.algpt2-tmp.1f2e3d4c`. Its writer holds the lock
+`.run.algpt2-lock`, which the system takes from a process that dies: what has such a name as the lock is taken was left
+by a dead process, and is removed.
+
+The files of a directory that stays are replaced in two steps. First all of them come to `.algpt2-incomplete` in it, at
+once; then each takes its place. Whoever opens the directory after a process died in between finishes it.
 """
 
 import contextlib
 import ctypes
-import itertools
+import fnmatch
+import json
 import os
 import re
 import secrets
 import shutil
-import socket
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from algpt2.errors import InputError
 
-# Lies in a directory while several of its files are being replaced.
-MARKER = ".algpt2-incomplete"
+# The files that have not taken their place yet, and in it the names of those that are to be removed.
+INCOMPLETE, REMOVED = ".algpt2-incomplete", ".algpt2-removed"
+# The lock of a directory that has no place for one beside it.
+LOCK = ".algpt2-lock"
+# What loaders read first goes first and comes back last, so that none of them takes a half for the whole.
+READ_FIRST = ("config.json", "tokenizer.json", "*.index.json", "model.weights.json")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class WriteError(InputError):
     """A file or a directory that cannot be written; `__cause__` is the error of the system."""
+
+
+@contextlib.contextmanager
+def writing(target):
+    """The right to write a file or a directory, which one process at a time has.
+
+    What a dead process has left of the target is removed, or finished.
+
+    Args:
+        target: path, whether it is there or not.
+
+    Yields:
+        `Path`: the target, with links followed.
+
+    Raises:
+        InputError: if another process is writing it.
+        WriteError: if it cannot be written.
+
+    Example:
+        >>> with writing("runs/example") as directory:
+        ...     directory.name
+        'example'
+    """
+    path = Path(os.path.realpath(target))
+    with contextlib.ExitStack() as stack:
+        with _errors_of(target):
+            stack.enter_context(_parents(path))
+            is_first = stack.enter_context(_locked(path, target))
+            if is_first:
+                _remove_leftovers(path)
+                _finish(path)
+        yield path
 
 
 @contextlib.contextmanager
@@ -40,24 +80,19 @@ def directory_replaced(directory):
 
     Raises:
         WriteError: if it cannot be written; what was there stays.
+        InputError: if another process is writing it.
 
     Example:
         >>> with directory_replaced("runs/example") as new:
         ...     _ = (new / "note.txt").write_text("whole or not at all")
     """
-    directory = Path(directory)
-    with _errors_of(directory), _temporary(directory, directory.parent) as temporary:
-        new = temporary / directory.name
-        new.mkdir()
+    with writing(directory) as target, _errors_of(directory), _new_directory(target, _stays(target), "**/*") as new:
         yield new
-        put_in_place(new, directory)
 
 
 @contextlib.contextmanager
 def files_replaced_in(directory, stale=()):
-    """A temporary directory whose files move into `directory` only if the block succeeds.
-
-    If the process is killed while they move, a marker stays in the directory, which `require_whole` finds.
+    """An empty directory elsewhere, whose files move into `directory` only if the block succeeds.
 
     Args:
         directory: path; made if it is not there. Its other files stay as they are.
@@ -66,54 +101,67 @@ def files_replaced_in(directory, stale=()):
 
     Raises:
         WriteError: if the directory cannot be written.
-        InputError: if a directory is in the place of a file, or a file in that of a directory.
+        InputError: if a directory is in the place of a file, or a file in that of a directory; or if another process
+            is writing the directory.
 
     Example:
         >>> with files_replaced_in("runs/example") as temporary:
         ...     _ = (temporary / "note.txt").write_text("whole or not at all")
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        with directory_replaced(directory) as new:
-            yield new
-        return
-    # The temporary directory lies inside, since an existing directory may be on a disk of its own.
-    with _errors_of(directory), _temporary(directory, directory) as temporary:
-        yield temporary
+    with writing(directory) as target, _errors_of(directory), _new_directory(target, target.is_dir(), *stale) as new:
+        yield new
+
+
+@contextlib.contextmanager
+def file_replaced(path):
+    """The path of a file elsewhere, of the same name, that takes the place of another only if the block succeeds.
+
+    Args:
+        path: path; its directory is made if it is not there.
+
+    Raises:
+        WriteError: if it cannot be written.
+        InputError: if another process is writing it.
+
+    Example:
+        >>> with file_replaced("runs/example/note.txt") as new:
+        ...     _ = new.write_text("whole or not at all")
+    """
+    with writing(path) as target, _errors_of(path), _temporary(target, target.parent) as temporary:
+        new = temporary / target.name
+        yield new
         share_files(temporary)
         flush(temporary)
-        files = [path.relative_to(temporary) for path in temporary.rglob("*") if not path.is_dir()]
-        for file in files:
-            _require_place(directory, file)
-        old = sorted(itertools.chain.from_iterable(map(directory.glob, stale)), reverse=True)
-        old = [path for path in old if path.is_dir() or path.relative_to(directory) not in files]
-        if len(files) + len(old) > 1:
-            (directory / MARKER).touch()
-        for file in files:
-            (directory / file.parent).mkdir(parents=True, exist_ok=True)
-            os.replace(temporary / file, directory / file)
-        for path in old:
-            if not path.is_dir():
-                path.unlink()
-            elif not any(path.iterdir()):
-                path.rmdir()
-        (directory / MARKER).unlink(missing_ok=True)
+        os.replace(new, target)
+        flush_directory(target.parent)
 
 
 def write_text(path, text):
     """Write a text file as a whole; raises a WriteError if it cannot be written."""
-    path = Path(path)
-    with files_replaced_in(path.parent) as temporary:
-        (temporary / path.name).write_text(text, encoding="utf-8")
+    with file_replaced(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def require_whole(directory):
-    """Raise an InputError if a process was killed while it replaced files of a directory."""
-    if (Path(directory) / MARKER).exists():
-        raise InputError(
-            f"{directory}: is half-written: a process that wrote it was killed; write it again, or remove "
-            f"{MARKER} if you know that its files belong together"
-        )
+    """Finish the files of a directory that a process was killed in replacing.
+
+    Args:
+        directory: path.
+
+    Raises:
+        InputError: if that cannot be done.
+    """
+    marker = Path(directory) / INCOMPLETE
+    if not marker.exists():
+        return
+    reason = f"{INCOMPLETE} is none of its directories"
+    try:
+        with writing(directory):
+            if not marker.exists():
+                return
+    except InputError as error:
+        reason = error
+    raise InputError(f"{directory}: is half-written ({reason}); write it again by the command that was killed")
 
 
 def put_in_place(new, directory):
@@ -130,6 +178,7 @@ def put_in_place(new, directory):
     elif _exchange(new, directory):
         shutil.rmtree(new, ignore_errors=True)
     else:
+        # `_remove_leftovers` puts the new one in place if the process dies in between.
         aside = new.with_name(f"old-{directory.name}")
         os.rename(directory, aside)
         os.rename(new, directory)
@@ -143,13 +192,123 @@ def _exchange(one, other):
     return bool(rename) and rename(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0
 
 
+def _stays(directory):
+    """Whether a directory cannot give its name to another: one that something is mounted on, or that is in use."""
+    if not directory.is_dir():
+        return False
+    # An empty one may be a volume of a container, which does not look like one.
+    return directory in (Path.cwd(), *Path.cwd().parents) or os.path.ismount(directory) or not any(directory.iterdir())
+
+
+@contextlib.contextmanager
+def _new_directory(target, stays, *stale):
+    """A directory for what becomes `target`, or for new files of it if it `stays`."""
+    with _temporary(target, target if stays else target.parent) as temporary:
+        new = temporary / target.name
+        new.mkdir()
+        yield new
+        if stays:
+            _replace_files(new, target, stale)
+        else:
+            put_in_place(new, target)
+
+
+def _replace_files(new, directory, stale):
+    """Move the files of a directory into another one, and remove those that are stale."""
+    files = [path.relative_to(new) for path in new.rglob("*") if not path.is_dir()]
+    for file in files:
+        _require_place(directory, file)
+    found = {path for pattern in stale for path in directory.glob(pattern) if new.parent not in (path, *path.parents)}
+    names = [path.relative_to(directory) for path in sorted(found, reverse=True) if path.name != LOCK]
+    removed = [str(file) for file in names if file not in files and _is_inside(directory, file)]
+    is_one = len(files) + len(removed) == 1
+    if removed:
+        (new / REMOVED).write_text(json.dumps(removed))
+    share_files(new)
+    flush(new)
+    if is_one and files:
+        (directory / files[0].parent).mkdir(parents=True, exist_ok=True)
+        os.replace(new / files[0], directory / files[0])
+    else:
+        os.rename(new, directory / INCOMPLETE)
+        _finish(directory)
+    flush_directory(directory)
+
+
+def _finish(directory):
+    """Put the files of a directory in place that are complete, and remove the stale ones; as often as it takes."""
+    incomplete = directory / INCOMPLETE
+    if not incomplete.is_dir():
+        return
+    files = [path.relative_to(incomplete) for path in incomplete.rglob("*") if not path.is_dir()]
+    files = sorted((file for file in files if file.name != REMOVED), key=_is_read_first)
+    try:
+        removed = json.loads((incomplete / REMOVED).read_text()) if (incomplete / REMOVED).exists() else []
+        # A directory from elsewhere may have one of its own.
+        if not all(_is_inside(directory, file) for file in (*files, *removed)):
+            raise ValueError("it names files elsewhere")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{incomplete}: damaged ({error}); remove it") from error
+    for file in files:
+        if _is_read_first(file):
+            (directory / file).unlink(missing_ok=True)
+    for file in removed:
+        path = directory / file
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif not any(path.iterdir()):
+            path.rmdir()
+    for file in files:
+        (directory / file.parent).mkdir(parents=True, exist_ok=True)
+        os.replace(incomplete / file, directory / file)
+    shutil.rmtree(incomplete)
+
+
+def _is_inside(directory, file):
+    """Whether a file, a relative path, is in a directory, also where links lead elsewhere."""
+    return Path(os.path.realpath((directory / file).parent)).is_relative_to(directory)
+
+
+def _is_read_first(file):
+    return any(fnmatch.fnmatchcase(file.name, pattern) for pattern in READ_FIRST)
+
+
+@contextlib.contextmanager
+def _parents(path):
+    """The directory that a path is in, made if need be; it goes again if nothing comes into it."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path, name):
+    """The lock of a path; yields whether this process had it already. `name` is shown in an error."""
+    beside = os.access(path.parent, os.W_OK) and not os.path.ismount(path)
+    file = path.parent / f".{path.name}.algpt2-lock" if beside or not path.is_dir() else path / LOCK
+    lock = FileLock(file, is_singleton=True, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"{name}: another process is writing it; wait for it, or write elsewhere") from error
+    try:
+        yield lock.lock_counter == 1
+    finally:
+        if lock.lock_counter == 1:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        lock.release()
+
+
 @contextlib.contextmanager
 def _temporary(target, place):
-    """A directory for what will become `target`, in `place`, which is made if need be."""
-    place.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target, place)
-    prefix, host = f".{target.name}.algpt2-tmp", _host()
-    temporary = place / f"{prefix}.{host}.{os.getpid()}.{secrets.token_hex(4)}"
+    """An empty directory in `place`, for what becomes `target`."""
+    temporary = place / f".{target.name}.algpt2-tmp.{secrets.token_hex(4)}"
     temporary.mkdir(mode=0o700)
     try:
         yield temporary
@@ -157,45 +316,27 @@ def _temporary(target, place):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(target, place):
-    """Remove what dead processes of this machine have left of a target.
-
-    Args:
-        target: `Path`.
-        place: `Path` of the directory to look in.
-    """
-    pattern = re.compile(re.escape(f".{target.name}.algpt2-tmp.{_host()}.") + r"(\d+)\.[0-9a-f]{8}")
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(place):
-            found = pattern.fullmatch(entry.name)
-            if found and not _is_running(int(found[1])):
-                shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _host():
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-
-
-def _is_running(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+def _remove_leftovers(target):
+    """Remove what dead processes have left of a target, whose lock this process holds."""
+    pattern = re.compile(re.escape(f".{target.name}.algpt2-tmp.") + "[0-9a-f]{8}")
+    for place in (target.parent, target):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            for left in (place / name for name in os.listdir(place) if pattern.fullmatch(name)):
+                if (left / f"old-{target.name}").exists() and not target.exists():
+                    os.rename(left / target.name, target)
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _errors_of(directory):
-    """Errors of the disk as a WriteError that names the directory."""
+def _errors_of(path):
+    """Errors of the disk as a WriteError that names the path."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError, WriteError) as error:
+    except Exception as error:
         cause = storage_error(error)
         if cause is None:
             raise
-        raise WriteError(f"{directory}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from cause
+        raise WriteError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from cause
 
 
 def storage_error(error):
@@ -205,9 +346,13 @@ def storage_error(error):
         error: `Exception`.
     """
     cause = error.__cause__ if isinstance(error, WriteError) else error
-    # PyTorch reports a full disk by RuntimeErrors, in the words of C++.
-    torch_says = ("iostream error", "failed writing file", "unexpected pos")
-    is_one = isinstance(cause, (OSError, SafetensorError)) or any(words in str(cause) for words in torch_says)
+    # PyTorch reports a full disk by RuntimeErrors in the words of C++, tokenizers by an Exception in those of Rust.
+    of_torch = ("iostream error", "failed writing file", "unexpected pos")
+    is_one = (
+        isinstance(cause, (OSError, SafetensorError))
+        or any(words in str(cause) for words in of_torch)
+        or (type(cause) is Exception and "(os error " in str(cause))
+    )
     return cause if is_one else None
 
 
@@ -215,6 +360,8 @@ def _require_place(directory, file):
     target = directory / file
     if target.is_dir():
         raise InputError(f"{target}: is a directory, where a file is to be written")
+    if not _is_inside(directory, file):
+        raise InputError(f"{target.parent}: is a link to a place outside of {directory}; remove it")
     for parent in target.parents[: len(file.parents) - 1]:
         if parent.exists() and not parent.is_dir():
             raise InputError(f"{parent}: is a file, where a directory is to be written")
@@ -229,7 +376,8 @@ def share_files(directory):
     mask = os.umask(0)
     os.umask(mask)
     for path in (Path(directory), *Path(directory).rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def flush(directory):

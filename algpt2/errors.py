@@ -1,15 +1,50 @@
-"""The errors that a command line answers with a message: wrong input, and a run that cannot go on."""
+"""The errors that a command line answers with a message: wrong input, and a run that cannot go on.
+
+Whatever imports this project imports this file first, so that it stays light.
+"""
 
 import contextlib
+import os
+import re
+import signal
 import sys
+import threading
+
+# The most characters of a message, of which the last ones say what to do.
+LONGEST, END = 1500, 300
+PACKAGES = ("algpt2", "algpt2_pt", "algpt2_tf", "convert")
+
+
+def one_line(text):
+    """A message in one line that is not too long to read, whatever names and texts it quotes.
+
+    Args:
+        text: str, or an exception.
+
+    Returns:
+        str.
+
+    Example:
+        >>> one_line("two\\n  lines, a bell \\a")
+        'two lines, a bell \\\\x07'
+    """
+    text = " ".join(line.strip() for line in str(text).splitlines())
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - END]} [...] {text[-END:]}"
 
 
 class InputError(ValueError):
     """Wrong input; the message says what was found, what was expected and what to do."""
 
+    def __init__(self, message=""):
+        super().__init__(one_line(message))
+
 
 class RunError(RuntimeError):
     """A run that cannot go on: its loss is not finite, or another worker is gone."""
+
+    def __init__(self, message=""):
+        super().__init__(one_line(message))
 
 
 @contextlib.contextmanager
@@ -19,14 +54,62 @@ def exit_on_error(program):
     Args:
         program: str. The name that starts the message.
     """
+    _open_standard_streams()
+    if signal.getsignal(signal.SIGINT) is _exit_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(program, f"error: {error}", 2)
     except RunError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _exit(program, f"error: {error}", 1)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit(program, "interrupted", 130)
+    except BrokenPipeError:
+        # As of a process that SIGPIPE ends, since nobody reads on. Python flushes once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        problem = f"error: the encoding of this locale is {error.encoding}, which not all names and texts have"
+        _exit(program, f"{problem}; set LC_ALL=C.UTF-8, or PYTHONUTF8=1", 2)
+
+
+def _exit(program, message, code):
+    print(f"{program}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _open_standard_streams():
+    """Have standard output and error take all text, and go nowhere if they are closed."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file to be opened gets the number, and what is printed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))
+        elif (stream.encoding or "").lower() != "utf-8" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _exit_at_once(number, frame):
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def _is_command():
+    """Whether Python was started with a command of this project, whose modules are still being loaded."""
+    started = sys.argv[0] if sys.argv else ""
+    if started == "-m" and "-m" in sys.orig_argv[:-1]:
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1].partition(".")[0] in PACKAGES
+    return os.path.basename(started) == "algpt2"
+
+
+# Ctrl-C while the frameworks load would end in a traceback of what they were loading.
+if _is_command() and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, _exit_at_once)

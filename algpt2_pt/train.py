@@ -14,6 +14,7 @@ The path of a batch:
 9. After the last step: weights, figure and model card into the run directory.
 """
 
+import contextlib
 import datetime
 import sys
 
@@ -28,6 +29,7 @@ from algpt2.training.arguments import parse_train_arguments, train_parser
 from algpt2.training.history import History
 from algpt2.training.preparation import prepare_run
 from algpt2.training.run import finish_run, report_start
+from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
@@ -156,14 +158,17 @@ def main(argv=None):
         check_devices(arguments)
         # The first process may tokenize for hours before the others go on.
         state = PartialState(cpu=not uses_gpu(arguments), timeout=datetime.timedelta(hours=24))
-        with state.main_process_first():
-            run = prepare_run(arguments, is_first=state.is_main_process)
-        if run.is_finished:
-            if run.is_first:
-                finish_run(run)
-                print(f"{arguments.output_dir}: the run is finished")
-            return
-        train(run)
+        with contextlib.ExitStack() as stack:
+            with state.main_process_first():
+                if state.is_main_process:
+                    stack.enter_context(writing_run(arguments.output_dir))
+                run = prepare_run(arguments, is_first=state.is_main_process)
+            if run.is_finished:
+                if run.is_first:
+                    finish_run(run)
+                    print(f"{arguments.output_dir}: the run is finished")
+                return
+            train(run)
         if run.is_first:
             print(f"wrote {arguments.output_dir}")
 

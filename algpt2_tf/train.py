@@ -26,6 +26,7 @@ from algpt2.errors import InputError, RunError, exit_on_error
 from algpt2.training.arguments import parse_train_arguments, train_parser
 from algpt2.training.preparation import check_batch, prepare_run
 from algpt2.training.run import finish_run, report_start
+from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.devices import DTYPE_POLICIES, STRATEGIES, is_first, select_strategy, wait_for_everyone
@@ -119,34 +120,40 @@ def main(argv=None):
         arguments = parse_train_arguments(command, argv)
         strategy = select_strategy(arguments.strategy, arguments.device)
         check_batch(arguments, strategy.num_replicas_in_sync)
-        run = _prepare(arguments, strategy)
-        if run.is_finished:
-            if run.is_first:
-                finish_run(run)
-                print(f"{arguments.output_dir}: the run is finished")
-            return
-        try:
-            train(run, strategy)
-        except tf.errors.InvalidArgumentError as error:
-            # An error in the input pipeline, which TensorFlow reports with its whole traceback.
-            found = re.search(r"algpt2\.errors\.InputError: (.*)", str(error))
-            if not found:
-                raise
-            raise InputError(found[1]) from error
-        except (tf.errors.UnavailableError, tf.errors.InternalError, tf.errors.AbortedError) as error:
-            if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-                raise
-            raise RunError(
-                f"another worker is gone ({error.message.splitlines()[0]}); start all workers again with --resume"
-            ) from error
+        with contextlib.ExitStack() as stack:
+            run = _prepare(arguments, strategy, stack)
+            if run.is_finished:
+                if run.is_first:
+                    finish_run(run)
+                    print(f"{arguments.output_dir}: the run is finished")
+                return
+            _train(run, strategy)
         if run.is_first:
             print(f"wrote {arguments.output_dir}")
 
 
-def _prepare(arguments, strategy):
+def _train(run, strategy):
+    try:
+        train(run, strategy)
+    except tf.errors.InvalidArgumentError as error:
+        # An error in the input pipeline, which TensorFlow reports with its whole traceback.
+        found = re.search(r"algpt2\.errors\.InputError: (.*)", str(error))
+        if not found:
+            raise
+        raise InputError(found[1]) from error
+    except (tf.errors.UnavailableError, tf.errors.InternalError, tf.errors.AbortedError) as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        raise RunError(
+            f"another worker is gone ({error.message.splitlines()[0]}); start all workers again with --resume"
+        ) from error
+
+
+def _prepare(arguments, strategy, stack):
     # The first worker makes the run directory, which the others then read.
     if is_first(strategy):
         try:
+            stack.enter_context(writing_run(arguments.output_dir))
             run = prepare_run(arguments, data=_packed(arguments))
         except InputError:
             wait_for_everyone(strategy, succeeded=False)

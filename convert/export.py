@@ -1,12 +1,11 @@
 """Write a checkpoint in a format for deployment, and compare what its runtime computes with the checkpoint."""
 
-import glob
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 
-from algpt2.atomic import files_replaced_in
+from algpt2.atomic import directory_replaced, file_replaced
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.errors import InputError
@@ -73,8 +72,11 @@ def export(directory, to, output, quantize=None, length=None, force=False):
     _check_output(output, to, force)
     model = open_side(checkpoint, "float32", FRAMEWORKS[to]).model
     # `_check_output` has seen that a directory that is there holds an earlier export.
-    with files_replaced_in(output.parent, stale=[f"{glob.escape(output.name)}/**/*"]) as temporary:
-        path = temporary / output.name
+    replaced = file_replaced if to in SUFFIXES else directory_replaced
+    with replaced(output) as path:
+        if path.is_dir():
+            # The exporter makes it.
+            path.rmdir()
         if to == "onnx":
             from algpt2_pt.export import export_onnx
 

@@ -4,7 +4,7 @@ import math
 from operator import itemgetter
 from pathlib import Path
 
-from algpt2.atomic import files_replaced_in
+from algpt2.atomic import file_replaced
 from algpt2.errors import InputError
 from algpt2.tables import markdown_table
 
@@ -73,7 +73,6 @@ def draw_depths(records, own_depth, path):
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    path = Path(path)
     points = sorted((row["depth"], row["perplexity"]) for row in records if row["perplexity"] is not None)
     # A figure of its own, which leaves the backend of a notebook alone.
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -91,5 +90,5 @@ def draw_depths(records, own_depth, path):
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.grid(True, alpha=0.3)
     axes.legend()
-    with files_replaced_in(path.parent) as temporary:
-        figure.savefig(temporary / path.name, dpi=120)
+    with file_replaced(path) as new:
+        figure.savefig(new, dpi=120)

@@ -1,9 +1,8 @@
 """Perplexity over steps and over tokens, as a picture."""
 
 import math
-from pathlib import Path
 
-from algpt2.atomic import files_replaced_in
+from algpt2.atomic import file_replaced
 
 
 def draw_perplexity(histories, path, protocol="stream"):
@@ -47,8 +46,8 @@ def draw_perplexity(histories, path, protocol="stream"):
     if single:
         figure.suptitle(next(iter(histories)))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    with files_replaced_in(Path(path).parent) as temporary:
-        figure.savefig(temporary / Path(path).name, dpi=120)
+    with file_replaced(path) as new:
+        figure.savefig(new, dpi=120)
 
 
 def _curves(histories):

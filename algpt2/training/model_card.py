@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from algpt2.atomic import files_replaced_in
+from algpt2.atomic import file_replaced
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.cli import FRAMEWORKS
 from algpt2.tables import markdown_table
@@ -74,8 +74,8 @@ def write_model_card(directory, config, arguments, records, framework):
         ),
     }
     body = "\n\n".join(f"{title}\n\n{text.strip()}" for title, text in sections.items())
-    with files_replaced_in(directory) as temporary:
-        ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(temporary / MODEL_CARD_FILE)
+    with file_replaced(directory / MODEL_CARD_FILE) as new:
+        ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(new)
 
 
 def _description(config):

@@ -16,12 +16,7 @@ from algpt2.hub import require_access
 from algpt2.training.arguments import model_config
 from algpt2.training.optimization import final_decay_steps
 from algpt2.training.run import Run
-from algpt2.training.run_directory import (
-    new_run_directory,
-    remove_unfinished,
-    require_free,
-    run_sources,
-)
+from algpt2.training.run_directory import new_run_directory, require_free, run_sources
 
 
 def prepare_run(arguments, is_first=True, data=None):
@@ -79,8 +74,6 @@ def prepare_run(arguments, is_first=True, data=None):
 
     # What the run has, for whoever reads its record.
     arguments.length, arguments.steps, arguments.warmup_steps = training_blocks.length, steps, warmup_steps
-    if is_first:
-        remove_unfinished(directory)
     if starts:
         with new_run_directory(directory, arguments, config, tokenizer):
             pass

@@ -158,7 +158,7 @@ def finish_run(run):
         InputError: if the directory cannot be written, or the hub refuses.
     """
     records = read_history(run.directory / HISTORY_FILE)
-    draw_perplexity({run.directory.name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
+    draw_perplexity({run.directory.resolve().name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
     write_model_card(run.directory, run.config, vars(run.arguments), records, run.arguments.framework)
     if run.arguments.push_to_hub:
         upload(run.directory, run.arguments.push_to_hub)

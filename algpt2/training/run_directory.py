@@ -7,9 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from algpt2.atomic import WriteError, directory_replaced, put_in_place, remove_leftovers, storage_error
+from algpt2.atomic import WriteError, directory_replaced, put_in_place, storage_error, writing
 from algpt2.errors import InputError
 
 ARGUMENTS_FILE = "arguments.json"
@@ -91,7 +89,7 @@ class Checkpoints:
                 self._link_best(losses)
                 self._remove_old()
             wait()
-        except (OSError, RuntimeError, SafetensorError, WriteError) as error:
+        except Exception as error:
             cause = storage_error(error)
             if cause is None:
                 raise
@@ -198,12 +196,16 @@ def new_run_directory(directory, arguments, config, tokenizer):
         yield new
 
 
-def remove_unfinished(directory):
-    """Remove what processes that were killed have left of a run.
+@contextlib.contextmanager
+def writing_run(directory):
+    """The right to write a run, which one process at a time has; what killed processes have left of it is removed.
 
     Args:
-        directory: `Path` of the run.
+        directory: path, whether it is there or not.
+
+    Raises:
+        InputError: if another process is writing it, or it cannot be written.
     """
-    shutil.rmtree(directory / PARTIAL, ignore_errors=True)
-    for place in (directory, directory.parent):
-        remove_leftovers(directory, place)
+    with writing(directory) as path:
+        shutil.rmtree(path / PARTIAL, ignore_errors=True)
+        yield
