@@ -57,9 +57,9 @@ def extent(dataset):
 
 
 def damage(content, draw):
-    """Content with a bit flipped, a byte or some bytes replaced, a part cut out or its end cut off; and where."""
+    """Content with a bit flipped, bytes replaced, put in or cut out, or its end cut off or gone on; and where."""
     content, place = bytearray(content), draw.randrange(len(content))
-    kind = draw.choice(("bit", "bit", "byte", "bytes", "cut", "end"))
+    kind = draw.choice(("bit", "bit", "byte", "bytes", "insert", "append", "cut", "end"))
     if kind == "bit":
         content[place] ^= 1 << draw.randrange(8)
         return content, {place}
@@ -70,7 +70,10 @@ def damage(content, draw):
         length = min(draw.randrange(1, 9), len(content) - place)
         content[place : place + length] = draw.randbytes(length)
         return content, set(range(place, place + length))
-    if kind == "cut":
+    if kind in ("insert", "append"):
+        place = place if kind == "insert" else len(content)
+        content[place:place] = draw.randbytes(draw.choice((1, 8, 64, 4096)))
+    elif kind == "cut":
         del content[place : place + draw.randrange(1, 9)]
     else:
         del content[place:]

@@ -12,6 +12,8 @@ from algpt2.errors import InputError
 
 # What groups and headers take besides the arrays, and more.
 OVERHEAD = 1 << 20
+# By the version of a superblock: where it says how many bytes an address has, and where its address of the end is.
+SUPERBLOCKS = {0: (13, 40), 1: (13, 44), 2: (9, 28), 3: (9, 28)}
 # HDF5 does not know bfloat16: Keras stores its bytes and says so in an attribute.
 OPAQUE = np.dtype("V2")
 
@@ -40,6 +42,7 @@ def read_hdf5(path):
     try:
         opened = OpenFile(path)
         with h5py.File(opened.file) as file:
+            _check_end(opened.file, file.userblock_size)
             file.visititems(visit)
         extents = sorted(extent for extent in extents if extent[0])
         for (start, size, first), (following, _, second) in itertools.pairwise(extents):
@@ -50,6 +53,17 @@ def read_hdf5(path):
     except Exception as error:  # h5py turns the errors of HDF5 into many kinds
         raise InputError(f"{path}: not readable as HDF5 ({error})") from error
     return tensors
+
+
+def _check_end(file, start):
+    """Raise a ValueError unless a file ends where its superblock, at `start`, says; HDF5 itself takes longer ones."""
+    file.seek(start)
+    superblock = file.read(64)
+    size_at, end_at = SUPERBLOCKS[superblock[8]]
+    end = int.from_bytes(superblock[end_at : end_at + superblock[size_at]], "little")
+    size = os.fstat(file.fileno()).st_size
+    if size != end:
+        raise ValueError(f"the file has {size:,} bytes, its superblock says {end:,}")
 
 
 def _lazy_tensor(path, opened, name, dataset):

@@ -1,11 +1,15 @@
 """Weights as PyTorch's own `.bin` files, read by it with `weights_only=True`, so that nothing in them can run."""
 
 import functools
+import os
 import warnings
 import zipfile
 
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor
 from algpt2.errors import InputError
+
+# The bytes of the record that ends a zip file, before its comment.
+END_RECORD = 22
 
 
 def read_pytorch(path):
@@ -31,7 +35,10 @@ def read_pytorch(path):
         with warnings.catch_warnings():
             # The warnings are about pickles that are refused anyway.
             warnings.simplefilter("ignore")
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            if zipfile.is_zipfile(path):
+                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                tensors = _load_sequence(path)
         if not isinstance(tensors, dict) or not all(isinstance(key, str) for key in tensors):
             raise ValueError("it holds something else than a dict of tensors")
         check = functools.cache(lambda: check_checksums(path))
@@ -40,6 +47,17 @@ def read_pytorch(path):
         raise InputError(f"{path}: no such file") from error
     except Exception as error:  # torch raises errors of many kinds
         raise InputError(f"{path}: not readable as tensors that torch.save wrote ({load_reason(error)})") from error
+
+
+def _load_sequence(path):
+    """What a file in the format before PyTorch 1.6 holds: pickles and values, one after the other."""
+    import torch
+
+    with open(path, "rb") as file:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        if file.read(1):
+            raise ValueError("it goes on behind its last tensor")
+    return content
 
 
 def _lazy_tensor(name, tensor, check):
@@ -60,7 +78,7 @@ def _lazy_tensor(name, tensor, check):
 
 
 def check_checksums(path):
-    """Raise an InputError if a zip file, such as `torch.save` writes, does not match its checksums.
+    """Raise an InputError if a zip file, such as `torch.save` writes, does not match its checksums or its size.
 
     Args:
         path: path of any file; one that is not a zip file has none.
@@ -70,6 +88,9 @@ def check_checksums(path):
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+            archive.fp.seek(-END_RECORD - len(archive.comment), os.SEEK_END)
+            if archive.fp.read(4) != b"PK\5\6":
+                raise ValueError("it goes on behind its end")
     except Exception as error:  # zipfile and zlib raise errors of many kinds
         raise InputError(f"{path}: damaged ({error}); fetch it again") from error
     if damaged:
