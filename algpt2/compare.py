@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import json
 import os
 import statistics
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from algpt2.checkpoints.weights import parameter_count
 from algpt2.cli import HelpFormatter
 from algpt2.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
 from algpt2.errors import InputError, exit_on_error
+from algpt2.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json
 from algpt2.tables import markdown_table
 from algpt2.training.figure import draw_perplexity
 from algpt2.training.history import HISTORY_FILE, read_history
@@ -102,12 +102,7 @@ def read_runs(directories):
             raise InputError(f"{directory}: no such directory")
         if not (directory / ARGUMENTS_FILE).is_file():
             raise InputError(f"{directory}: not a run directory, which holds {ARGUMENTS_FILE} and {HISTORY_FILE}")
-        try:
-            arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{directory / ARGUMENTS_FILE}: not readable as JSON ({error})") from error
-        if not isinstance(arguments, dict):
-            raise InputError(f"{directory / ARGUMENTS_FILE}: expected a JSON object")
+        arguments = read_json(directory / ARGUMENTS_FILE)
         has_config = (directory / CONFIG_FILE).is_file()
         runs.append(
             FinishedRun(
@@ -223,10 +218,12 @@ def _notes(runs):
 def _tokenizer_hash(path):
     if not path.is_file():
         return None
+    content = read_bytes(path, TOKENIZER_BYTES)
+    parse_json(content, path)
     try:
-        return tokenizer_hash(path.read_bytes())
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
+        return tokenizer_hash(content)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not readable as a tokenizer ({error})") from error
 
 
 def main(argv=None):

@@ -35,6 +35,9 @@ AUTO_MAP = {
     "AutoModelForQuestionAnswering": "modeling_algpt2.ALGPT2ForQuestionAnswering",
 }
 
+# The most depths of a schedule, and the largest size of anything: those of a damaged file would take all memory.
+MOST_LAYERS, LARGEST_SIZE = 10_000, 2**31 - 1
+
 PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
 
 
@@ -63,7 +66,7 @@ def layer_schedule(pattern, n_layer):
         >>> layer_schedule("cycle_rev:3", 12)
         [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 1, 0]
     """
-    _require_positive_int("n_layer", n_layer)
+    _require_positive_int("n_layer", n_layer, MOST_LAYERS)
     name, _, blocks = str(pattern).partition(":")
     if pattern in ("full", "none", "sandwich"):
         if name == "full":
@@ -131,7 +134,7 @@ def schedule_at_depth(schedule, n_layer):
     if pattern in (None, "none"):
         reason = "follows no named pattern" if pattern is None else "has a block for every depth"
         raise ValueError(
-            f"layer_schedule {schedule} {reason}, so n_layer {n_layer} does not say which blocks to apply; "
+            f"layer_schedule {_shown(schedule)} {reason}, so n_layer {n_layer} does not say which blocks to apply; "
             "give the new layer_schedule instead"
         )
     return layer_schedule(pattern, n_layer)
@@ -204,13 +207,14 @@ class ALGPT2Config(PreTrainedConfig):
         if self.n_layer is None:
             self.n_layer = 12 if self.layer_schedule is None else len(self.layer_schedule)
         if self.layer_schedule is None:
-            self.layer_schedule = [0] * self.n_layer
+            self.layer_schedule = layer_schedule("full", self.n_layer)
         self.validate_architecture()
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Raise a ValueError that names the first field with a wrong value."""
-        for field in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        _require_positive_int("n_layer", self.n_layer, MOST_LAYERS)
+        for field in ("vocab_size", "n_positions", "n_embd", "n_head"):
             _require_positive_int(field, getattr(self, field))
         for field in ("n_inner", "embedding_size"):
             if getattr(self, field) is not None:
@@ -236,7 +240,7 @@ class ALGPT2Config(PreTrainedConfig):
         if min(blocks) != 0 or len(blocks) != self.n_block:
             raise ValueError(
                 f"layer_schedule must use every block from 0 to {max(self.layer_schedule)} "
-                f"without gaps, but is {self.layer_schedule}"
+                f"without gaps, but is {_shown(self.layer_schedule)}"
             )
         if self.tie_projections and not self.is_factorized:
             raise ValueError("tie_projections needs projections: set embedding_size, or leave tie_projections False")
@@ -390,6 +394,13 @@ def parse_overrides(assignments):
     return overrides
 
 
-def _require_positive_int(field, value):
+def _require_positive_int(field, value, most=LARGEST_SIZE):
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{field} must be a positive integer, but is {value!r}")
+    if value > most:
+        raise ValueError(f"{field} must be at most {most}, but is {value}")
+
+
+def _shown(schedule):
+    """A schedule as it is shown in an error: of a long one, the start."""
+    return str(schedule) if len(schedule) <= 100 else f"[{', '.join(map(str, schedule[:100]))}, ...]"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from algpt2.checkpoints.checkpoint import CONFIG_FILE
+from algpt2.checkpoints.checkpoint import CONFIG_FILE, leads_out
 from algpt2.cli import HelpFormatter
 from algpt2.errors import InputError, exit_on_error
 
 # What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.
-LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*")
+LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*", "*/.*")
 
 
 def upload(directory, repository, private=False, revision=None):
@@ -40,6 +40,11 @@ def upload(directory, repository, private=False, revision=None):
         raise InputError(f"{directory}: no such directory")
     if not (directory / CONFIG_FILE).is_file():
         raise InputError(f"{directory}: holds no {CONFIG_FILE}; give the directory of a checkpoint or of a run")
+    for name in filter_repo_objects(
+        (str(p.relative_to(directory)) for p in directory.rglob("*")), ignore_patterns=list(LEFT_OUT)
+    ):
+        if (directory / name).is_file() and (target := leads_out(directory / name, directory)):
+            raise InputError(f"{directory / name}: is a link to {target}; put a copy in its place, or remove it")
     require_access(repository)
     api = HfApi(library_name="algpt2")
     try:

@@ -10,10 +10,12 @@ from algpt2.checkpoints.checkpoint import (
     parse_config,
     read_config,
 )
-from algpt2.checkpoints.formats import find_weights, read_json, read_weights
+from algpt2.checkpoints.formats import find_weights, read_weights
+from algpt2.checkpoints.generation_config import check_generation_config
 from algpt2.checkpoints.weight_maps import find_dialect
 from algpt2.checkpoints.weight_maps.own import PYTORCH
 from algpt2.errors import InputError
+from algpt2.reading import read_json
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.weights import to_torch
 
@@ -53,7 +55,12 @@ class AnyCheckpoint:
         directory = find_checkpoint(name, kwargs.get("subfolder") or "", **hub_options)
         config = config if config is None else _as_config(config)
         if _transformers_loads(directory, config, kwargs.get("variant")):
-            loaded = super().from_pretrained(name, *args, config=config, **kwargs)
+            check_generation_config(directory)
+            try:
+                loaded = super().from_pretrained(name, *args, config=config, **kwargs)
+            except (ImportError, RuntimeError) as error:
+                # A package that a quantization takes, or weights that do not fit.
+                raise InputError(f"{name}: transformers cannot load it ({error})") from error
             use_fast_kernels(loaded[0] if isinstance(loaded, tuple) else loaded)
             return loaded
         kwargs = {key: value for key, value in kwargs.items() if key not in (*HUB_OPTIONS, "subfolder")}
@@ -99,6 +106,7 @@ def _transformers_loads(directory, config, variant):
     path = directory / CONFIG_FILE
     stored = config.to_dict() if config is not None and not path.exists() else read_json(path)
     is_own = stored.get("model_type") in (None, ALGPT2Config.model_type)
+    parse_config({"model_type": ALGPT2Config.model_type, **stored}, source=path)
     if variant:
         # Only ALGPT2 itself writes a schedule; others with its model_type have tensors of other names.
         if is_own and stored.get("layer_schedule"):

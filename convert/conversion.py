@@ -15,6 +15,7 @@ from algpt2.checkpoints.checkpoint import (
     MODEL_CARD,
     Checkpoint,
     find_checkpoint,
+    leads_out,
     open_checkpoint,
     opened,
     read_config,
@@ -22,6 +23,7 @@ from algpt2.checkpoints.checkpoint import (
 )
 from algpt2.checkpoints.formats import FORMATS, KERAS, SAFETENSORS
 from algpt2.checkpoints.weight_maps import own
+from algpt2.configuration import AUTO_MAP
 from algpt2.errors import InputError
 
 # What a checkpoint that is replaced may leave behind in the target.
@@ -134,12 +136,18 @@ def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=Fal
         write_checkpoint_weights(directory, checkpoint.config, weights, framework, dtype, max_shard_size, cast)
         if target != checkpoint.directory:
             write_metadata(directory, metadata, dtype)
-        elif "auto_map" not in checkpoint.stored:
+        elif not _has_own_code(checkpoint.stored):
             # So that the directory loads where this project is not installed.
             checkpoint.config.save_pretrained(directory)
 
     stale = TARGETS[framework].patterns if target == checkpoint.directory else CHECKPOINT_FILES
     return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, stale)
+
+
+def _has_own_code(stored):
+    """Whether a config.json, a dict, names this project's code, and none of others."""
+    named = stored.get("auto_map")
+    return isinstance(named, dict) and bool(named) and all(name in [*AUTO_MAP.values()] for name in named.values())
 
 
 def write_conversion(source, target, weights, casting, write, stale):
@@ -251,9 +259,13 @@ def read_metadata(checkpoint):
     Raises:
         algpt2.errors.InputError: if a file is damaged, or the tokenizer does not fit the model.
     """
-    config, model_card = checkpoint.model_config(), checkpoint.directory / MODEL_CARD
-    generation = checkpoint.generation_config(config)
-    return Metadata(config, checkpoint.tokenizer, generation, model_card if model_card.is_file() else None)
+    config, tokenizer = checkpoint.model_config(), checkpoint.tokenizer
+    if tokenizer:
+        # The code of a tokenizer's class stays behind; its files are those of a class of transformers.
+        tokenizer.init_kwargs.pop("auto_map", None)
+    card = checkpoint.directory / MODEL_CARD
+    card = card if card.is_file() and leads_out(card, checkpoint.directory) is None else None
+    return Metadata(config, tokenizer, checkpoint.generation_config(config), card)
 
 
 def write_metadata(directory, metadata, dtype):

@@ -10,13 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
-from transformers import GenerationConfig
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
 from algpt2.atomic import require_whole
 from algpt2.checkpoints.casting import Casting, common_dtype
@@ -26,11 +20,11 @@ from algpt2.checkpoints.formats import (
     SAFETENSORS,
     Format,
     find_weights,
-    read_json,
     read_weights,
     write_weights,
 )
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
+from algpt2.checkpoints.generation_config import GENERATION_FILE, read_generation_config
 from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
 from algpt2.checkpoints.weights import architecture, check_weights
@@ -38,15 +32,15 @@ from algpt2.configuration import CODE_FILES, ALGPT2Config
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
     TOKENIZER_FILE,
-    check_vocabulary,
+    fit_tokenizer,
     has_tokenizer,
     load_tokenizer,
     special_token_ids,
 )
 from algpt2.errors import InputError
+from algpt2.reading import read_json
 
 CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
 MODEL_CARD = "README.md"
 # What a checkpoint in any dialect has besides its weights.
 METADATA_FILES = (
@@ -56,6 +50,10 @@ METADATA_FILES = (
     *("metadata.json", "task.json", "preprocessor.json"),
 )
 METADATA_PATTERNS = ("*.json", "*.txt", "*.md", "assets/tokenizer/*")
+# The most keys of a configuration: each takes transformers a while.
+CONFIG_KEYS = 1000
+# What names code that came with a checkpoint, and is not carried on with its weights.
+CODE_KEYS = ("auto_map", "custom_pipelines")
 
 
 def find_checkpoint(name_or_path, subfolder="", **hub_options):
@@ -70,7 +68,9 @@ def find_checkpoint(name_or_path, subfolder="", **hub_options):
         InputError: if there is neither.
     """
     if os.path.isdir(name_or_path):
-        return Path(name_or_path, subfolder)
+        directory = Path(name_or_path, subfolder)
+        require_whole(directory)
+        return directory
     name, prefix = str(name_or_path), f"{subfolder.strip('/')}/" if subfolder else ""
     try:
         try:
@@ -91,6 +91,21 @@ def find_checkpoint(name_or_path, subfolder="", **hub_options):
         ) from error
 
 
+def leads_out(path, directory):
+    """Where a link leads that leaves a checkpoint; what is there is no part of it, and not to be passed on.
+
+    Args:
+        path: `Path` in the directory.
+        directory: `Path`.
+
+    Returns:
+        `Path`, or `None` for what is in the directory, or, if that is a snapshot in the cache of the Hugging Face hub,
+        among the files of its repository.
+    """
+    home = directory.parents[1] if directory.parent.name == "snapshots" else directory
+    return None if path.resolve().is_relative_to(home.resolve()) else path.resolve()
+
+
 def read_config(path, **overrides):
     """The configuration of a checkpoint, whichever dialect of `algpt2.checkpoints.weight_maps` it is in.
 
@@ -108,6 +123,7 @@ def read_config(path, **overrides):
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
     if path.is_dir():
+        require_whole(path)
         path = path / CONFIG_FILE
     return parse_config(read_json(path), source=path, **overrides)
 
@@ -126,15 +142,22 @@ def parse_config(stored, source, **overrides):
     Raises:
         InputError: if it is wrong.
     """
+    if len(stored) > CONFIG_KEYS:
+        raise InputError(
+            f"{source}: has {len(stored):,} keys, more than the {CONFIG_KEYS} that a configuration may have"
+        )
+    for key in stored:
+        if callable(getattr(ALGPT2Config, key, None)):
+            raise InputError(f"{source}: {key} is no field of a configuration; remove it")
+    stored = {key: value for key, value in stored.items() if key not in CODE_KEYS}
     for key in ("dtype", "torch_dtype"):
         if stored.get(key) is not None and (not isinstance(stored[key], str) or stored[key] not in DTYPES):
             raise InputError(f"{source}: {key} is {stored[key]!r}; expected one of {', '.join(DTYPES)}")
     try:
         config = config_from(stored)
         return ALGPT2Config.from_dict(config.to_dict(), **overrides) if overrides else config
-    except (StrictDataclassError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        # Some of these messages have several lines.
-        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # of whatever kind transformers raises
+        raise InputError(f"{source}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -205,7 +228,7 @@ class Checkpoint:
         if not has_tokenizer(self.directory):
             return None
         tokenizer = load_tokenizer(self.directory)
-        check_vocabulary(tokenizer, self.config, self.directory)
+        fit_tokenizer(tokenizer, self.config, self.directory)
         return tokenizer
 
     def require_tokenizer(self):
@@ -265,14 +288,9 @@ class Checkpoint:
         Raises:
             InputError: if generation_config.json is damaged.
         """
-        config, path = config or self.model_config(), self.directory / GENERATION_FILE
-        if not path.is_file():
-            return GenerationConfig.from_model_config(config)
+        config = config or self.model_config()
         tokens = {name: getattr(config, name) for name in SPECIAL_TOKEN_FIELDS}
-        try:
-            return GenerationConfig.from_pretrained(self.directory, **tokens)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise InputError(f"{path}: {error}; correct it, or delete it") from error
+        return read_generation_config(self.directory, config, tokens)
 
 
 def open_checkpoint(directory, framework="pytorch", weights=None, config=None):
@@ -293,10 +311,13 @@ def open_checkpoint(directory, framework="pytorch", weights=None, config=None):
     directory = Path(directory)
     if not directory.exists():
         raise InputError(f"{directory}: no such file or directory")
-    require_whole(directory)
+    if directory.is_dir():
+        require_whole(directory)
     path = directory / CONFIG_FILE
     stored = config.to_dict() if config is not None and not path.exists() else read_json(path)
     config = parse_config(stored, source=path)
+    if stored.get("quantization_config"):
+        raise InputError(f"{path}: quantization_config: the weights are quantized; give the model before that")
     found = [weights] if weights else sorted(find_weights(directory), key=lambda w: w[0].framework != framework)
     if not found:
         raise InputError(f"{directory}: holds no weights; expected one of {', '.join(kind.file for kind in FORMATS)}")

@@ -3,11 +3,11 @@
 import json
 import math
 import time
-from pathlib import Path
 
 from algpt2.atomic import write_text
 from algpt2.errors import InputError, RunError
 from algpt2.evaluation.perplexity import perplexity
+from algpt2.reading import INDEX_BYTES, parse_json, read_bytes
 from algpt2.training.flops import training_flops
 
 HISTORY_FILE = "history.jsonl"
@@ -126,14 +126,14 @@ def read_history(path):
         InputError: if the file is missing, or holds no record or a line that is not one.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the directory of a run") from error
-    records = []
+        content = read_bytes(path, INDEX_BYTES)
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read ({error}); give the directory of a run") from error
+    lines, records = content.decode("utf-8", errors="replace").rstrip("\n").split("\n"), []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = parse_json(line, f"line {number}")
+        except InputError as error:
             if number == len(lines):
                 break
             raise InputError(f"{path}: line {number} is not JSON ({error})") from error

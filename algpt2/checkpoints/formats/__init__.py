@@ -12,6 +12,7 @@ from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.checkpoints.formats.pytorch import read_pytorch
 from algpt2.checkpoints.formats.safetensors import read_safetensors, write_safetensors
 from algpt2.errors import InputError
+from algpt2.reading import INDEX_BYTES, read_json, require_ordinary
 
 
 @dataclass(frozen=True)
@@ -159,32 +160,9 @@ def write_weights(kind, directory, weights, dtype, max_shard_size, convert):
     (directory / kind.index).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path):
-    """The object in a JSON file.
-
-    Args:
-        path: `Path`.
-
-    Returns:
-        dict.
-
-    Raises:
-        InputError: if the file is missing or damaged, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
 def _read_index(path):
     """The names of files by the key of each tensor, and the paths of the files in order."""
-    stored = read_json(path).get("weight_map")
+    stored = read_json(path, INDEX_BYTES).get("weight_map")
     weight_map = {}
     for key, files in stored.items() if isinstance(stored, dict) else ():
         weight_map[key] = [files] if isinstance(files, str) else files
@@ -196,4 +174,7 @@ def _read_index(path):
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise InputError(f"{path}: {name!r} must be a file name in the same directory")
-    return weight_map, [path.parent / name for name in names]
+    shards = [path.parent / name for name in names]
+    for shard in shards:
+        require_ordinary(shard)
+    return weight_map, shards

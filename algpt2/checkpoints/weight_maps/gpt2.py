@@ -7,7 +7,7 @@ from transformers import GPT2Config
 
 from algpt2.checkpoints.weight_maps.own import keras_linear, keras_norm
 from algpt2.checkpoints.weight_maps.weight_map import TRANSPOSED, Dialect, Layout, Rule
-from algpt2.configuration import ALGPT2Config
+from algpt2.configuration import ALGPT2Config, layer_schedule
 from algpt2.errors import InputError
 
 # What transformers' GPT-2 can be told to compute that ALGPT2 does not, and what ALGPT2 computes.
@@ -37,7 +37,7 @@ def gpt2_config(stored):
         if getattr(theirs, field) != expected:
             raise InputError(f"{field} is {getattr(theirs, field)}; ALGPT2 computes {expected} only")
     values = {name: getattr(theirs, name) for name in _shared_fields()}
-    values.update(embedding_size=None, layer_schedule=list(range(theirs.n_layer)), architectures=None)
+    values.update(embedding_size=None, layer_schedule=layer_schedule("none", theirs.n_layer), architectures=None)
     return ALGPT2Config(**values)
 
 
@@ -87,7 +87,7 @@ def keras_hub_config(stored):
             n_head=theirs["num_heads"],
             n_inner=theirs["intermediate_dim"],
             embedding_size=None,
-            layer_schedule=list(range(n_layer)),
+            layer_schedule=layer_schedule("none", n_layer),
             tie_word_embeddings=stored["class_name"] == "GPT2Backbone",
             **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
             **KERAS_HUB_FIXED,
