@@ -136,6 +136,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
         """
         if any(layer.quantization_mode for layer in self._flatten_layers()):
             raise ValueError("the model is quantized: save it with save() or save_to_preset(), or before quantize()")
+        self._check_tokenizer()
         with files_replaced_in(save_directory, stale=KERAS.patterns) as temporary:
             config = type(self.config).from_dict(self.config.to_dict())
             config.architectures = [self.architecture]
@@ -155,6 +156,13 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
             check_inputs(inputs, self.config)
         return super().__call__(inputs, *args, **kwargs)
 
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """As `keras_hub.models.CausalLM.from_preset`; refuses a tokenizer that is not of the model's size."""
+        model = super().from_preset(preset, load_weights, **kwargs)
+        model._check_tokenizer()
+        return model
+
     def fit(self, x=None, *args, **kwargs):
         self._check_arrays(x)
         return super().fit(x, *args, **kwargs)
@@ -169,8 +177,17 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
 
     def _check_arrays(self, x):
         # Checked before a graph is run, whose own errors have many lines.
+        self._check_tokenizer()
         if isinstance(x, dict) and self.preprocessor is None:
             check_inputs(x, self.config)
+
+    def _check_tokenizer(self):
+        if isinstance(self.preprocessor, TFALGPT2CausalLMPreprocessor):
+            self.preprocessor.tokenizer.fit_to(self.config)
+
+    def _normalize_generate_inputs(self, inputs):
+        self._check_tokenizer()
+        return super()._normalize_generate_inputs(inputs)
 
     @tf.autograph.experimental.do_not_convert
     def preprocess_samples(self, x, y=None, sample_weight=None):

@@ -17,8 +17,8 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
     Args:
         tokenizer: `TFALGPT2Tokenizer`.
         sequence_length: int. The length that inputs are padded or cut to.
-        add_start_token: bool. Whether to put the end-of-text token before every text. Off by default, so that
-            `generate` continues what transformers would.
+        add_start_token: bool. Whether to put the start token before every text, even if the tokenizer does not. Off by
+            default, so that `generate` continues what transformers would.
         add_end_token: bool. Whether to put it after every text in `fit`; one that is cut has no end.
         **kwargs: as in `keras_hub.models.CausalLMPreprocessor`.
     """
@@ -37,8 +37,9 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
 
     def build(self, input_shape):
         # KerasHub's packer puts its start token before every prompt of `generate`, whatever `add_start_token` says.
+        starts = self.add_start_token and not self.tokenizer.adds_start
         self.packer = StartEndPacker(
-            start_value=self.tokenizer.start_token_id if self.add_start_token else None,
+            start_value=self.tokenizer.start_token_id if starts else None,
             end_value=self.tokenizer.end_token_id,
             pad_value=self.tokenizer.pad_token_id,
             sequence_length=self.sequence_length,

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments, read_corpus, text_options
 from algpt2.data.packing import TokenizedText, pack_corpus
-from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_hash
+from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError, exit_on_error
 
 INDEX_FILE = "tfrecords.json"
@@ -64,7 +64,7 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
             "padding": int(blocks.padding),
             "blocks": [len(range(shard, len(blocks), shard_count)) for shard in range(shard_count)],
             "record_bytes": _record_bytes(blocks.length),
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocabulary_size(tokenizer),
             "tokenizer": hash,
             "validation": {
                 "rows": len(validation.starts) - 1,

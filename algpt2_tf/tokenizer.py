@@ -1,27 +1,43 @@
-"""A KerasHub tokenizer over tokenizer.json."""
+"""A KerasHub tokenizer over one of transformers."""
 
+import contextlib
+import copy
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tokenizers
+from keras_hub.src.utils.preset_utils import ASSET_DIR, get_file
 from keras_hub.tokenizers import Tokenizer
 
-from algpt2.data.tokenizer import END_OF_TEXT, TOKENIZER_FILE, load_tokenizer, save_tokenizer
+from algpt2.data.tokenizer import (
+    END_OF_TEXT,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    encode_batch,
+    fast_tokenizer,
+    fit_tokenizer,
+    load_tokenizer,
+    start_ids,
+    vocabulary_size,
+)
 from algpt2.errors import InputError
 from algpt2_tf.backbone import TFALGPT2Backbone
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
 class TFALGPT2Tokenizer(Tokenizer):
-    """A tokenizer layer that gives the ids of the fast tokenizer, in and out of graph mode.
+    """A tokenizer layer that gives the ids of a tokenizer of transformers, in and out of graph mode.
 
+    They are those of `algpt2.data.tokenizer.encode`: what the tokenizer puts behind a text is left to the preprocessor.
     The work is done by the `tokenizers` library in both modes, so a tf.data pipeline runs it as a Python function.
 
     Args:
-        tokenizer: `tokenizers.Tokenizer`, the text of a tokenizer.json, or `None` if assets are loaded later.
-        end_token: str. The token at the end of a document, also used to start one and to pad.
+        tokenizer: `transformers.PreTrainedTokenizerFast`; or `tokenizers.Tokenizer` or the text of a tokenizer.json,
+            whose end token takes all roles; or `None` if assets are loaded later.
+        end_token: str. The token at the end of a document; by default that of the tokenizer. It also starts and pads
+            texts where the tokenizer has no token for that.
         **kwargs: as in `keras_hub.tokenizers.Tokenizer`.
 
     Call arguments:
@@ -36,29 +52,57 @@ class TFALGPT2Tokenizer(Tokenizer):
 
     backbone_cls = TFALGPT2Backbone
 
-    def __init__(self, tokenizer=None, end_token=END_OF_TEXT, dtype="int32", **kwargs):
+    def __init__(self, tokenizer=None, end_token=None, dtype="int32", **kwargs):
         super().__init__(dtype=dtype, **kwargs)
         self.file_assets = [TOKENIZER_FILE]
-        self._tokenizer = None
+        self._tokenizer, self._start_ids = None, []
         # There is nothing to build, and `quantize` refuses models with unbuilt layers.
         self.built = True
-        self._add_special_token(end_token, "end_token")
-        self._add_special_token(end_token, "start_token")
-        self._add_special_token(end_token, "pad_token")
+        self._add_special_tokens(end_token or getattr(tokenizer, "eos_token", None) or END_OF_TEXT)
         if tokenizer is not None:
             self.set_tokenizer(tokenizer)
+
+    def _add_special_tokens(self, end, start=None, pad=None):
+        self._special_token_attrs = []
+        for name, token in (("end_token", end), ("start_token", start or end), ("pad_token", pad or end)):
+            self._add_special_token(token, name)
 
     def set_tokenizer(self, tokenizer):
         """Use another tokenizer.
 
         Args:
-            tokenizer: `tokenizers.Tokenizer`, or the text of a tokenizer.json.
+            tokenizer: `transformers.PreTrainedTokenizerFast`, `tokenizers.Tokenizer`, or the text of a tokenizer.json.
+
+        Raises:
+            ValueError: if it has no end token.
         """
-        text = tokenizer if isinstance(tokenizer, str) else tokenizer.to_str()
-        self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._update_special_token_ids()
+        if isinstance(tokenizer, str):
+            tokenizer = tokenizers.Tokenizer.from_str(tokenizer)
+        if self.end_token not in tokenizer.get_vocab():
+            raise ValueError(f"the end token {self.end_token!r} is not in the vocabulary; name another as end_token")
+        if isinstance(tokenizer, tokenizers.Tokenizer):
+            tokenizer = fast_tokenizer(tokenizer, self.end_token)
+        elif tokenizer.eos_token != self.end_token:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.eos_token = self.end_token
+        self._tokenizer, self._start_ids = tokenizer, start_ids(tokenizer)
+        self._add_special_tokens(self.end_token, tokenizer.bos_token, tokenizer.pad_token)
+
+    def fit_to(self, config):
+        """Have the tokenizer say what length its model takes.
+
+        Args:
+            config: `ALGPT2Config`.
+
+        Raises:
+            algpt2.errors.InputError: if it is not of the model's size.
+        """
+        fit_tokenizer(self._loaded(), config, "the preprocessor")
+
+    @property
+    def adds_start(self):
+        """bool: whether the tokenizer itself puts something before every text."""
+        return bool(self._start_ids)
 
     @classmethod
     def from_directory(cls, directory):
@@ -81,13 +125,13 @@ class TFALGPT2Tokenizer(Tokenizer):
             algpt2.errors.InputError: if it has no end token.
         """
         try:
-            return cls(tokenizer.backend_tokenizer, end_token=tokenizer.eos_token or END_OF_TEXT)
+            return cls(tokenizer)
         except ValueError as error:
             raise InputError(f"{Path(source) / TOKENIZER_FILE}: {error}") from error
 
     def save_to_directory(self, directory):
         """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
-        save_tokenizer(self._loaded(), directory, end_token=self.end_token)
+        self._loaded().save_pretrained(directory)
 
     def _loaded(self):
         if self._tokenizer is None:
@@ -98,17 +142,18 @@ class TFALGPT2Tokenizer(Tokenizer):
         if self._use_tf_workflow():
             return self._tokenize_in_graph(inputs)
         single = isinstance(inputs, (str, bytes)) or np.ndim(inputs) == 0
-        texts = [_to_str(text) for text in ([inputs] if single else inputs)]
-        ids = [encoding.ids for encoding in self._loaded().encode_batch(texts)]
+        ids = self._encode([_to_str(text) for text in ([inputs] if single else inputs)])
         return np.array(ids[0], dtype=self.compute_dtype) if single else ids
+
+    def _encode(self, texts):
+        return [[*self._start_ids, *ids] for ids in encode_batch(self._loaded(), texts)]
 
     def _tokenize_in_graph(self, inputs):
         inputs = tf.convert_to_tensor(inputs)
         self._loaded()
 
         def encode(texts):
-            encodings = self._tokenizer.encode_batch([text.decode("utf-8") for text in texts])
-            ids = [encoding.ids for encoding in encodings]
+            ids = self._encode([text.decode("utf-8") for text in texts])
             return np.concatenate([*ids, []]).astype("int32"), np.array([len(row) for row in ids], "int64")
 
         flat, lengths = tf.numpy_function(encode, [tf.reshape(inputs, [-1])], (tf.int32, tf.int64), stateful=False)
@@ -121,33 +166,43 @@ class TFALGPT2Tokenizer(Tokenizer):
     def detokenize(self, inputs):
         if isinstance(inputs, (tf.Tensor, tf.RaggedTensor)):
             inputs = inputs.to_list() if isinstance(inputs, tf.RaggedTensor) else inputs.numpy()
-        if not len(inputs) or np.ndim(inputs[0]) == 0:
-            return self._loaded().decode([int(i) for i in inputs], skip_special_tokens=False)
-        return self._loaded().decode_batch([[int(i) for i in row] for row in inputs], skip_special_tokens=False)
+        single = not len(inputs) or np.ndim(inputs[0]) == 0
+        rows = [[int(i) for i in row] for row in ([inputs] if single else inputs)]
+        texts = self._loaded().backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+        return texts[0] if single else texts
 
     def get_vocabulary(self):
         return list(self._loaded().get_vocab())
 
     def vocabulary_size(self):
-        return self._loaded().get_vocab_size()
+        return vocabulary_size(self._loaded())
 
     def id_to_token(self, id):
-        token = self._loaded().id_to_token(id)
+        token = self._loaded().backend_tokenizer.id_to_token(id)
         if token is None:
             raise ValueError(f"id {id} is not in the vocabulary")
         return token
 
     def token_to_id(self, token):
-        token_id = self._loaded().token_to_id(token)
+        token_id = self._loaded().backend_tokenizer.token_to_id(token)
         if token_id is None:
             raise ValueError(f"token {token!r} is not in the vocabulary")
         return token_id
 
     def save_assets(self, dir_path):
-        Path(dir_path, TOKENIZER_FILE).write_text(self._loaded().to_str(), encoding="utf-8")
+        self._loaded().save_pretrained(dir_path)
 
     def load_assets(self, dir_path):
-        self.set_tokenizer(Path(dir_path, TOKENIZER_FILE).read_text(encoding="utf-8"))
+        # Earlier versions kept tokenizer.json alone.
+        if Path(dir_path, TOKENIZER_CONFIG_FILE).exists():
+            self.set_tokenizer(load_tokenizer(dir_path))
+        else:
+            self.set_tokenizer(Path(dir_path, TOKENIZER_FILE).read_text(encoding="utf-8"))
+
+    def load_preset_assets(self, preset):
+        with contextlib.suppress(FileNotFoundError):
+            get_file(preset, f"{ASSET_DIR}/{Path(self.config_file).stem}/{TOKENIZER_CONFIG_FILE}")
+        super().load_preset_assets(preset)
 
     def get_config(self):
         return {**super().get_config(), "end_token": self.end_token}

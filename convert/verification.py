@@ -3,6 +3,7 @@
 from tqdm.auto import tqdm
 
 from algpt2.checkpoints.checkpoint import open_checkpoint, opened
+from algpt2.data.tokenizer import encode
 from algpt2.errors import InputError
 from algpt2.evaluation.perplexity import evaluate, perplexity, validation_text
 from algpt2.generation.continuation import continue_tokens, prepare_prompts
@@ -117,7 +118,7 @@ def _context(checkpoint, prompt):
         # The id that ends a text is one that no model can give, so that no continuation ends early.
         return _fixed_ids(checkpoint.config)[0, :16].tolist(), checkpoint.config.vocab_size, None
     tokenizer = prepare_prompts(checkpoint, [prompt])
-    return tokenizer.encode(prompt), tokenizer.eos_token_id, tokenizer
+    return encode(tokenizer, prompt), tokenizer.eos_token_id, tokenizer
 
 
 def _fixed_ids(config):

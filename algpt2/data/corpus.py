@@ -11,7 +11,8 @@ from pydoc_data.topics import topics
 from typing import NamedTuple
 
 from algpt2.data import hub_datasets
-from algpt2.data.files import find_files, has_text_ending, hash_file, read_file
+from algpt2.data.files import cut_pieces, endings, find_files, has_text_ending, hash_file, read_file
+from algpt2.data.lines import line_count, lines_with_ends
 from algpt2.data.wikitext import detokenize_wikitext
 from algpt2.errors import InputError
 
@@ -66,7 +67,7 @@ class Documents:
     Args:
         name: str. What messages call them.
         read: function without arguments that gives an iterator over documents, each an iterable of str: its pieces in
-            order, cut after line ends. A document is read before the next one is asked for.
+            order, cut anywhere. A document is read before the next one is asked for.
         fingerprint: function without arguments that gives a str which differs where the source text differs.
         options: `TextOptions`.
         size: int. The bytes of the source, about, for progress bars; `None` if nobody knows.
@@ -79,7 +80,7 @@ class Documents:
 
     def __init__(self, name, read, fingerprint, options=DEFAULT_OPTIONS, size=None):
         self.name, self.options, self.size = name, options, size
-        self._read, self._fingerprint = read, fingerprint
+        self._read, self._fingerprint = lambda: (cut_pieces(document, name) for document in read()), fingerprint
 
     @classmethod
     def of(cls, texts, name="text", options=DEFAULT_OPTIONS):
@@ -129,13 +130,13 @@ class Documents:
             InputError: if there are too few lines.
         """
         # The first lines tell whether there are enough; the rest is counted when it is needed.
-        counts = itertools.accumulate(map(_line_count, itertools.chain.from_iterable(self._read())))
+        counts = itertools.accumulate(map(line_count, itertools.chain.from_iterable(self._read())))
         if not any(count >= HELD_OUT_PART for count in counts):
             raise InputError(f"{self.name}: too few lines to hold some out; give a validation file")
 
         @functools.cache
         def split():
-            count = sum(map(_line_count, itertools.chain.from_iterable(self._read())))
+            count = sum(map(line_count, itertools.chain.from_iterable(self._read())))
             return count - count // HELD_OUT_PART
 
         def part(name, between, share):
@@ -262,7 +263,7 @@ def _files(dataset):
     if files:
         return files
     if Path(dataset).is_dir():
-        raise InputError(f"{dataset}: no .txt, .tokens, .raw, .md, .jsonl or .parquet file in this folder")
+        raise InputError(f"{dataset}: no .txt, .tokens, .raw, .md, .jsonl, .ndjson or .parquet file in this folder")
     if has_text_ending(dataset) or glob.has_magic(str(dataset)) or not hub_datasets.is_name(str(dataset)):
         raise InputError(
             f"{dataset}: no such file; give a text file, a folder, a quoted glob, the name of a hub data set, "
@@ -278,7 +279,7 @@ def _file_documents(name, files, options):
 
     def fingerprint():
         # The ending says how a file is read.
-        return _digest(options.column, *(part for path in files for part in (path.suffixes, hash_file(path))))
+        return _digest(options.column, *(part for path in files for part in (endings(path), hash_file(path))))
 
     return Documents(str(name), read, fingerprint, options, sum(path.stat().st_size for path in files))
 
@@ -301,10 +302,6 @@ def _hub_documents(part, options):
     return Documents(part.name, part.documents, part.fingerprint, options, part.size)
 
 
-def _line_count(piece):
-    return piece.count("\n") + (not piece.endswith("\n"))
-
-
 def _lines_between(documents, start, stop):
     """The documents reduced to the lines from `start` on and before `stop`, counted over all of them."""
     line = 0
@@ -312,12 +309,11 @@ def _lines_between(documents, start, stop):
     def cut(document):
         nonlocal line
         for piece in document:
-            first, line = line, line + _line_count(piece)
+            first, line = line, line + line_count(piece)
             if line <= start or first >= stop:
                 continue
             if first < start or line > stop:
-                lines = [f"{text}\n" for text in piece.split("\n")]
-                lines[-1] = lines[-1][:-1]
+                lines = lines_with_ends(piece)
                 piece = "".join(lines[max(start - first, 0) : min(stop - first, len(lines))])
             yield piece
 
@@ -343,7 +339,7 @@ def add_dataset_arguments(parser, dataset_help):
     """
     parser.add_argument("--dataset", default=PYTHON_DOCS, metavar="NAME", help=dataset_help)
     parser.add_argument(
-        "--text-column", metavar="NAME", help="the column of the text, in .jsonl, .parquet and hub data (default: text)"
+        "--text-column", metavar="NAME", help="the column of the text, in JSON, .parquet and hub data (default: text)"
     )
     parser.add_argument("--streaming", action="store_true", help="read a hub data set as it is used")
     parser.add_argument("--detokenize", choices=DETOKENIZERS, help="undo the tokenization of WikiText")

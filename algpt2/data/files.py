@@ -1,4 +1,4 @@
-"""Local files as documents: text, JSON lines and Parquet, gzipped or not, each read in bounded memory."""
+"""Local files as documents: text, JSON and Parquet, gzipped or not, each read in bounded memory."""
 
 import codecs
 import contextlib
@@ -6,15 +6,25 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
+import re
 import zlib
 from pathlib import Path
 
 from algpt2.errors import InputError
 
-# Bytes read at once.
+# Bytes read at once, and the least characters of a piece of a long document.
 BLOCK = 1 << 20
 ROWS = 256
+# A text that is there many times takes few bytes in a Parquet file.
+PARQUET_ROWS = 8
+# The most bytes of what is in memory at once: a row of JSON or Parquet, or a stretch of text without a space.
+ROW_LIMIT = 32 << 20
+TEXT_ENDINGS = (".txt", ".tokens", ".raw", ".md")
+BYTE_ORDER_MARK = "\ufeff"
+# Between the values of a JSON file.
+SEPARATORS = re.compile(r"[ \t\r\n,]*")
 
 
 def find_files(pattern):
@@ -22,7 +32,8 @@ def find_files(pattern):
 
     Args:
         pattern: str or path. Of a folder, the text, JSON lines and Parquet files in it and below, known by their
-            endings: .txt, .tokens, .raw, .md, .jsonl, .parquet, and each of them with .gz.
+            endings in small or capital letters: .txt, .tokens, .raw, .md, .jsonl, .ndjson, .parquet, and each of them
+            with .gz. A .json file, which in a folder may be anything, is read if it is named.
 
     Returns:
         list of `Path`; empty if there is none.
@@ -34,30 +45,31 @@ def find_files(pattern):
         # Unlike Path.rglob, glob follows links to folders and leaves hidden ones out.
         pattern = Path(glob.escape(str(path)), "**")
     files = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
-    return [file for file in files if file.is_file() and has_text_ending(file)] if path.is_dir() else files
+    found = [file for file in files if file.is_file()]
+    return [file for file in found if has_text_ending(file) and _ending(file) != ".json"] if path.is_dir() else found
 
 
 def has_text_ending(path):
     """Whether the name of a file says that it is one of the formats that are read."""
-    return _ending(Path(path)) in (".txt", ".tokens", ".raw", ".md", *ROW_READERS)
+    return _ending(Path(path)) in (*TEXT_ENDINGS, *ROW_READERS)
 
 
 def read_file(path, text_column="text"):
-    """The documents of a file: every row that is not blank of .jsonl and .parquet, the whole of any other file.
+    """The documents of a file: every row that is not blank of JSON and Parquet, the whole of any other file.
 
     Args:
         path: `Path`.
         text_column: str. The column of a row that holds the text.
 
     Yields:
-        iterable of str: the pieces of a document, cut after line ends where there are any.
+        iterable of str: the pieces of a document, cut anywhere.
 
     Raises:
-        InputError: if the file cannot be read, is not what its name says, or holds no text.
+        InputError: if the file cannot be read, is not what its name says, holds no text, or a row above the limit.
     """
     reader = ROW_READERS.get(_ending(path))
     if reader is None:
-        yield _not_blank(_text_pieces(path), path)
+        yield _not_blank(_decoded(path), path)
     else:
         for text in _not_blank(reader(path, text_column), path):
             if text.strip():
@@ -77,8 +89,18 @@ def hash_file(path):
     return digest.hexdigest()
 
 
+def endings(path):
+    """The endings of the name of a file, such as [".jsonl", ".gz"], in small letters."""
+    return [ending.lower() for ending in path.suffixes]
+
+
 def _ending(path):
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    *_, ending = ["", *endings(path)[: -1 if _is_zipped(path) else None]]
+    return ending
+
+
+def _is_zipped(path):
+    return path.suffix.lower() == ".gz"
 
 
 def _unreadable(path, error):
@@ -88,7 +110,7 @@ def _unreadable(path, error):
 @contextlib.contextmanager
 def _opened(path):
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if _is_zipped(path) else path.open("rb") as file:
             yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: a damaged gzip file ({error}); fetch it again") from error
@@ -105,49 +127,122 @@ def _not_blank(texts, path):
         raise InputError(f"{path}: the file is empty")
 
 
-def _text_pieces(path):
-    """The text of a file, cut after line ends, or before spaces in lines longer than a block."""
+def cut_pieces(texts, name):
+    """A document in pieces of about a megabyte, cut after line ends, or before spaces in long lines.
+
+    Args:
+        texts: iterable of str. The document, cut anywhere.
+        name: str. What an error calls it.
+
+    Yields:
+        str, never empty.
+
+    Raises:
+        InputError: if there is no place to cut within the limit.
+    """
     rest = ""
-    for text in _decoded(path):
-        rest += text
-        cut = rest.rfind("\n") + 1 or (rest.rfind(" ") if len(rest) > 2 * BLOCK else 0)
-        if cut > 0:
-            yield rest[:cut]
-            rest = rest[cut:]
+    for text in texts:
+        for start in range(0, len(text), BLOCK):
+            rest += text[start : start + BLOCK]
+            if len(rest) < BLOCK:
+                continue
+            # A carriage return at the end may be the first half of a line end.
+            cut = max(rest.rfind("\n"), rest.rfind("\r", 0, -1)) + 1
+            if not cut and len(rest) > 2 * BLOCK:
+                cut = max(rest.rfind(" "), 0)
+            if cut:
+                yield rest[:cut]
+                rest = rest[cut:]
+            elif len(rest) > ROW_LIMIT:
+                raise InputError(
+                    f"{name}: more than {_megabytes(ROW_LIMIT)} without a space or a line end; is this text?"
+                )
     if rest:
         yield rest
 
 
 def _decoded(path):
+    """The text of a file, with \\n for all line ends, and without the mark that some editors put at its start."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
-    position = 0
+    position, mark = 0, BYTE_ORDER_MARK
     with _opened(path) as file:
         while True:
             block = file.read(BLOCK)
             pending = len(decoder.getstate()[0])
             try:
-                yield decoder.decode(block, final=not block)
+                text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 byte = position - pending + error.start
                 raise InputError(f"{path}: not UTF-8 text (byte {byte}); convert it first") from error
+            if text:
+                yield text.removeprefix(mark)
+                mark = ""
             if not block:
                 return
             position += len(block)
 
 
 def _read_json_lines(path, text_column):
+    number = 0
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
+        while content := file.readline(ROW_LIMIT + 1):
+            if len(content) > ROW_LIMIT:
+                raise _row_too_long(f"{path}, line {number + 1}")
+            # Of bytes, and so at line feeds and carriage returns only.
+            for line in content.splitlines():
+                number += 1
+                place = f"{path}, line {number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    row = json.loads(text) if text.strip() else None
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{place}: not JSON ({error}); expected one object a line") from error
+                if text.strip():
+                    yield _row_text(row, text_column, place)
+
+
+def _read_json(path, text_column):
+    """The rows of a JSON file: those of the array that it holds, or objects one after the other."""
+    parse, pieces, text, number, is_array = json.JSONDecoder().raw_decode, _decoded(path), "", 1, None
+    while True:
+        # Twice as much each time, since a row that is not whole is parsed anew.
+        more = "".join(itertools.islice(pieces, 1 + len(text) // BLOCK))
+        text, start = text + more, 0
+        if is_array is None and text.strip():
+            is_array = text.lstrip().startswith("[")
+            start = text.index("[") + 1 if is_array else 0
+        place = f"{path}, row {number}"
+        while True:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{place}: not JSON ({error}); expected one object a line") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{place}: expected an object, found {type(row).__name__}")
-            yield row_text(row, text_column, place)
+                row, start = parse(text, SEPARATORS.match(text, start).end())
+            except (ValueError, RecursionError) as problem:
+                error = problem
+                break
+            yield _row_text(row, text_column, place)
+            number += 1
+            place = f"{path}, row {number}"
+        text = text[start:].strip()
+        if not more and text == ("]" if is_array else ""):
+            return
+        # What is not whole yet gives an error as well.
+        if not more or not isinstance(error, json.JSONDecodeError):
+            raise InputError(f"{place}: not JSON ({error}); expected objects, or one array of them")
+        if len(text) > ROW_LIMIT:
+            raise InputError(f"{place}: not JSON within {_megabytes(ROW_LIMIT)}, the most for a row ({error})")
+
+
+def _row_text(row, text_column, place):
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected an object, found {type(row).__name__}")
+    return row_text(row, text_column, place)
+
+
+def _row_too_long(place):
+    return InputError(f"{place}: longer than {_megabytes(ROW_LIMIT)}, the most for a row; divide it into more rows")
+
+
+def _megabytes(size):
+    return f"{size >> 20} MiB"
 
 
 def row_text(row, text_column, place):
@@ -159,7 +254,7 @@ def row_text(row, text_column, place):
         place: str. Where the row is, for errors.
 
     Raises:
-        InputError: if the column is missing, or holds no text.
+        InputError: if the column is missing, or holds no text, or more than the limit.
     """
     if text_column not in row:
         raise InputError(f"{place}: no column {text_column!r}; give --text-column, one of {', '.join(map(str, row))}")
@@ -168,11 +263,13 @@ def row_text(row, text_column, place):
         return ""
     if not isinstance(text, str):
         raise InputError(f"{place}: column {text_column!r} holds {type(text).__name__}, expected text")
+    if len(text) > ROW_LIMIT:
+        raise _row_too_long(place)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{place}: half of a surrogate pair at character {error.start}; not valid text") from error
-    return text
+    return text.removeprefix(BYTE_ORDER_MARK)
 
 
 def _read_parquet(path, text_column):
@@ -182,15 +279,30 @@ def _read_parquet(path, text_column):
     try:
         with _opened(path) as file, parquet.ParquetFile(file, pre_buffer=False) as table:
             names = table.schema_arrow.names
-            # If the column is missing, `row_text` reports it with the names of the others.
-            columns = [text_column] if text_column in names else None
-            row = 0
-            for batch in table.iter_batches(batch_size=ROWS, columns=columns):
-                for values in batch.to_pylist() if columns else [dict.fromkeys(names)]:
-                    row += 1
-                    yield row_text(values, text_column, f"{path}, row {row}")
+            if text_column not in names:
+                # An error that names the columns that there are.
+                row_text(dict.fromkeys(names), text_column, f"{path}, row 1")
+            for group in range(table.num_row_groups):
+                part = table.metadata.row_group(group)
+                for column in map(part.column, range(part.num_columns)):
+                    if column.path_in_schema == text_column:
+                        _check_mean(column, f"{path}, row group {group + 1}")
+            number = 0
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[text_column]):
+                for value in batch.column(0):
+                    number += 1
+                    yield row_text({text_column: value.as_py()}, text_column, f"{path}, row {number}")
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: not readable as Parquet ({error})") from error
 
 
-ROW_READERS = {".jsonl": _read_json_lines, ".parquet": _read_parquet}
+def _check_mean(column, place):
+    if column.total_uncompressed_size > ROW_LIMIT * max(column.num_values, 1):
+        raise _row_too_long(place)
+
+
+ROW_READERS = {
+    **dict.fromkeys((".jsonl", ".ndjson"), _read_json_lines),
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}

@@ -15,12 +15,14 @@ from tqdm.auto import tqdm
 
 from algpt2.atomic import WriteError, directory_replaced, storage_error
 from algpt2.data.corpus import Documents
-from algpt2.data.tokenizer import safe_cut, safe_pieces
+from algpt2.data.files import hash_file
+from algpt2.data.lines import lines
+from algpt2.data.tokenizer import safe_cut, safe_pieces, start_ids, tokenizer_errors, vocabulary_size
 from algpt2.errors import InputError
 
 CACHE_VARIABLE = "ALGPT2_CACHE"
 # To be changed whenever the same text and tokenizer come to give other files.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 TOKENS_FILE, STARTS_FILE, FACTS_FILE = "tokens.bin", "starts.bin", "text.json"
 # The characters that are tokenized at once, and the characters that the overhead of each text counts as.
 BATCH, TEXT_COST = 1 << 20, 128
@@ -50,7 +52,7 @@ def tokenize(documents, tokenizer, by="document", cache=None):
         documents: `algpt2.data.corpus.Documents`, or an iterable of str, whose tokens stay in memory.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         by: str. `"document"` ends every document with the end-of-text token; `"line"` makes a row of every line that
-            is not empty, without an end.
+            is not empty, without an end. What the tokenizer puts before a text, it puts before every row.
         cache: path of the directory of the files. By default that of the environment variable `ALGPT2_CACHE`, or
             `~/.cache/algpt2`.
 
@@ -66,18 +68,14 @@ def tokenize(documents, tokenizer, by="document", cache=None):
         >>> int(text.tokens[-1]), text.words, text.bytes
         (0, 2, 9)
     """
-    # A copy without the padding and truncation that the tokenizer may be set to.
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
     if not isinstance(documents, Documents):
-        encoder = _Encoder(Documents.of(documents), backend, tokenizer.eos_token_id, by)
+        encoder = _Encoder(Documents.of(documents), tokenizer, by)
         tokens, ends = map(np.concatenate, zip(*encoder, strict=True))
         return TokenizedText(tokens, ends, encoder.words, encoder.bytes)
 
-    parts = [CACHE_FORMAT, documents.fingerprint(), backend.to_str(), tokenizer.eos_token_id, by]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    root = Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "algpt2")
+    encoder = _Encoder(documents, tokenizer, by)
+    key = _digest([CACHE_FORMAT, documents.fingerprint(), *encoder.identity])[:32]
+    root = Path(cache or os.environ.get(CACHE_VARIABLE) or _own_cache())
     text = _mapped(root / key)
     if text is None:
         try:
@@ -86,7 +84,6 @@ def tokenize(documents, tokenizer, by="document", cache=None):
             with FileLock(root / f"{key}.lock"):
                 text = _mapped(root / key)
                 if text is None:
-                    encoder = _Encoder(documents, backend, tokenizer.eos_token_id, by)
                     _write(encoder, root / key)
                     text = _mapped(root / key)
         except (OSError, WriteError) as error:
@@ -98,39 +95,63 @@ def tokenize(documents, tokenizer, by="document", cache=None):
     return text
 
 
+def _own_cache():
+    try:
+        return Path.home() / ".cache" / "algpt2"
+    except RuntimeError as error:
+        message = f"no home directory to keep tokens in; name a directory in the environment variable {CACHE_VARIABLE}"
+        raise InputError(message) from error
+
+
 class _Encoder:
     """Iterates over the tokens of documents in batches, each with the places where rows end; counts the source."""
 
-    def __init__(self, documents, backend, end, by):
-        self.documents, self.backend, self.end, self.by = documents, backend, end, by
+    def __init__(self, documents, tokenizer, by):
+        self.documents, self.by = documents, by
+        self.start, self.end = start_ids(tokenizer), [tokenizer.eos_token_id]
+        # A copy without the padding and truncation that the tokenizer may be set to.
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
         self.words = self.bytes = 0
-        self.dtype = np.dtype(np.uint16 if max(backend.get_vocab().values()) < 1 << 16 else np.uint32)
+        self.dtype = np.dtype(np.uint16 if vocabulary_size(tokenizer) <= 1 << 16 else np.uint32)
+
+    @property
+    def identity(self):
+        """list: what the tokens of a text depend on."""
+        return [self.backend.to_str(), self.backend.encode_special_tokens, self.start, self.end, self.by]
 
     def __iter__(self):
         # The first row starts at 0.
         yield np.zeros(0, self.dtype), np.zeros(1, np.int64)
         position = 0
         for batch in _batches(self._texts()):
-            texts = [text for text, _ in batch if text is not None]
-            encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
-            ids = [[self.end] if text is None else next(encodings).ids for text, _ in batch]
+            texts = [text for text, _ in batch if isinstance(text, str)]
+            with tokenizer_errors(f"{self.documents.name}: the tokenizer fails on the text; take another one"):
+                encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+            ids = [next(encodings).ids if isinstance(text, str) else text for text, _ in batch]
             ends = position + np.cumsum([len(i) for i in ids])
             tokens = np.fromiter(itertools.chain.from_iterable(ids), self.dtype, ends[-1] - position)
             position = ends[-1]
             yield tokens, ends[[row_ends for _, row_ends in batch]]
 
     def _texts(self):
-        """Yields texts to tokenize, or None for the end-of-text token, and whether a row ends there."""
+        """Yields what comes one after the other, a str to tokenize or a list of ids, and whether a row ends there."""
         cut = safe_cut(self.backend)
+        start = [(self.start, False)] if self.start else []
         size = self.documents.size
         with tqdm(desc="tokenizing", total=size, unit="B", unit_scale=True, leave=False, delay=2, disable=None) as bar:
             for pieces in self.documents.pieces():
                 texts = self._counted(pieces, bar)
                 if self.by == "line":
-                    yield from ((line, True) for line in _lines(texts) if line.strip())
+                    for line in filter(str.strip, lines(texts)):
+                        yield from start
+                        yield line, True
                 else:
+                    yield from start
                     yield from ((text, False) for text in safe_pieces(texts, cut))
-                    yield None, True
+                    yield self.end, True
 
     def _counted(self, pieces, bar):
         for piece in pieces:
@@ -144,21 +165,12 @@ def _batches(texts):
     batch, size = [], 0
     for text, row_ends in texts:
         batch.append((text, row_ends))
-        size += TEXT_COST + len(text or "")
+        size += TEXT_COST + len(text)
         if size >= BATCH:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _lines(texts):
-    """The lines of a document, whose pieces may be cut within a line."""
-    rest = ""
-    for text in texts:
-        *lines, rest = (rest + text).splitlines(keepends=True) or [""]
-        yield from (line.splitlines()[0] for line in lines)
-    yield from rest.splitlines()
 
 
 def _write(encoder, directory):
@@ -171,23 +183,30 @@ def _write(encoder, directory):
                 token_count, row_count = token_count + len(tokens), row_count + len(starts)
         facts = {"dtype": encoder.dtype.name, "tokens": token_count, "starts": row_count}
         facts |= {"words": encoder.words, "bytes": encoder.bytes}
-        (new / FACTS_FILE).write_text(json.dumps(facts))
+        facts |= {name: hash_file(new / name) for name in (TOKENS_FILE, STARTS_FILE)}
+        (new / FACTS_FILE).write_text(json.dumps({"facts": facts, "hash": _digest(facts)}))
+
+
+def _digest(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _mapped(directory):
-    """The text that a directory holds; None if it holds none, or not all of it."""
+    """The text that a directory holds; None if it holds none that this process can read, or not what was written."""
     try:
-        facts = json.loads((directory / FACTS_FILE).read_text())
+        stored = json.loads((directory / FACTS_FILE).read_text())
+        facts = stored["facts"]
+        hashes = {name: hash_file(directory / name) for name in (TOKENS_FILE, STARTS_FILE)}
+        if stored["hash"] != _digest(facts) or hashes != {name: facts[name] for name in hashes}:
+            return None
         tokens = _mapped_array(directory / TOKENS_FILE, facts["dtype"], facts["tokens"])
         starts = _mapped_array(directory / STARTS_FILE, "int64", facts["starts"])
         return TokenizedText(tokens, starts, facts["words"], facts["bytes"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _mapped_array(path, dtype, length):
-    if path.stat().st_size != length * np.dtype(dtype).itemsize:
-        raise ValueError
     # An empty file cannot be mapped.
     return np.memmap(path, dtype=dtype, mode="r") if length else np.zeros(0, dtype)
 

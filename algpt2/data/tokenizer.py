@@ -1,26 +1,30 @@
-"""Load and save the byte-level BPE tokenizer; tokenizer.json is its authoritative form."""
+"""Tokenizers as transformers' AutoTokenizer reads them, and what makes the ids of a text, the same everywhere."""
 
+import contextlib
 import hashlib
 import json
 import re
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from algpt2.errors import InputError
+from algpt2.reading import CONFIG_BYTES, TOKENIZER_BYTES, require_ordinary
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 END_OF_TEXT = "<|endoftext|>"
 # Documents end with END_OF_TEXT whatever other special tokens there are.
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 SPECIAL_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# GPT-2's files: each vocabulary, and the merges that belong to it; the last pair is that of a KerasHub preset.
-VOCABULARIES = {
-    "vocab.json": "merges.txt",
-    "assets/tokenizer/vocabulary.json": "assets/tokenizer/merges.txt",
-}
+# GPT-2's files: its vocabulary, and the merges that belong to it; and how a KerasHub preset calls them.
+GPT2_FILES = ("vocab.json", "merges.txt")
+KERAS_HUB_FILES = ("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt")
+# What transformers reads besides.
+CONFIG_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
+# A model may have some more tokens than its tokenizer, so that its vocabulary is a multiple of a power of two.
+MOST_SPARE_TOKENS = 1024
 # The least number of characters in a piece of a text.
 PIECE = 1 << 13
 
@@ -72,24 +76,23 @@ def safe_pieces(texts, cut, size=PIECE):
 
 def has_tokenizer(directory):
     """Whether a directory holds a tokenizer in one of the forms that `load_tokenizer` reads."""
-    return _find_tokenizer(Path(directory)) is not None
+    return bool(_find_files(Path(directory)))
 
 
-def _find_tokenizer(directory):
-    """The file of a tokenizer: tokenizer.json, or the vocabulary that GPT-2's merges belong to; `None` without one."""
-    for name, merges in VOCABULARIES.items():
-        if (directory / name).is_file() and (directory / merges).is_file():
-            found = directory / name
-            break
-    else:
-        found = None
-    path = directory / TOKENIZER_FILE
-    # KerasHub describes its tokenizer in a file of the same name.
-    return path if path.is_file() and not (found and found.parent != directory) else found
+def _find_files(directory):
+    """The files of the vocabulary of a directory: those of one of the forms; empty if there is none."""
+    # KerasHub describes its tokenizer in a file that is called tokenizer.json, too.
+    for names in (KERAS_HUB_FILES, (TOKENIZER_FILE,), GPT2_FILES, ("vocab.txt",)):
+        paths = [directory / name for name in names]
+        if all(path.is_file() for path in paths):
+            return paths
+    return []
 
 
 def load_tokenizer(directory):
-    """The tokenizer of a directory: tokenizer.json, or vocab.json and merges.txt, or those of a KerasHub preset.
+    """The tokenizer of a directory: what transformers' `AutoTokenizer` reads there, or that of a KerasHub preset.
+
+    GPT-2's vocab.json and merges.txt are enough; without any other file `AutoTokenizer` does not know whose they are.
 
     Args:
         directory: path.
@@ -98,27 +101,91 @@ def load_tokenizer(directory):
         `transformers.PreTrainedTokenizerFast`.
 
     Raises:
-        InputError: if it is missing or damaged.
+        InputError: if it is missing or damaged, or not of the `tokenizers` library.
     """
     directory = Path(directory)
-    path = _find_tokenizer(directory)
-    if path is None:
+    paths = _find_files(directory)
+    if not paths:
         raise InputError(f"{directory / TOKENIZER_FILE}: no such file; give a directory with a {TOKENIZER_FILE}")
+    for path in paths:
+        require_ordinary(path, TOKENIZER_BYTES)
+    for name in CONFIG_FILES:
+        require_ordinary(directory / name, CONFIG_BYTES)
+    with tokenizer_errors(f"{paths[0]}: not readable as a tokenizer"):
+        tokenizer = _load(directory, paths)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"{paths[0]}: a {type(tokenizer).__name__}, expected one of the tokenizers library")
+    if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
+        # GPT-2's tokenizer on the hub leaves its end token to its class.
+        tokenizer.eos_token = END_OF_TEXT
+        tokenizer.bos_token = tokenizer.bos_token or END_OF_TEXT
+    return tokenizer
+
+
+def _load(directory, paths):
+    if paths[0].parent != directory:
+        vocabulary, merges = map(str, paths)
+        return GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token=END_OF_TEXT)
+    # Code that a repository brings along is not run.
+    options = {"trust_remote_code": False, "local_files_only": True}
     try:
-        if path.name == TOKENIZER_FILE:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-            if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
-                # GPT-2's tokenizer on the hub leaves its end token to its class.
-                tokenizer.add_special_tokens({"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT})
-            return tokenizer
-        merges = directory / VOCABULARIES[str(path.relative_to(directory))]
-        tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.add_special_tokens([END_OF_TEXT])
-        return fast_tokenizer(tokenizer, END_OF_TEXT)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise InputError(f"{path}: not readable as a tokenizer ({error})") from error
+        return AutoTokenizer.from_pretrained(directory, **options)
+    except ValueError:
+        if paths[0].name != GPT2_FILES[0]:
+            raise
+        # Nothing there names the class.
+        return GPT2Tokenizer.from_pretrained(directory, **options)
+
+
+@contextlib.contextmanager
+def tokenizer_errors(message):
+    """Whatever the `tokenizers` library raises as an InputError: bare Exceptions, and panics, which are none.
+
+    Args:
+        message: str. What the reason is put behind.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{message} ({' '.join(str(error).split())[:300]})") from error
+
+
+def encode(tokenizer, text):
+    """The ids of a text in training, evaluation and generation alike.
+
+    They are those of `tokenizer(text)`, without what the tokenizer puts behind a text: a prompt goes on, and the token
+    that ends a document is put there by whoever knows that it ends.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        text: str.
+
+    Returns:
+        list of int.
+
+    Raises:
+        InputError: if the tokenizer fails.
+    """
+    return [*start_ids(tokenizer), *encode_batch(tokenizer, [text])[0]]
+
+
+def encode_batch(tokenizer, texts):
+    """The ids of texts, each as `encode` but without `start_ids`: list of list of int."""
+    with tokenizer_errors("the tokenizer fails on a text; take another one"):
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def start_ids(tokenizer):
+    """The ids that a tokenizer puts before every text, such as that of its bos_token: list of int."""
+    text = "a"
+    with tokenizer_errors("the tokenizer fails; take another one"):
+        ids, own = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
+    places = [place for place in range(len(ids)) if own and ids[place : place + len(own)] == own]
+    return ids[: min(places, default=0)]
 
 
 def special_token_ids(tokenizer):
@@ -150,16 +217,33 @@ def is_gpt2_tokenizer(tokenizer):
     )
 
 
+def vocabulary_size(tokenizer):
+    """The tokens that a model needs for a tokenizer: one more than its highest id, int."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def check_vocabulary(tokenizer, config, source):
-    """Raise an InputError if a tokenizer has more tokens than a model.
+    """Raise an InputError if a tokenizer is not of the size of a model.
 
     Args:
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         config: `algpt2.ALGPT2Config`.
         source: path. Names the tokenizer in the error.
     """
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}")
+    size = vocabulary_size(tokenizer)
+    if not 0 <= config.vocab_size - size < MOST_SPARE_TOKENS:
+        only = "only " if config.vocab_size < size else ""
+        raise InputError(f"{source}: the tokenizer has {size} tokens, the model {only}{config.vocab_size}")
+
+
+def fit_tokenizer(tokenizer, config, source):
+    """Have a tokenizer say what length its model takes; raises an InputError if it is not of the model's size.
+
+    Args:
+        tokenizer, config, source: as in `check_vocabulary`.
+    """
+    check_vocabulary(tokenizer, config, source)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.n_positions)
 
 
 def tokenizer_hash(content):
@@ -179,18 +263,7 @@ def tokenizer_hash(content):
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def save_tokenizer(tokenizer, directory, end_token=END_OF_TEXT):
-    """Write tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer reads them.
-
-    Args:
-        tokenizer: `tokenizers.Tokenizer`.
-        directory: path.
-        end_token: str. The token that ends a document.
-    """
-    fast_tokenizer(tokenizer, end_token).save_pretrained(directory)
-
-
-def fast_tokenizer(tokenizer, end_token, special_tokens=()):
+def fast_tokenizer(tokenizer, end_token=END_OF_TEXT, special_tokens=()):
     """A tokenizer as transformers has it, with the roles of its special tokens.
 
     Args:

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -10,7 +11,8 @@ from tqdm.auto import tqdm
 from algpt2.atomic import files_replaced_in
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.data.corpus import PYTHON_DOCS, Documents, add_dataset_arguments, has_splits, read_documents, text_options
-from algpt2.data.tokenizer import END_OF_TEXT, TOKENIZER_FILE, fast_tokenizer, safe_cut, safe_pieces
+from algpt2.data.lines import lines
+from algpt2.data.tokenizer import END_OF_TEXT, TOKENIZER_FILE, encode_batch, fast_tokenizer, safe_cut, safe_pieces
 from algpt2.errors import InputError, exit_on_error
 
 FIGURE_FILE = "token_lengths.png"
@@ -21,6 +23,8 @@ SAMPLE_LINES = 10_000
 def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_prefix_space=False):
     """Train a byte-level BPE tokenizer as GPT-2's.
 
+    A vocabulary that cannot be filled, since the text has too few pairs to merge, is told of on standard error.
+
     Args:
         documents: `algpt2.data.corpus.Documents`, read once in pieces, or an iterable of str.
         vocab_size: int. The size of the vocabulary, at least 256 for all bytes and the special tokens.
@@ -29,7 +33,7 @@ def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_pr
         add_prefix_space: bool. Whether a text starts as if a space were before it.
 
     Returns:
-        `transformers.PreTrainedTokenizerFast`. Its vocabulary is smaller if the text has too few pairs to merge.
+        `transformers.PreTrainedTokenizerFast`.
 
     Raises:
         InputError: if `vocab_size` is too small, or the special tokens are wrong.
@@ -63,6 +67,12 @@ def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_pr
     if not isinstance(documents, Documents):
         documents = Documents.of(documents)
     tokenizer.train_from_iterator(_training_texts(documents, safe_cut(tokenizer)), trainer)
+    if (size := tokenizer.get_vocab_size()) < vocab_size:
+        print(
+            f"the text has too few pairs to merge for {vocab_size:,} tokens; the vocabulary has {size:,}",
+            file=sys.stderr,
+            flush=True,
+        )
     return fast_tokenizer(tokenizer, END_OF_TEXT, special_tokens)
 
 
@@ -87,18 +97,18 @@ def check_tokenizer(tokenizer, documents, shown=3):
     Returns:
         list of int: the tokens of each line.
     """
-    lines = (line for pieces in documents.pieces() for piece in pieces for line in piece.text.splitlines())
-    lines = list(itertools.islice(filter(str.strip, lines), SAMPLE_LINES))
-    encodings = tokenizer.backend_tokenizer.encode_batch(lines, add_special_tokens=False)
-    lengths = [len(encoding.ids) for encoding in encodings]
+    found = (line for pieces in documents.pieces() for line in lines(piece.text for piece in pieces))
+    sample = list(itertools.islice(filter(str.strip, found), SAMPLE_LINES))
+    encoded = encode_batch(tokenizer, sample)
+    lengths = list(map(len, encoded))
     total = sum(lengths)
     print(f"{len(tokenizer):,} tokens; special:", *(f"{t} {i}" for i, t in _special_tokens(tokenizer)))
-    for line, encoding in itertools.islice(zip(lines, encodings, strict=True), shown):
-        print(f"text    {line[:100]}\ntokens  {' | '.join(encoding.tokens[:24])}")
-    unknown = sum(encoding.ids.count(tokenizer.unk_token_id) for encoding in encodings)
-    words, size = sum(len(line.split()) for line in lines), sum(len(line.encode()) for line in lines)
+    for line, ids in itertools.islice(zip(sample, encoded, strict=True), shown):
+        print(f"text    {line[:100]}\ntokens  {' | '.join(tokenizer.convert_ids_to_tokens(ids[:24]))}")
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded)
+    words, size = sum(len(line.split()) for line in sample), sum(len(line.encode()) for line in sample)
     print(
-        f"in {len(lines):,} lines: {total:,} tokens, {unknown / total:.2%} of them {tokenizer.unk_token}; "
+        f"in {len(sample):,} lines: {total:,} tokens, {unknown / total:.2%} of them {tokenizer.unk_token}; "
         f"{total / words:.3f} tokens a word, {total / size:.3f} a byte"
     )
     return lengths
@@ -162,8 +172,6 @@ def main(argv=None):
         tokenizer = train_tokenizer(
             documents, arguments.vocab_size, arguments.special_tokens, arguments.add_prefix_space
         )
-        if len(tokenizer) < arguments.vocab_size:
-            print(f"the text has too few pairs to merge for {arguments.vocab_size:,} tokens")
         lengths = check_tokenizer(tokenizer, documents)
         with files_replaced_in(directory) as temporary:
             tokenizer.save_pretrained(temporary)

@@ -11,6 +11,7 @@ QUOTES = ('"', '""')
 DOLLARS = frozenset(("US", "A", "C", "NZ", "HK"))
 CONTRACTIONS = frozenset("s t re ve ll d m".split())
 SIGNS = CLOSING | OPENING | {*JOINERS, *QUOTES, "’", "–", "#", "−", "/", "n't"}
+LINE = re.compile(r"[^\r\n]+")
 YEARS = re.compile(r"\d\ds?")
 HEADING = re.compile(r" *((?:= )+)(.*[^ =].*?)((?: =)+) *")
 
@@ -35,7 +36,7 @@ def detokenize_wikitext(text):
         >>> detokenize_wikitext(" It did n't cost $ 1 @,@ 500 ( about ' 90s prices ) , he said : \\" no \\" . \\n")
         'It didn\\'t cost $1,500 (about \\'90s prices), he said: "no".\\n'
     """
-    return "\n".join(_line(line) for line in text.split("\n"))
+    return LINE.sub(lambda line: _line(line[0]), text)
 
 
 def _line(line):

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 
+from algpt2.data.tokenizer import encode, tokenizer_errors
 from algpt2.errors import InputError
 
 
@@ -120,7 +121,8 @@ class TextStream:
         self._written = len(self._ids)
 
     def _decode(self, ids):
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with tokenizer_errors("the tokenizer fails on new tokens; take another one"):
+            return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, write):
@@ -132,7 +134,7 @@ def continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, writ
         prompt: str, of at least one token.
         write: function of str, called for each part of the text as it comes.
     """
-    prompt_ids = tokenizer.encode(prompt)
+    prompt_ids = encode(tokenizer, prompt)
     stream = TextStream(tokenizer, prompt_ids, write)
     write(prompt)
     continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, tokenizer.eos_token_id, stream.put)
@@ -159,9 +161,10 @@ def prepare_prompts(checkpoint, prompts):
         raise InputError(f"{checkpoint.directory}: n_positions is {n_positions}; a text to continue needs at least 2")
     for prompt in prompts:
         try:
-            length = len(tokenizer.backend_tokenizer.encode(prompt))
-        except (TypeError, UnicodeEncodeError) as error:
+            prompt.encode()
+        except UnicodeEncodeError as error:
             raise InputError(f"the prompt {prompt!r} is not valid Unicode text") from error
+        length = len(encode(tokenizer, prompt))
         if not length:
             raise InputError("the prompt has 0 tokens; give some text")
         if length >= n_positions:

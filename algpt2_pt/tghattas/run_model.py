@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from algpt2.checkpoints.checkpoint import find_checkpoint, read_config
 from algpt2.cli import HelpFormatter, positive_float, positive_int
-from algpt2.data.tokenizer import TOKENIZER_FILE, save_tokenizer
+from algpt2.data.tokenizer import TOKENIZER_FILE, fast_tokenizer
 from algpt2.errors import InputError, exit_on_error
 from algpt2_pt import evaluate, train
 from algpt2_pt.tghattas.train_tokenizer import file_name, tokenizer_directory
@@ -180,7 +180,7 @@ def find_tokenizer(options):
                 tokenizer = Tokenizer.from_file(str(file))
             except Exception as error:  # the tokenizers library raises bare Exceptions
                 raise InputError(f"{file}: not readable as a tokenizer ({error})") from error
-            save_tokenizer(tokenizer, directory := tokenizer_directory(file.stem))
+            fast_tokenizer(tokenizer).save_pretrained(directory := tokenizer_directory(file.stem))
             return directory
     raise InputError(
         f"--tokenizer_path {path}: no tokenizer there or in {directory}; "

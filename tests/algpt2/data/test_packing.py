@@ -1,6 +1,7 @@
 """Tokens, their files, blocks and their order."""
 
 import copy
+import io
 import os
 import resource
 import signal
@@ -71,8 +72,10 @@ def test_any_safe_cut_is_safe(text_tokenizer, add_prefix_space):
 
 @pytest.mark.parametrize("size", [5, 1000])
 def test_lines(text_tokenizer, tmp_path, size):
-    lines = [line for document in DOCUMENTS for line in document.splitlines() if line.strip()]
-    for documents in (DOCUMENTS, Documents.of(DOCUMENTS), in_pieces(DOCUMENTS, size)):
+    texts = [*DOCUMENTS, "one\r\ntwo\rthree\x0bstill\u2028three\x85\x1c\x0c\r\rfour\r", "\n\r five \n\n six"]
+    # Python's own idea of a line in a file.
+    lines = [line.rstrip("\n") for text in texts for line in io.StringIO(text, newline=None) if line.strip()]
+    for documents in (texts, Documents.of(texts), in_pieces(texts, size)):
         text = tokenize(documents, text_tokenizer, by="line", cache=tmp_path)
         assert len(text.starts) == len(lines) + 1
         for row in range(0, len(lines), 7):
