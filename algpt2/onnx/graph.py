@@ -71,6 +71,7 @@ def language_model(config, weights, precision="float32"):
         )
     graph = _Graph(weights, PRECISIONS[precision])
     total, last, bias = _past_and_mask(graph)
+    past_shape = _past_shape(graph, config)
     head = "transformer.wte" if config.tie_word_embeddings else "lm_head"
 
     x = graph.op("Add", graph.embed("transformer.wte", "input_ids"), graph.gather("transformer.wpe", "position_ids"))
@@ -80,12 +81,15 @@ def language_model(config, weights, precision="float32"):
     y = graph.op("LayerNormalization", x, *graph.norm(norms[0]), epsilon=config.layer_norm_epsilon)
     for depth, block in enumerate(config.layer_schedule):
         prefix = f"transformer.h.{block}"
-        past, present = f"past_key_values.{depth}", f"present.{depth}"
+        present = f"present.{depth}"
+        key, value = (
+            graph.op("Reshape", f"past_key_values.{depth}.{kind}", past_shape, allowzero=1) for kind in ("key", "value")
+        )
         qkv = graph.linear(y, f"{prefix}.attn.c_attn")
         y, *_ = graph.node(
             "GroupQueryAttention",
             # One input holds queries, keys and values; the empty ones are of rotary positions.
-            [qkv, "", "", f"{past}.key", f"{past}.value", last, total, "", "", "", bias],
+            [qkv, "", "", key, value, last, total, "", "", "", bias],
             [f"attention.{depth}", f"{present}.key", f"{present}.value"],
             domain=CONTRIB,
             num_heads=config.n_head,
@@ -150,21 +154,21 @@ class _Graph:
         if self.bits == 32:
             return self.gather(name, ids)
         matrix = self.weights[f"{name}.weight"]
-        levels, scales = self.quantized(name, matrix)
-        rows = self.op("Reshape", levels, self.number([len(matrix), -1]))
-        found = self.op(
-            "GatherBlockQuantized",
-            rows,
-            ids,
-            scales,
-            domain=CONTRIB,
-            bits=self.bits,
-            block_size=BLOCK_SIZES[self.bits],
-            gather_axis=0,
-            quantize_axis=1,
-        )
+        # In plain operators: browsers have no GatherBlockQuantized.
+        levels, scales = (self.op("Gather", stored, ids) for stored in self.quantized(name, matrix))
+        levels = self.op("Cast", levels, to=TensorProto.FLOAT)
+        if self.bits == 4:
+            upper = self.op("Floor", self.op("Mul", levels, self.number(1 / 16, "float32")))
+            lower = self.op("Sub", levels, self.op("Mul", upper, self.number(16, "float32")))
+            last = self.number([-1])
+            levels = self.op("Concat", *(self.op("Unsqueeze", half, last) for half in (lower, upper)), axis=-1)
+            # (batch, length, blocks, block)
+            levels = self.op("Reshape", levels, self.number([0, 0, -1, BLOCK_SIZES[self.bits]]))
+        levels = self.op("Sub", levels, self.number(1 << (self.bits - 1), "float32"))
+        rows = self.op("Mul", levels, self.op("Unsqueeze", scales, self.number([-1])))
+        rows = self.op("Reshape", rows, self.number([0, 0, -1]))
         # The last block of a row may be filled up.
-        return self.op("Slice", found, self.number([0]), self.number([matrix.shape[1]]), self.number([-1]))
+        return self.op("Slice", rows, self.number([0]), self.number([matrix.shape[1]]), self.number([-1]))
 
     def linear(self, x, name, matrix=None):
         """The product with a matrix (out, in), by default the weight of the layer, plus the layer's bias."""
@@ -221,6 +225,14 @@ def _past_and_mask(graph):
     length = graph.op("Shape", "input_ids", start=1, end=2)
     shape = graph.op("Concat", graph.number([1, 1]), length, graph.number([1]), axis=0)
     return total, last, graph.op("Expand", graph.op("Unsqueeze", bias, graph.number([1, 2])), shape)
+
+
+def _past_shape(graph, config):
+    """The shape of keys and values. transformers.js begins with a past for no texts, which attention would refuse."""
+    batch = graph.op("Shape", "input_ids", start=0, end=1)
+    length = graph.op("Shape", "past_key_values.0.key", start=2, end=3)
+    heads, width = graph.number([config.n_head]), graph.number([config.n_embd // config.n_head])
+    return graph.op("Concat", batch, heads, length, width, axis=0)
 
 
 def _model(config, graph):

@@ -1,4 +1,4 @@
-"""Weights in 4 and 8 bits, in the layout of ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized`."""
+"""Weights in 4 and 8 bits, in the layout of ONNX Runtime's `MatMulNBits`."""
 
 import numpy as np
 
