@@ -7,8 +7,9 @@ from setuptools import find_packages, setup
 PT = ["torch>=2.6", "transformers>=5.17", "accelerate>=1.1"]
 # jinja2 makes the model card of push_to_hub.
 TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.32", "jinja2"]
-# onnxscript is what torch.onnx writes ONNX with.
-EXPORT = ["onnx", "onnxscript>=0.7", "onnxruntime", "ai-edge-litert>=2"]
+# ONNX Runtime runs a model without PyTorch and TensorFlow; onnx writes the graph.
+ONNX = ["onnx", "onnxruntime>=1.22"]
+EXPORT = [*ONNX, "ai-edge-litert>=2", "gguf"]
 # KerasHub's checks of a model, which the tests run, need grain.
 DEV = ["pytest", "pytest-xdist", "ruff", "pre-commit", "grain", "peft", "trl", "lm-eval"]
 
@@ -59,6 +60,7 @@ setup(
     extras_require={
         "pt": PT,
         "tf": TF,
+        "onnx": ONNX,
         "export": EXPORT,
         "all": [*PT, *TF, *EXPORT, "wandb", "tensorboard"],
         "dev": [*PT, *TF, *EXPORT, *DEV],

@@ -89,9 +89,13 @@ def _add_verification(command):
 
 def _add_export(command):
     command.add_argument("directory", help="a checkpoint of any system")
-    command.add_argument("--to", choices=("savedmodel", "litert", "onnx"), required=True, help="the format")
-    command.add_argument("--output", metavar="PATH", required=True, help="a directory, a .tflite or an .onnx file")
-    command.add_argument("--quantize", choices=("int8",), help="round the weights of litert")
+    command.add_argument("--to", choices=("savedmodel", "litert", "onnx", "gguf"), required=True, help="the format")
+    command.add_argument("--output", metavar="PATH", required=True, help="a directory, or a .tflite or .gguf file")
+    command.add_argument(
+        "--quantize",
+        choices=("int8", "q4", "f16", "q8_0", "q4_0"),
+        help="round the weights: int8 of litert, int8 or q4 of onnx, f16, q8_0 or q4_0 of gguf",
+    )
     command.add_argument(
         "--length", type=positive_int, metavar="N", help="fix the length of litert, and the batch to 1 (default: any)"
     )

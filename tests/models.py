@@ -149,7 +149,8 @@ def relative_difference(expected, found):
 def pretraining_weights(config, dtype="float64", seed=0):
     """Canonical weights with a sentence-order head."""
     draw = np.random.default_rng(seed + 1)
-    head = {name: draw.normal(size=shape).astype(dtype) for name, shape in head_shapes(config)["ALGPT2ForPreTraining"].items()}
+    shapes = head_shapes(config)["ALGPT2ForPreTraining"]
+    head = {name: draw.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     return {**random_weights(config, dtype, seed), **head}
 
 

@@ -52,16 +52,26 @@ class OnnxLanguageModel:
         """
         return Decoding(self, ids, capacity, mask)
 
-    def run(self, ids, mask=None):
-        """The logits, float32 (batch, length, V), of int ids (batch, length), without a cache."""
-        return self.outputs(ids, mask)["logits"]
+    def run(self, ids, mask=None, positions=None):
+        """The logits, float32 (batch, length, V), without a cache; the arguments are those of `outputs`."""
+        return self.outputs(ids, mask, positions)["logits"]
 
-    def outputs(self, ids, mask=None):
-        """dict of str to numpy array: all outputs for int ids (batch, length), with an empty past."""
+    def outputs(self, ids, mask=None, positions=None):
+        """All outputs for an empty past.
+
+        Args:
+            ids: int (batch, length).
+            mask: int (batch, length), 0 for padding; by default there is none.
+            positions: int (batch, length); by default padding has none.
+
+        Returns:
+            dict of str to numpy array.
+        """
         ids = np.asarray(ids, "int64")
         mask = np.ones_like(ids) if mask is None else np.asarray(mask, "int64")
         empty = np.zeros((len(ids), self.n_head, 0, self.head_width), "float32")
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": np.maximum(mask.cumsum(-1) - 1, 0)}
+        positions = np.maximum(mask.cumsum(-1) - 1, 0) if positions is None else np.asarray(positions, "int64")
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(None, inputs | dict.fromkeys(self.past_names, empty)), strict=True))
 

@@ -1,0 +1,162 @@
+"""GGUF, as llama.cpp and transformers read a GPT-2."""
+
+import json
+
+import numpy as np
+
+from algpt2.errors import InputError
+from convert.conversion import read_metadata
+from convert.plain_gpt2 import as_gpt2
+
+PACKAGES = {"gguf": "export"}
+FRAMEWORK = "pytorch"
+SUFFIX = ".gguf"
+QUANTIZATIONS = ("f16", "q8_0", "q4_0")
+NAMES = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+# What llama.cpp computes; it has no other activations for a GPT-2.
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+NORMAL, CONTROL = 1, 3
+# The numbers of a row that share a scale.
+BLOCK = 32
+
+
+def write(checkpoint, path, quantize=None, length=None):
+    """Write the GPT-2 that computes the same as a checkpoint.
+
+    Args:
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint` with a tokenizer.
+        path: `Path` of the file.
+        quantize: str, one of `QUANTIZATIONS`, of the matrices; `None` means float32.
+        length: not used.
+
+    Raises:
+        InputError: if llama.cpp does not compute or split texts as the checkpoint does.
+    """
+    import gguf
+
+    metadata = read_metadata(checkpoint)
+    config, weights = as_gpt2(metadata.config, checkpoint.weights)
+    if config.activation_function not in ACTIVATIONS:
+        raise InputError(f"activation_function is {config.activation_function!r}; llama.cpp's GPT-2 has gelu_new only")
+    tokens, types, merges = _vocabulary(checkpoint.require_tokenizer(), config.vocab_size)
+    dtype = getattr(gguf.GGMLQuantizationType, (quantize or "f32").upper())
+
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_name(checkpoint.directory.resolve().name)
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.inner_width)
+    writer.add_block_count(config.n_layer)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_file_type(getattr(gguf.LlamaFileType, {None: "ALL_F32"}.get(quantize, f"MOSTLY_{quantize}".upper())))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    for role in ("bos", "eos", "pad"):
+        token = getattr(metadata.tokenizer, f"{role}_token_id")
+        if token is not None:
+            getattr(writer, f"add_{role}_token_id")(token)
+    writer.add_add_bos_token(False)
+    for name, weight in weights.items():
+        array = np.asarray(weight, "float32")
+        # llama.cpp takes vectors and positions in float32, and blocks of whole rows.
+        whole = array.ndim == 1 or "wpe" in name or (quantize in ("q8_0", "q4_0") and array.shape[1] % BLOCK)
+        kind = gguf.GGMLQuantizationType.F32 if whole else dtype
+        writer.add_tensor(their_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def their_name(name):
+    """What a canonical weight is called in GGUF.
+
+    Example:
+        >>> their_name("transformer.h.3.mlp.c_fc.bias")
+        'blk.3.ffn_up.bias'
+    """
+    layer, _, part = name.rpartition(".")
+    if not layer.startswith("transformer.h."):
+        return f"{NAMES[layer]}.{part}"
+    _, _, block, within = layer.split(".", 3)
+    return f"blk.{block}.{NAMES[within]}.{part}"
+
+
+def outputs(path, quantize=None):
+    """The function of a GGUF file, by transformers, which reads its weights as float32.
+
+    Args:
+        path: `Path`.
+        quantize: not used: the file says it.
+
+    Returns:
+        function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V).
+    """
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(
+        path.parent, gguf_file=path.name, config=_stored_config(path), dtype=torch.float32
+    ).eval()
+
+    def run(ids, mask):
+        with torch.no_grad():
+            return {"logits": model(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()}
+
+    return run
+
+
+def _stored_config(path):
+    """The configuration that a file says; transformers alone takes n_positions to be 1024 and n_inner 4 n_embd."""
+    import gguf
+    from transformers import GPT2Config
+
+    reader = gguf.GGUFReader(path)
+
+    def value(key):
+        return reader.get_field(f"gpt2.{key}").contents()
+
+    return GPT2Config(
+        vocab_size=len(reader.get_field("tokenizer.ggml.tokens").contents()),
+        n_positions=value("context_length"),
+        n_embd=value("embedding_length"),
+        n_inner=value("feed_forward_length"),
+        n_layer=value("block_count"),
+        n_head=value("attention.head_count"),
+        layer_norm_epsilon=value("attention.layer_norm_epsilon"),
+        tie_word_embeddings=not any(tensor.name == "output.weight" for tensor in reader.tensors),
+    )
+
+
+def _vocabulary(tokenizer, vocab_size):
+    """The tokens, their types and the merges; an InputError unless llama.cpp splits texts in the same way."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, splitter = state["model"], state["pre_tokenizer"] or {}
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if model["type"] != "BPE" or any(splitter.get(key, value) != value for key, value in plain.items()) or not splitter:
+        raise InputError("the tokenizer splits texts in another way than GPT-2's, which llama.cpp has no name for")
+    if state["normalizer"] is not None:
+        raise InputError("the tokenizer normalizes texts, which llama.cpp's GPT-2 does not")
+    tokens = [f"[PAD{index}]" for index in range(vocab_size)]
+    types = [CONTROL] * vocab_size
+    for token, index in model["vocab"].items():
+        tokens[index], types[index] = token, NORMAL
+    for added in state["added_tokens"]:
+        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else NORMAL
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return tokens, types, merges

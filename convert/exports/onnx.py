@@ -1,0 +1,79 @@
+"""ONNX with a key/value cache, in the directory that optimum and transformers.js read as that of a GPT-2."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from algpt2.checkpoints.weight_maps.gpt2 import as_gpt2_config
+from algpt2.checkpoints.weights import parameter_count, weight_shapes
+from algpt2.configuration import ALGPT2Config
+from algpt2.errors import InputError
+from convert.conversion import read_metadata, write_metadata
+
+PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
+# Either framework can be the reference.
+FRAMEWORK = None
+MARKER = "onnx"
+QUANTIZATIONS = ("int8", "q4")
+# Named as optimum and transformers.js look for them.
+FILES = {None: "onnx/model.onnx", "int8": "onnx/model_quantized.onnx", "q4": "onnx/model_q4.onnx"}
+FILE_LIMIT = 2**31
+
+
+def write(checkpoint, path, quantize=None, length=None):
+    """Write the graph, config.json of a GPT-2 of the same depth, and the tokenizer.
+
+    Args:
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
+        path: `Path` of a new directory.
+        quantize: str, one of `QUANTIZATIONS`; `None` means float32.
+        length: not used.
+
+    Raises:
+        InputError: if one file cannot hold the weights, or ONNX Runtime cannot compute the model.
+    """
+    from algpt2.onnx.graph import PRECISIONS, language_model
+
+    metadata, precision = read_metadata(checkpoint), quantize or "float32"
+    if parameter_count(metadata.config) * PRECISIONS[precision] // 8 >= FILE_LIMIT:
+        raise InputError(
+            f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize"
+        )
+    weights = checkpoint.read_weights()
+    model = language_model(metadata.config, {name: weights[name] for name in weight_shapes(metadata.config)}, precision)
+    file = path / FILES[quantize]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(model.SerializeToString())
+    write_metadata(path, replace(metadata, config=as_gpt2_config(without_sharing(metadata.config))), "float32")
+
+
+def without_sharing(config):
+    """The configuration of the GPT-2 whose cache is that of an ALGPT2: of its depth, without sharing and factorization.
+
+    Example:
+        >>> without_sharing(ALGPT2Config.from_preset("algpt2-tiny")).is_factorized
+        False
+    """
+    changes = {"layer_schedule": list(range(config.n_layer)), "embedding_size": None, "tie_projections": False}
+    return ALGPT2Config.from_dict(config.to_dict(), **changes)
+
+
+def outputs(path, quantize=None):
+    """The function of an ONNX directory, by ONNX Runtime.
+
+    Args:
+        path: `Path` of the directory.
+        quantize: as in `write`.
+
+    Returns:
+        function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V).
+    """
+    from algpt2.onnx.session import OnnxLanguageModel
+
+    model = OnnxLanguageModel(path / FILES[quantize])
+
+    def run(ids, mask):
+        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        return {"logits": model.run(ids, mask, positions)}
+
+    return run
