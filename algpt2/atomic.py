@@ -241,7 +241,7 @@ def _finish(directory):
     if not incomplete.is_dir():
         return
     files = [path.relative_to(incomplete) for path in incomplete.rglob("*") if not path.is_dir()]
-    files = sorted((file for file in files if file.name != REMOVED), key=_is_read_first)
+    files = sorted((file for file in files if file.name != REMOVED), key=_rank)
     try:
         removed = json.loads((incomplete / REMOVED).read_text()) if (incomplete / REMOVED).exists() else []
         # A directory from elsewhere may have one of its own.
@@ -250,7 +250,7 @@ def _finish(directory):
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{incomplete}: damaged ({error}); remove it") from error
     for file in files:
-        if _is_read_first(file):
+        if _rank(file) < len(READ_FIRST):
             (directory / file).unlink(missing_ok=True)
     for file in removed:
         path = directory / file
@@ -258,7 +258,7 @@ def _finish(directory):
             path.unlink(missing_ok=True)
         elif not any(path.iterdir()):
             path.rmdir()
-    for file in files:
+    for file in reversed(files):
         (directory / file.parent).mkdir(parents=True, exist_ok=True)
         os.replace(incomplete / file, directory / file)
     shutil.rmtree(incomplete)
@@ -269,8 +269,10 @@ def _is_inside(directory, file):
     return Path(os.path.realpath((directory / file).parent)).is_relative_to(directory)
 
 
-def _is_read_first(file):
-    return any(fnmatch.fnmatchcase(file.name, pattern) for pattern in READ_FIRST)
+def _rank(file):
+    """The place of a file among those that are read first, which come before all others."""
+    places = (place for place, pattern in enumerate(READ_FIRST) if fnmatch.fnmatchcase(file.name, pattern))
+    return next(places, len(READ_FIRST))
 
 
 @contextlib.contextmanager
