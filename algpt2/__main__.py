@@ -1,12 +1,11 @@
 """`algpt2`, or `python -m algpt2`: all commands of the project as subcommands of one."""
 
 import argparse
-import importlib
 import sys
 from importlib.util import find_spec
 
-from algpt2.cli import FRAMEWORKS
-from algpt2.errors import InputError, exit_on_error
+from algpt2.cli import FRAMEWORKS, import_module
+from algpt2.errors import exit_on_error
 
 # The module and what it does, by the name of the command; `{package}` is that of the framework.
 COMMANDS = {
@@ -43,28 +42,13 @@ def main(argv=None):
         module = COMMANDS[arguments.command][0]
         if "{package}" in module:
             module = module.format(package=FRAMEWORKS[arguments.framework].package)
-        program = import_command(module)
+        program = import_module(module)
     program.main([arguments.command, *rest] if arguments.command in WITH_OWN_NAME else rest)
 
 
 def default_framework():
     """str: PyTorch, unless only TensorFlow is installed."""
     return "tensorflow" if find_spec("torch") is None and find_spec("tensorflow") else "pytorch"
-
-
-def import_command(name):
-    """The module of a command.
-
-    Args:
-        name: str.
-
-    Raises:
-        InputError: if what it needs is not installed or cannot be used.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"{name} cannot be imported ({error}); the README tells what to install") from error
 
 
 if __name__ == "__main__":

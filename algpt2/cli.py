@@ -1,9 +1,12 @@
 """What the command lines share: their help, their number types, and the arguments of a checkpoint."""
 
 import argparse
+import importlib
 import re
 import sys
 from typing import NamedTuple
+
+from algpt2.errors import InputError, exit_on_error
 
 
 class Framework(NamedTuple):
@@ -82,3 +85,31 @@ def checkpoint_parser(framework, program, description):
     parser.set_defaults(framework=framework)
     parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
     return parser
+
+
+def run_command(parser, module, argv=None):
+    """Parse a command line, and only then import what it runs: a framework takes seconds to start.
+
+    Args:
+        parser: `argparse.ArgumentParser`.
+        module: str. Its function `run` takes the arguments.
+        argv: list of str; by default that of the process.
+    """
+    arguments = parser.parse_args(argv)
+    with exit_on_error(parser.prog):
+        import_module(module).run(arguments)
+
+
+def import_module(name):
+    """The module of a command.
+
+    Args:
+        name: str.
+
+    Raises:
+        InputError: if what it needs is not installed or cannot be used.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{name} cannot be imported ({error}); the README tells what to install") from error

@@ -1,106 +1,7 @@
 """Perplexity of a checkpoint in PyTorch: `python -m algpt2_pt.evaluate DIR`."""
 
-import sys
-
-import torch
-from transformers.utils import logging
-
-from algpt2.errors import InputError
-from algpt2.evaluation.command import evaluate_parser, run_evaluation
-from algpt2_pt.models import language_model_class
-from algpt2_pt.quantization import quantize_int8
-
-
-def open_model(checkpoint, quantize=None, model_class=None, **kwargs):
-    """The model of a checkpoint, in evaluation mode.
-
-    Args:
-        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
-        quantize: str. `"int8"` rounds the weights, for a CPU.
-        model_class: class. By default a language model without other heads.
-        **kwargs: as in `ALGPT2LMHeadModel.from_pretrained`.
-
-    Returns:
-        `ALGPT2LMHeadModel`, on a CPU.
-
-    Raises:
-        algpt2.errors.InputError: if the checkpoint cannot be read.
-    """
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    model_class = model_class or language_model_class(with_sop=False)
-    if quantize:
-        kwargs["dtype"] = "float32"
-    try:
-        model = model_class.from_checkpoint(checkpoint, **kwargs).eval()
-    except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{checkpoint.directory}: transformers cannot load it ({error})") from error
-    return quantize_int8(model) if quantize else model
-
-
-def inference_device(quantize=None):
-    """str: where a model is evaluated and generates."""
-    return "cuda" if torch.cuda.is_available() and not quantize else "cpu"
-
-
-def token_loss_function(model):
-    """A function from ids, int32 (batch, length), to the losses of their successors, float (batch, length - 1).
-
-    Args:
-        model: `ALGPT2LMHeadModel`.
-    """
-
-    @torch.no_grad()
-    def compute(ids):
-        was_training = model.training
-        model.eval()
-        ids = torch.as_tensor(ids, dtype=torch.long, device=model.device)
-        logits = model(ids[:, :-1], use_cache=False).logits
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        model.train(was_training)
-        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu().numpy()
-
-    return compute
-
-
-def order_function(model):
-    """A function from ids, int32 (batch, length), to the sentence orders that a model predicts, int (batch,).
-
-    Args:
-        model: `ALGPT2ForPreTraining`.
-    """
-
-    @torch.no_grad()
-    def compute(ids):
-        was_training = model.training
-        model.eval()
-        logits = model(torch.as_tensor(ids, dtype=torch.long, device=model.device), use_cache=False).sop_logits
-        model.train(was_training)
-        return logits.argmax(-1).cpu().numpy()
-
-    return compute
-
-
-def losses_at_depths(checkpoint, depths, arguments):
-    """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
-
-    Args:
-        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
-        depths: list of int; `None` for the checkpoint's own.
-        arguments: `argparse.Namespace` with `quantize`, as in `open_model`.
-
-    Yields:
-        function of `token_loss_function`, good until the next one.
-    """
-    model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
-    losses = token_loss_function(model)
-    for depth in depths:
-        config = checkpoint.at_depth(depth)
-        model.config.layer_schedule, model.config.n_layer = config.layer_schedule, config.n_layer
-        yield losses
+from algpt2.cli import run_command
+from algpt2.evaluation.arguments import evaluate_parser
 
 
 def add_quantization(parser):
@@ -110,7 +11,7 @@ def add_quantization(parser):
 
 
 def main(argv=None):
-    run_evaluation(add_quantization(evaluate_parser("pytorch")), losses_at_depths, argv)
+    run_command(add_quantization(evaluate_parser("pytorch")), "algpt2_pt.evaluation", argv)
 
 
 if __name__ == "__main__":

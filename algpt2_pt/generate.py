@@ -1,65 +1,12 @@
 """Continue a text in PyTorch: `python -m algpt2_pt.generate DIR PROMPT`."""
 
-import torch
-from transformers import GenerationConfig, set_seed
-from transformers.generation import BaseStreamer
-
-from algpt2.generation.command import generate_parser, run_generation
-from algpt2_pt.evaluate import add_quantization, inference_device, open_model
-
-
-class _Emitter(BaseStreamer):
-    """Hands new tokens on, one by one; the first that `generate` puts is the prompt."""
-
-    def __init__(self, emit):
-        self.emit, self.is_prompt = emit, True
-
-    def put(self, value):
-        if not self.is_prompt:
-            self.emit(int(value))
-        self.is_prompt = False
-
-    def end(self):
-        pass
-
-
-def token_generator(model, sampling, stop_token_id):
-    """The function that `algpt2.generation.continuation.continue_tokens` takes, over transformers' `generate`.
-
-    Args:
-        model: `ALGPT2LMHeadModel`. Its generation configuration is replaced by what the arguments say.
-        sampling: `algpt2.generation.continuation.Sampling`.
-        stop_token_id: int.
-    """
-    set_seed(sampling.seed)
-    options = {"repetition_penalty": sampling.repetition_penalty, "do_sample": not sampling.is_greedy}
-    if not sampling.is_greedy:
-        options |= {"temperature": sampling.temperature or 1.0}
-        options |= {"top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
-    # `generate` takes what is not given from the model's own, which may hold anything.
-    model.generation_config = GenerationConfig()
-
-    def generate(context, count, emit):
-        ids = torch.tensor([context], device=model.device)
-        configuration = GenerationConfig(
-            max_new_tokens=count, eos_token_id=stop_token_id, pad_token_id=stop_token_id, **options
-        )
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=configuration, streamer=_Emitter(emit)
-        )
-        return output[0, len(context) :].tolist()
-
-    return generate
-
-
-def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
-    """`token_generator` with the model of a checkpoint; it always streams."""
-    model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
-    return token_generator(model, sampling, stop_token_id)
+from algpt2.cli import run_command
+from algpt2.generation.arguments import generate_parser
+from algpt2_pt.evaluate import add_quantization
 
 
 def main(argv=None):
-    run_generation(add_quantization(generate_parser("pytorch")), open_generator, argv)
+    run_command(add_quantization(generate_parser("pytorch")), "algpt2_pt.generation", argv)
 
 
 if __name__ == "__main__":

@@ -14,29 +14,9 @@ The path of a batch:
 9. After the last step: weights, figure and model card into the run directory.
 """
 
-import contextlib
-import datetime
-import sys
-
-from accelerate import DistributedType, PartialState
-from transformers import TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.utils import logging
-
-from algpt2.atomic import files_replaced_in
+from algpt2.cli import import_module
 from algpt2.errors import exit_on_error
 from algpt2.training.arguments import parse_train_arguments, train_parser
-from algpt2.training.history import History
-from algpt2.training.preparation import prepare_run
-from algpt2.training.run import finish_run, report_start
-from algpt2.training.run_directory import writing_run
-from algpt2.training.stop import StopRequest
-from algpt2_pt.cpu_kernels import use_fast_kernels
-from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
-from algpt2_pt.models import language_model_class
-from algpt2_pt.training import QuietProgress, RunCallback, RunTrainer, Samples
-from algpt2_pt.training_state import check_checkpoint
-from algpt2_pt.weights import to_torch, without_tied
 
 
 def parser():
@@ -48,129 +28,11 @@ def parser():
     return result
 
 
-def train(run):
-    """Train a model on a prepared run and write it to the run directory.
-
-    Args:
-        run: `algpt2.training.run.Run`.
-
-    Returns:
-        `ALGPT2LMHeadModel`, with `--sop` an `ALGPT2ForPreTraining`.
-
-    Raises:
-        KeyboardInterrupt: if a stop was requested; a checkpoint is there.
-    """
-    arguments = run.arguments
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    if run.step and run.is_first:
-        check_checkpoint(run.checkpoints.path(run.step))
-    set_seed(arguments.seed)
-    model = initial_model(run)
-    if arguments.gradient_checkpointing:
-        # transformers before 5.23 calls it by its older name only.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    history = History(run, machine_flops(arguments))
-    settings = training_arguments(run)
-    if arguments.fsdp and settings.device.type == "cpu":
-        # accelerate shards where there are GPUs only, though gloo does it on CPUs as well.
-        PartialState().distributed_type = DistributedType.MULTI_GPU
-    trainer = RunTrainer(
-        run,
-        history,
-        model=model,
-        args=settings,
-        train_dataset=Samples(run),
-        eval_dataset=[],
-        processing_class=run.tokenizer,
-    )
-    # The history prints; the progress bar shall only show progress.
-    trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(QuietProgress)
-    with StopRequest() as request:
-        trainer.callback_handler.callbacks.insert(1, RunCallback(trainer, request))
-        report_start(run)
-        trainer.train(resume_from_checkpoint=str(run.checkpoints.path(run.step)) if run.step else None)
-    if trainer.state.global_step < run.steps:
-        raise KeyboardInterrupt
-    state = without_tied(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
-    if run.is_first:
-        with files_replaced_in(run.directory) as temporary:
-            model.save_pretrained(temporary, state_dict=state)
-        finish_run(run)
-    trainer.accelerator.wait_for_everyone()
-    return model
-
-
-def initial_model(run):
-    """The model that a run starts or goes on with."""
-    model = use_fast_kernels(language_model_class(run.arguments.sop)(run.config))
-    weights = run.starting_weights()
-    if weights:
-        # A sentence-order head starts new if only the model has it, and is left out if only the weights have it.
-        model.load_state_dict({name: to_torch(array).float() for name, array in weights.items()}, strict=False)
-    return model
-
-
-def training_arguments(run):
-    """The settings of a run as transformers' Trainer takes them.
-
-    Args:
-        run: `algpt2.training.run.Run`.
-
-    Returns:
-        `transformers.TrainingArguments`.
-    """
-    arguments = run.arguments
-    parts = arguments.gradient_accumulation * process_count(arguments)
-    return TrainingArguments(
-        output_dir=run.directory,
-        max_steps=run.steps,
-        per_device_train_batch_size=arguments.batch_size // parts,
-        gradient_accumulation_steps=arguments.gradient_accumulation,
-        train_sampling_strategy="sequential",
-        learning_rate=arguments.learning_rate,
-        max_grad_norm=arguments.max_grad_norm,
-        bf16=arguments.precision == "bf16",
-        fp16=arguments.precision == "fp16",
-        use_cpu=not uses_gpu(arguments),
-        fsdp=arguments.fsdp,
-        ddp_find_unused_parameters=False,
-        seed=arguments.seed,
-        logging_steps=arguments.logging_steps,
-        eval_strategy="steps",
-        eval_steps=arguments.eval_steps,
-        save_strategy="steps" if arguments.save_steps else "no",
-        save_steps=arguments.save_steps or 500,
-        report_to=arguments.report_to,
-        use_cache=True,
-        dataloader_pin_memory=uses_gpu(arguments),
-        logging_nan_inf_filter=False,
-        disable_tqdm=not sys.stderr.isatty(),
-    )
-
-
 def main(argv=None):
     command = parser()
     with exit_on_error(command.prog):
         arguments = parse_train_arguments(command, argv)
-        check_devices(arguments)
-        # The first process may tokenize for hours before the others go on.
-        state = PartialState(cpu=not uses_gpu(arguments), timeout=datetime.timedelta(hours=24))
-        with contextlib.ExitStack() as stack:
-            with state.main_process_first():
-                if state.is_main_process:
-                    stack.enter_context(writing_run(arguments.output_dir))
-                run = prepare_run(arguments, is_first=state.is_main_process)
-            if run.is_finished:
-                if run.is_first:
-                    finish_run(run)
-                    print(f"{arguments.output_dir}: the run is finished")
-                return
-            train(run)
-        if run.is_first:
-            print(f"wrote {arguments.output_dir}")
+        import_module("algpt2_pt.training_run").run(arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.training.history import divergence
 from algpt2.training.run import evaluate_run
-from algpt2_pt.evaluate import order_function, token_loss_function
+from algpt2_pt.evaluation import order_function, token_loss_function
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 from algpt2_pt.weights import without_tied
 
@@ -100,6 +100,16 @@ class RunTrainer(Trainer):
         self._output_directory = self.run.directory
         self.history.restart_clock(step)
 
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            # The optimizer has the rate of the schedule that it was saved with, which may have been a shorter one.
+            scheduler = self.lr_scheduler
+            for group, rate, factor in zip(
+                self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * factor(scheduler.last_epoch)
+
     def _load_from_checkpoint(self, *args, **kwargs):
         # The model has the weights of the checkpoint already.
         pass
@@ -131,6 +141,11 @@ class RunCallback(TrainerCallback):
         if self.stop_request.made:
             accelerator.set_trigger()
         return accelerator.check_trigger()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.trainer.history.has_stopped_improving():
+            control.should_save = bool(self.trainer.run.arguments.save_steps)
+            control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:

@@ -2,31 +2,17 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-# Hides TensorFlow's notes about the machine from the output of commands; errors are still shown.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from algpt2.lazy import around_imports, lazy_names, register_with
+from algpt2_tf.quiet import without_notes
 
-if "keras" not in sys.modules:
-    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
-    if backend != "tensorflow":
-        raise ImportError(
-            f"algpt2_tf needs Keras's tensorflow backend, but KERAS_BACKEND is {backend!r}; set it to tensorflow"
-        )
-    os.environ["KERAS_BACKEND"] = backend
-
-import keras
-
-if keras.config.backend() != "tensorflow":
-    raise ImportError(
-        f"algpt2_tf needs Keras's tensorflow backend, but keras is already loaded with {keras.config.backend()!r}; set "
-        "KERAS_BACKEND=tensorflow, or import algpt2_tf before keras"
-    )
-
-from algpt2_tf.backbone import TFALGPT2Backbone
-from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
-from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
-from algpt2_tf.pretraining import TFALGPT2ForPreTraining
-from algpt2_tf.tokenizer import TFALGPT2Tokenizer
+if TYPE_CHECKING:
+    from algpt2_tf.backbone import TFALGPT2Backbone
+    from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+    from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
+    from algpt2_tf.pretraining import TFALGPT2ForPreTraining
+    from algpt2_tf.tokenizer import TFALGPT2Tokenizer
 
 __all__ = [
     "TFALGPT2Backbone",
@@ -35,3 +21,36 @@ __all__ = [
     "TFALGPT2LMHeadModel",
     "TFALGPT2Tokenizer",
 ]
+
+if "keras" in sys.modules:
+    backend = sys.modules["keras"].config.backend()
+    if backend != "tensorflow":
+        raise ImportError(
+            f"algpt2_tf needs Keras's tensorflow backend, but keras is already loaded with {backend!r}; set "
+            "KERAS_BACKEND=tensorflow, or import algpt2_tf before keras"
+        )
+else:
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise ImportError(
+            f"algpt2_tf needs Keras's tensorflow backend, but KERAS_BACKEND is {backend!r}; set it to tensorflow"
+        )
+    os.environ["KERAS_BACKEND"] = backend
+
+# Errors are still shown. Who sets the level to 0 or 1 sees everything.
+if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1"):
+    around_imports(("tensorflow", "keras", "keras_hub"), without_notes)
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "algpt2_tf.backbone": ("TFALGPT2Backbone",),
+        "algpt2_tf.causal_lm": ("TFALGPT2LMHeadModel",),
+        "algpt2_tf.preprocessor": ("TFALGPT2CausalLMPreprocessor",),
+        "algpt2_tf.pretraining": ("TFALGPT2ForPreTraining",),
+        "algpt2_tf.tokenizer": ("TFALGPT2Tokenizer",),
+    },
+)
+
+# `keras.saving` and KerasHub's `from_preset` find classes by their registered names.
+register_with(("tensorflow", "keras"), __name__, "algpt2_tf.registration", awaited=("keras_hub",))

@@ -11,8 +11,6 @@ from algpt2.training.flops import peak_flops
 
 DTYPE_POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
-STRATEGIES = ("single", "mirrored", "multiworker", "tpu")
-
 
 def select_strategy(name, device="auto"):
     """The distribution strategy of a run; to be called before TensorFlow has started its devices.

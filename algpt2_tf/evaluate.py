@@ -1,68 +1,11 @@
 """Perplexity of a checkpoint in TensorFlow: `python -m algpt2_tf.evaluate DIR`."""
 
-import numpy as np
-import tensorflow as tf
-
-from algpt2.evaluation.command import evaluate_parser, run_evaluation
-from algpt2_tf.backbone import TFALGPT2Backbone
-from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
-from algpt2_tf.weights import assign_weights, canonical_weights
-
-
-def token_loss_function(model):
-    """A compiled function from ids, int32 (batch, length), to the losses of their successors, (batch, length - 1).
-
-    Args:
-        model: `TFALGPT2LMHeadModel`.
-    """
-
-    @tf.function(reduce_retracing=True)
-    def compute(ids):
-        logits = model({"token_ids": ids[:, :-1], "padding_mask": tf.ones_like(ids[:, :-1])}, training=False)
-        if logits.dtype != tf.float64:
-            logits = tf.cast(logits, tf.float32)
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(ids[:, 1:], logits)
-
-    return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
-
-
-def order_function(model):
-    """A compiled function from ids, int32 (batch, length), to the sentence orders that a model predicts, int (batch,).
-
-    Args:
-        model: `TFALGPT2ForPreTraining`.
-    """
-
-    @tf.function(reduce_retracing=True)
-    def compute(ids):
-        logits = model({"token_ids": ids, "padding_mask": tf.ones_like(ids)}, training=False)["sop_logits"]
-        return tf.argmax(logits, axis=-1)
-
-    return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
-
-
-def losses_at_depths(checkpoint, depths, arguments):
-    """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
-
-    Args:
-        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
-        depths: list of int; `None` for the checkpoint's own.
-        arguments: `argparse.Namespace`, of which nothing is used.
-
-    Yields:
-        function of `token_loss_function`.
-    """
-    loaded = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None)
-    for depth in depths:
-        model = loaded
-        if depth and depth != loaded.config.n_layer:
-            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(checkpoint.at_depth(depth)))
-            assign_weights(model, canonical_weights(loaded))
-        yield token_loss_function(model)
+from algpt2.cli import run_command
+from algpt2.evaluation.arguments import evaluate_parser
 
 
 def main(argv=None):
-    run_evaluation(evaluate_parser("tensorflow"), losses_at_depths, argv)
+    run_command(evaluate_parser("tensorflow"), "algpt2_tf.evaluation", argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from algpt2.checkpoints.weights import parameter_count
 from algpt2.training.history import History, divergence
 from algpt2.training.run import evaluate_run
 from algpt2_tf.devices import machine_flops, wait_for_everyone
-from algpt2_tf.evaluate import order_function, token_loss_function
+from algpt2_tf.evaluation import order_function, token_loss_function
 from algpt2_tf.loss import counted, next_token_loss
 from algpt2_tf.training_state import save_training_state
 from algpt2_tf.weights import canonical_weights
@@ -162,13 +162,16 @@ class Reporter(keras.callbacks.Callback):
             learning_rate = float(self.schedule(self.model.optimizer.iterations - 1))
             self.report(step, self.history.log_train(step, means.pop("loss"), learning_rate, **means))
             self._restart_means(step)
+        ends = False
         if step % arguments.eval_steps == 0 or is_last or saves:
             self.report(step, self.history.log_evaluation(step, *evaluate_run(run, self.losses, self.orders)))
             self.history.restart_clock(step)
-        if saves:
+            ends = self.history.has_stopped_improving()
+        if saves or (ends and arguments.save_steps):
             self._save(step)
             self.history.restart_clock(step)
-        if self.stopped:
+        self.stopped = self.stopped and not ends
+        if self.stopped or ends:
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):

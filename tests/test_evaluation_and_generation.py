@@ -22,9 +22,9 @@ from transformers.generation import (
 from algpt2 import layer_schedule
 from algpt2.data.corpus import read_corpus
 from algpt2.generation.continuation import Sampling, continue_tokens
-from algpt2_pt.generate import token_generator as pt_token_generator
-from algpt2_tf.generate import select_sampler
-from algpt2_tf.generate import token_generator as tf_token_generator
+from algpt2_pt.generation import token_generator as pt_token_generator
+from algpt2_tf.generation import select_sampler
+from algpt2_tf.generation import token_generator as tf_token_generator
 
 TEXT = "".join(read_corpus("python-docs").validation)[:3000]
 
@@ -356,7 +356,8 @@ def test_wrong_generations(shared, arguments, message, tmp_path, capsys):
     ("content", "code"),
     [
         ("[]", 2), ("{", 2), ('{"cache_implementation": "none such"}', 2), ('{"early_stopping": "sometimes"}', 2),
-        ('{"num_beams": 4, "num_return_sequences": 3, "top_k": "few", "max_length": "long"}', 0),
+        ('{"top_k": "few"}', 2), ('{"max_length": "long"}', 2),
+        ('{"num_beams": 4, "num_return_sequences": 3, "top_k": 7, "max_length": 5}', 0),
         ('{"eos_token_id": [7, 8], "return_dict_in_generate": true, "repetition_penalty": 3.0}', 0),
     ],
 )  # fmt: skip

@@ -1,1 +1,3 @@
 """Perplexity, by protocols that both frameworks share."""
+
+PROTOCOLS = ("stream", "line", "sliding")

@@ -9,8 +9,7 @@ from tqdm.auto import tqdm
 from algpt2.data.corpus import DEFAULT_OPTIONS, read_documents
 from algpt2.data.packing import block_length, tokenize
 from algpt2.errors import InputError
-
-PROTOCOLS = ("stream", "line", "sliding")
+from algpt2.evaluation import PROTOCOLS
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
-"""The arguments of training: what can be given, what a resumed run takes from its record, and the configuration."""
+"""The arguments of training: what can be given, and what a resumed run takes from its record."""
 
 import argparse
-import dataclasses
 import json
-import os
 from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import read_config
 from algpt2.cli import FRAMEWORKS, HelpFormatter, natural_float, natural_int, positive_float, positive_int, seed
-from algpt2.configuration import PATTERNS, PRESETS, ALGPT2Config, layer_schedule, parse_overrides
 from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
 from algpt2.errors import InputError
 from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
 from algpt2.training.run_directory import ARGUMENTS_FILE
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+# As in algpt2.configuration, which imports a framework, and that the help need not wait for.
+PRESETS = (
+    *("gpt2", "algpt2", "algpt2-no-dropout", "algpt2-factorized-256", "algpt2-factorized-512"),
+    *("algpt2-medium", "algpt2-large", "algpt2-xl", "algpt2-tiny"),
+)
+PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
 # What may differ when a run is resumed, since the weights do not depend on it.
 CHANGEABLE = {
     *("resume", "overwrite", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
@@ -208,64 +210,3 @@ def read_arguments(directory, parser):
         f"{record}: the run was made in {found.title}; resume it there, or carry it over: "
         f"python -m convert {found.carry} --training-state"
     )
-
-
-def model_config(arguments, source=None):
-    """The model that the arguments describe.
-
-    Args:
-        arguments: `argparse.Namespace` of `train_parser`.
-        source: `algpt2.checkpoints.checkpoint.Checkpoint` of `--init-from`, if it is given.
-
-    Returns:
-        `algpt2.ALGPT2Config`.
-
-    Raises:
-        InputError: if a value is wrong.
-    """
-    if source:
-        config = source.config
-    elif arguments.config:
-        config = read_config(_config_path(arguments.config))
-    else:
-        config = ALGPT2Config.from_preset(arguments.preset)
-    known = {"model_type", "auto_map", *(field.name for field in dataclasses.fields(config))}
-    unknown = sorted(name for name in vars(config) if name not in known and not name.startswith("_"))
-    if unknown:
-        print(f"{arguments.init_from or arguments.config}: not used: {', '.join(unknown)}", flush=True)
-    try:
-        return ALGPT2Config.from_dict(config.to_dict(), **_overrides(arguments, config))
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from error
-
-
-def _config_path(name):
-    """The file of `--config`, which may name one of configs/."""
-    package = Path(__file__).parents[1]
-    # In the package where it is installed, beside it in a clone.
-    for place in (package, package.parent):
-        shipped = place / "configs" / f"{name}.json"
-        if not os.path.exists(name) and shipped.is_file():
-            return shipped
-    return Path(name)
-
-
-def _overrides(arguments, config):
-    overrides = parse_overrides(arguments.config_override or [])
-    depth = arguments.depth or overrides.get("n_layer") or config.n_layer
-    if arguments.sharing:
-        explicit = arguments.sharing.replace(",", " ").split()
-        overrides["layer_schedule"] = (
-            [int(block) for block in explicit]
-            if all(block.isdecimal() for block in explicit)
-            else layer_schedule(arguments.sharing, depth)
-        )
-        if arguments.depth and len(overrides["layer_schedule"]) != arguments.depth:
-            raise InputError(f"--sharing {arguments.sharing} names {len(explicit)} depths, --depth {arguments.depth}")
-    elif arguments.depth:
-        overrides["n_layer"] = arguments.depth
-    if arguments.embedding_size is not None:
-        overrides["embedding_size"] = arguments.embedding_size or None
-    if arguments.dropout is not None:
-        overrides |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments.dropout)
-    return overrides

@@ -13,7 +13,7 @@ from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS, load_tokenizer, special_
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.hub import require_access
-from algpt2.training.arguments import model_config
+from algpt2.training.model_config import model_config
 from algpt2.training.optimization import final_decay_steps
 from algpt2.training.run import Run
 from algpt2.training.run_directory import new_run_directory, require_free, run_sources

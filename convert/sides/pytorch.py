@@ -6,8 +6,8 @@ from transformers.utils import logging
 
 from algpt2.generation.continuation import Sampling
 from algpt2_pt import models
-from algpt2_pt.evaluate import open_model, token_loss_function
-from algpt2_pt.generate import token_generator
+from algpt2_pt.evaluation import open_model, token_loss_function
+from algpt2_pt.generation import token_generator
 
 
 class PyTorchSide:

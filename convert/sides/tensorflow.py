@@ -7,8 +7,8 @@ from keras_hub.models import GPT2CausalLM
 from algpt2.checkpoints.casting import cast_weights
 from algpt2.generation.continuation import Sampling
 from algpt2_tf import TFALGPT2ForPreTraining
-from algpt2_tf.evaluate import token_loss_function
-from algpt2_tf.generate import token_generator
+from algpt2_tf.evaluation import token_loss_function
+from algpt2_tf.generation import token_generator
 from algpt2_tf.pretraining import language_model_class
 from algpt2_tf.weights import assign_weights, canonical_weights
 

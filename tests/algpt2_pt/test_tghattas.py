@@ -186,7 +186,7 @@ def test_wrong_use(flags, message, called, text_tokenizer, tmp_path, capsys, mon
     ],
 )
 def test_the_published_parameter_counts(model, flags, vocabulary, parameters):
-    from algpt2.training.arguments import model_config
+    from algpt2.training.model_config import model_config
 
     arguments = train.parser().parse_args(train_arguments(options(flags, model), "tokenizer"))
     config = model_config(arguments)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from models import random_batch, random_weights, tiny_config
 
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
-from algpt2_tf.train import select_strategy
+from algpt2_tf.devices import select_strategy
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 CONFIG = tiny_config(layer_schedule=[0, 1, 0], attn_pdrop=0.3, resid_pdrop=0.2, embd_pdrop=0.1)

@@ -1,0 +1,70 @@
+"""The model that the arguments of training describe."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from algpt2.checkpoints.checkpoint import read_config
+from algpt2.configuration import ALGPT2Config, layer_schedule, parse_overrides
+from algpt2.errors import InputError
+
+
+def model_config(arguments, source=None):
+    """The model that the arguments describe.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        source: `algpt2.checkpoints.checkpoint.Checkpoint` of `--init-from`, if it is given.
+
+    Returns:
+        `algpt2.ALGPT2Config`.
+
+    Raises:
+        InputError: if a value is wrong.
+    """
+    if source:
+        config = source.config
+    elif arguments.config:
+        config = read_config(_config_path(arguments.config))
+    else:
+        config = ALGPT2Config.from_preset(arguments.preset)
+    known = {"model_type", "auto_map", *(field.name for field in dataclasses.fields(config))}
+    unknown = sorted(name for name in vars(config) if name not in known and not name.startswith("_"))
+    if unknown:
+        print(f"{arguments.init_from or arguments.config}: not used: {', '.join(unknown)}", flush=True)
+    try:
+        return ALGPT2Config.from_dict(config.to_dict(), **_overrides(arguments, config))
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def _config_path(name):
+    """The file of `--config`, which may name one of configs/."""
+    package = Path(__file__).parents[1]
+    # In the package where it is installed, beside it in a clone.
+    for place in (package, package.parent):
+        shipped = place / "configs" / f"{name}.json"
+        if not os.path.exists(name) and shipped.is_file():
+            return shipped
+    return Path(name)
+
+
+def _overrides(arguments, config):
+    overrides = parse_overrides(arguments.config_override or [])
+    depth = arguments.depth or overrides.get("n_layer") or config.n_layer
+    if arguments.sharing:
+        explicit = arguments.sharing.replace(",", " ").split()
+        overrides["layer_schedule"] = (
+            [int(block) for block in explicit]
+            if all(block.isdecimal() for block in explicit)
+            else layer_schedule(arguments.sharing, depth)
+        )
+        if arguments.depth and len(overrides["layer_schedule"]) != arguments.depth:
+            raise InputError(f"--sharing {arguments.sharing} names {len(explicit)} depths, --depth {arguments.depth}")
+    elif arguments.depth:
+        overrides["n_layer"] = arguments.depth
+    if arguments.embedding_size is not None:
+        overrides["embedding_size"] = arguments.embedding_size or None
+    if arguments.dropout is not None:
+        overrides |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments.dropout)
+    return overrides
