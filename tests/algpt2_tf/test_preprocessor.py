@@ -1,11 +1,18 @@
 """The Keras tokenizer gives the ids of the fast tokenizer, in and out of graph mode."""
 
+import keras
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import save_checkpoint, tiny_config
+from tokenizer_directories import BEHIND, DIRECTORIES, TEXTS, tokenizer_state
+from transformers import AutoTokenizer
 
 from algpt2.data.corpus import read_corpus
-from algpt2_tf import TFALGPT2CausalLMPreprocessor, TFALGPT2Tokenizer
+from algpt2.data.tokenizer import load_tokenizer
+from algpt2.errors import InputError
+from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
 
 ODD_TEXTS = [
     "",
@@ -87,3 +94,95 @@ def test_a_text_that_is_cut_has_no_end(layer, text_tokenizer):
             mask, weights = np.asarray(x["padding_mask"]) == 1, np.asarray(weights) == 1
             assert np.asarray(x["token_ids"])[mask].tolist() == expected[:length]
             assert np.asarray(y)[weights].tolist() == expected[1:]
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_ids_are_those_of_transformers_for_any_tokenizer(name, text_tokenizer, tmp_path):
+    DIRECTORIES[name](tmp_path, tokenizer_state(text_tokenizer))
+    theirs, layer = AutoTokenizer.from_pretrained(tmp_path), TFALGPT2Tokenizer.from_directory(tmp_path)
+    expected = [theirs(text)["input_ids"] for text in TEXTS]
+    # The end of a document comes once, from the preprocessor, and not behind a prompt.
+    plain = [ids[: len(ids) - BEHIND.get(name, 0)] for ids in expected]
+    assert layer(TEXTS) == plain
+    in_graph = tf.data.Dataset.from_tensors(TEXTS).map(layer)
+    assert next(iter(in_graph)).to_list() == plain
+
+    preprocessor = TFALGPT2CausalLMPreprocessor(layer, sequence_length=200, add_start_token=name in ("bos", "llama"))
+    x, _, _ = preprocessor(TEXTS)
+    rows = [
+        ids[mask == 1].tolist() for ids, mask in zip(np.array(x["token_ids"]), np.array(x["padding_mask"]), strict=True)
+    ]
+    assert rows == [[*ids, layer.end_token_id] for ids in plain]
+    prompts = [text for text, ids in zip(TEXTS, plain, strict=True) if ids]
+    prompt = preprocessor.generate_preprocess(prompts)
+    assert [m.sum() for m in np.array(prompt["padding_mask"])] == [len(ids) for ids in plain if ids]
+
+    layer.save_to_directory(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert [saved(text)["input_ids"] for text in TEXTS] == expected
+    roles = {"eos_token": layer.end_token, "bos_token": layer.start_token, **theirs.special_tokens_map}
+    assert {"eos_token": layer.end_token, "bos_token": layer.start_token, **saved.special_tokens_map} == roles
+
+
+def test_a_tokenizer_survives_keras(text_tokenizer, tmp_path):
+    """Its special tokens by their roles, and the length that it says, to transformers and back by every way to save."""
+    DIRECTORIES["added tokens in the config"](tmp_path, tokenizer_state(text_tokenizer))
+    theirs = AutoTokenizer.from_pretrained(tmp_path, pad_token="<s>")
+    theirs.save_pretrained(tmp_path / "pt")
+    save_checkpoint(tmp_path / "pt", tiny_config(vocab_size=len(theirs)))
+    model = TFALGPT2LMHeadModel.from_pretrained(tmp_path / "pt")
+    tokenizer = model.preprocessor.tokenizer
+    assert (tokenizer.end_token, tokenizer.start_token, tokenizer.pad_token) == (
+        "<|endoftext|>",
+        "<|endoftext|>",
+        "<s>",
+    )
+    model.save(tmp_path / "model.keras")
+    model.save_to_preset(str(tmp_path / "preset"))
+    for number, found in enumerate(
+        (
+            model,
+            keras.models.load_model(tmp_path / "model.keras"),
+            TFALGPT2LMHeadModel.from_preset(str(tmp_path / "preset")),
+            keras_hub.models.CausalLM.from_preset(str(tmp_path / "preset")),
+        )
+    ):
+        found.save_pretrained(tmp_path / str(number))
+        saved = AutoTokenizer.from_pretrained(tmp_path / str(number))
+        assert saved.special_tokens_map == theirs.special_tokens_map and saved.model_max_length == 77
+        assert [saved(text)["input_ids"] for text in TEXTS] == [theirs(text)["input_ids"] for text in TEXTS]
+        assert found.preprocessor.tokenizer(TEXTS) == tokenizer(TEXTS)
+    # Presets of earlier versions.
+    (tmp_path / "preset" / "assets" / "tokenizer" / "tokenizer_config.json").unlink()
+    assert TFALGPT2LMHeadModel.from_preset(str(tmp_path / "preset")).preprocessor.tokenizer(TEXTS) == tokenizer(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(599, "600 tokens, the model only 599"), (9999, "600 tokens, the model 9999")]
+)
+def test_a_tokenizer_of_another_size_is_refused(text_tokenizer, tmp_path, size, message):
+    config = tiny_config(vocab_size=size, layer_schedule=[0])
+    save_checkpoint(tmp_path / "pt", config, tokenizer=text_tokenizer)
+    with pytest.raises(InputError, match=message):
+        TFALGPT2LMHeadModel.from_pretrained(tmp_path / "pt")
+    preprocessor = TFALGPT2CausalLMPreprocessor(TFALGPT2Tokenizer(text_tokenizer), sequence_length=8)
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config), preprocessor)
+    model.compile("sgd", loss="auto")
+    model.save_to_preset(str(tmp_path / "preset"))
+    for use in (
+        lambda: model.generate("The value", max_length=8),
+        lambda: model.fit(["The value"], batch_size=1),
+        lambda: model.evaluate(["The value"], batch_size=1),
+        lambda: model.predict(["The value"], batch_size=1),
+        lambda: model.save_pretrained(tmp_path / "saved"),
+        lambda: TFALGPT2LMHeadModel.from_preset(str(tmp_path / "preset")),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_padded_vocabulary_is_no_other(text_tokenizer, tmp_path):
+    save_checkpoint(tmp_path, tiny_config(vocab_size=640, layer_schedule=[0]), tokenizer=text_tokenizer)
+    TFALGPT2LMHeadModel.from_pretrained(tmp_path)
+    assert len(load_tokenizer(tmp_path)) == 600

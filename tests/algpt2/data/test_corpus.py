@@ -1,8 +1,10 @@
 """Where text comes from, and how it is split."""
 
 import gzip
+import io
 import json
 import pydoc_data.topics
+import tracemalloc
 
 import datasets
 import pyarrow
@@ -42,7 +44,7 @@ def test_files_and_globs(tmp_path):
 
 
 def write_rows(path, rows):
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
@@ -65,6 +67,111 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\xff")
     assert list(read_documents(str(tmp_path))) == [*expected * 2, whole, whole, *expected * 2]
     assert set(read_documents(str(tmp_path / "a.jsonl"), TextOptions("text"))) == set(expected)
+
+
+def test_names_tell_formats_in_small_and_capital_letters(tmp_path):
+    rows = [{"text": "one\nline", "id": 1}, {"text": "[two]"}, {"text": "three, ☃"}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    expected = [row["text"] for row in rows]
+    for name in ("B.JSONL", "b.ndjson", "b.NDJson", "b.json", "B.JSON"):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+        assert list(read_documents(str(tmp_path / name))) == expected
+    for text in (json.dumps(rows), json.dumps(rows, indent=2), json.dumps(rows, indent=2)[1:-1], f" \n{lines}\r\n"):
+        (tmp_path / "b.json").write_text(text)
+        assert list(read_documents(str(tmp_path / "b.json"))) == expected
+    (tmp_path / "b.jsonl").write_bytes(lines.replace("\n", "\r").encode())
+    assert list(read_documents(str(tmp_path / "b.jsonl"))) == expected
+    write_rows(tmp_path / "D.PARQUET", rows)
+    (tmp_path / "F.JSONL.GZ").write_bytes(gzip.compress(lines.encode()))
+    for name in ("D.PARQUET", "F.JSONL.GZ"):
+        assert list(read_documents(str(tmp_path / name))) == expected
+    (tmp_path / "Z.TXT").write_text("text")
+    # In a folder, a .json file may be anything.
+    assert list(read_documents(str(tmp_path))) == [*expected * 3, "text", *expected * 3]
+
+
+def test_a_mark_at_the_start_is_no_text(tmp_path, monkeypatch):
+    text = "first line\nsecond \ufeff line\n" * 20
+    row = json.dumps({"text": text}) + "\n"
+    for name, content in {
+        "a.txt": "\ufeff" + text,
+        "a.jsonl": "\ufeff" + row,
+        "b.jsonl": json.dumps({"text": "\ufeff" + text}),
+        "a.json": "\ufeff" + row,
+        "b.json": f"\ufeff[{row}]",
+    }.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+        for path in (tmp_path / name, tmp_path / f"{name}.gz"):
+            assert list(read_documents(str(path))) == [text], path
+    monkeypatch.setattr(files, "BLOCK", 2)
+    assert list(read_documents(str(tmp_path / "a.txt"))) == [text]
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_the_held_out_lines_are_those_of_python(tmp_path, ending):
+    """Universal newlines, as `open` has them: nothing else ends a line."""
+    text = "".join(
+        f"line {i}\u2028\x85\x1c\x0c{end}" for i, end in zip(range(60), ["\n", "\r\n", "\r"] * 20, strict=True)
+    )
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(text.encode() if ending == "txt" else json.dumps({"text": text}).encode())
+    [train], [held_out] = texts(read_corpus(str(path)))
+    assert train + held_out == (text if ending == "jsonl" else text.replace("\r\n", "\n").replace("\r", "\n"))
+    lines = list(io.StringIO(text, newline=None))
+    assert list(io.StringIO(held_out, newline=None)) == lines[57:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": "%s"}' % ("x" * 5000), "line 2: longer than 0 MiB, the most for a row"),
+        ("a.jsonl", '{"text": "%s"}' % ("\\u2603" * 200), "a line of 1200"),
+        (
+            "a.json",
+            '[{"text": "a"}, {"text": "%s"}]' % ("x" * 90_000),
+            "row 2: not JSON within 0 MiB, the most for a row",
+        ),
+        ("a.json", '[{"text": "a"}, {"text": "%s"}]' % ("x" * 5000), "row 2: longer than 0 MiB, the most for a row"),
+        ("a.txt", "x" * 90_000, "more than 0 MiB without a space or a line end; is this text"),
+        ("a.parquet", [{"text": "x" * 5000}] * 3, "row 1: longer than 0 MiB"),
+        ("a.jsonl", '{"text": "a"}\n' + "[" * 3500, "line 2: not JSON .*recursion"),
+        ("a.json", "[" * 100_000, "row 1: not JSON .*recursion"),
+        ("a.json", '[{"text": "a"}', "row 2: not JSON .*; expected objects, or one array of them"),
+        ("a.json", '[{"text": "a"}]]', "row 2: not JSON"),
+        ("a.json", '{"text": "a"}]', "row 2: not JSON"),
+        ("a.json", "[1]", "row 1: expected an object, found int"),
+        ("a.json", " ", "the file is empty"),
+        ("a.json", '{"text": %s}' % ("1" * 5000), "row 1: not JSON .*digits"),
+    ],
+)
+def test_the_limits_of_rows(tmp_path, monkeypatch, name, content, message):
+    monkeypatch.setattr(files, "BLOCK", 1000)
+    monkeypatch.setattr(files, "ROW_LIMIT", 4000)
+    path = tmp_path / name
+    path.write_text(content) if isinstance(content, str) else write_rows(path, content)
+    if message == "a line of 1200":
+        assert list(read_documents(str(path))) == ["☃" * 200]
+        return
+    with pytest.raises(InputError, match=message) as error:
+        list(read_documents(str(path)))
+    assert len(str(error.value)) < 400
+
+
+def test_a_huge_row_in_a_small_file_takes_little_memory(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as file:
+        file.write(b'{"text": "')
+        for _ in range(200):
+            file.write(b"a" * (1 << 20))
+        file.write(b'"}')
+    assert (tmp_path / "a.jsonl.gz").stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="line 1: longer than 32 MiB, the most for a row"):
+            list(read_documents(str(tmp_path / "a.jsonl.gz")))
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

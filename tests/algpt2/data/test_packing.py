@@ -4,9 +4,11 @@ import copy
 import io
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -114,11 +116,19 @@ def test_a_text_is_tokenized_once(text_tokenizer, tmp_path, monkeypatch):
     # Files that somebody damaged are not used.
     expected = np.array(first.tokens)
     for name in ("tokens.bin", "starts.bin", "text.json"):
-        reads.clear()
-        for path in (tmp_path / "new" / "cache").glob(f"*/{name}"):
-            path.write_bytes(path.read_bytes()[:-8])
-        np.testing.assert_array_equal(expected, tokenize(documents("one"), text_tokenizer).tokens)
-        assert reads == ["one"]
+        for damage in (
+            lambda content: content[:-8],
+            lambda content: content + bytes(8),
+            lambda content: bytes([content[0] ^ 1]) + content[1:],
+            lambda content: content[:-3] + bytes([content[-3] ^ 128]) + content[-2:],
+            lambda content: b"\xff" * len(content),
+        ):
+            reads.clear()
+            for path in (tmp_path / "new" / "cache").glob(f"*/{name}"):
+                path.write_bytes(damage(path.read_bytes()))
+            text = tokenize(documents("one"), text_tokenizer)
+            np.testing.assert_array_equal(expected, text.tokens)
+            assert (text.words, text.bytes, reads) == (first.words, first.bytes, ["one"])
 
 
 SCRIPT = """
@@ -193,6 +203,53 @@ def test_a_cache_that_cannot_be_written(text_tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"tokens cannot be written there .* ALGPT2_CACHE"):
         tokenize(Documents.of(["text"]), text_tokenizer, cache=tmp_path / "file" / "cache")
+
+
+@pytest.fixture
+def other_user():
+    """A directory that everybody may change, and functions that make this process another user's, and root's again."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o777)
+    user, groups = (os.geteuid(), os.getegid()), os.getgroups()
+
+    def become(user, group, groups):
+        # Only root may change its groups.
+        os.seteuid(0)
+        os.setgroups(groups)
+        os.setegid(group)
+        os.seteuid(user)
+
+    yield directory, lambda: become(65534, 65534, []), lambda: become(*user, groups)
+    become(*user, groups)
+    shutil.rmtree(directory)
+
+
+def test_a_cache_of_two_users(other_user, text_tokenizer):
+    directory, become_other, return_back = other_user
+    cache, documents = directory / "cache", Documents.of(["a text that is read " * 9])
+    mask = os.umask(0o002)
+    try:
+        expected = tokenize(documents, text_tokenizer, cache=cache).tokens.tolist()
+        for path in (cache, *cache.rglob("*")):
+            assert path.stat().st_mode & 0o777 == (0o775 if path.is_dir() else 0o664), path
+        become_other()
+        np.testing.assert_array_equal(tokenize(documents, text_tokenizer, cache=cache).tokens, expected)
+        with pytest.raises(InputError, match=r"cannot be written there \(Permission denied\); .* ALGPT2_CACHE"):
+            tokenize(Documents.of(["another text"]), text_tokenizer, cache=cache)
+        return_back()
+        for path in cache.glob("*/*"):
+            path.chmod(0o600)
+        become_other()
+        with pytest.raises(InputError, match=r"cannot be written there \(Permission denied\); .* ALGPT2_CACHE"):
+            tokenize(documents, text_tokenizer, cache=cache)
+        return_back()
+        cache.chmod(0o777)
+        become_other()
+        assert tokenize(Documents.of(["another text"]), text_tokenizer, cache=cache).words == 2
+    finally:
+        os.umask(mask)
 
 
 def text_of(tokens):

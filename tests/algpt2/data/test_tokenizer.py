@@ -1,13 +1,27 @@
 """Tokenizers: trained, saved, loaded."""
 
-import pytest
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer
+import copy
+import json
+import os
+import re
+import shutil
+from pathlib import Path
 
-from algpt2.data.corpus import read_corpus, read_documents
+import command_lines
+import pytest
+from models import save_checkpoint, tiny_config
+from tokenizer_directories import BEHIND, DIRECTORIES, TEXTS, tokenizer_state, write_gpt2
+from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
+from transformers import AutoTokenizer, GPT2Tokenizer
+
+import algpt2_pt.generate
+from algpt2.data.corpus import Documents, read_corpus, read_documents
+from algpt2.data.packing import tokenize
 from algpt2.data.tokenizer import load_tokenizer
 from algpt2.data.train_tokenizer import main, train_tokenizer
 from algpt2.errors import InputError
+from algpt2.generation.continuation import continue_text
+from algpt2_tf import TFALGPT2Tokenizer
 
 
 def test_the_tokenizer_survives_saving_and_is_transformers_own(text_tokenizer, tmp_path):
@@ -27,6 +41,99 @@ def test_wrong_tokenizers(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="not readable as a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_ids_are_those_of_transformers_wherever_a_text_is_encoded(name, text_tokenizer, tmp_path):
+    DIRECTORIES[name](tmp_path, tokenizer_state(text_tokenizer))
+    theirs, tokenizer = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    expected, behind = [theirs(text)["input_ids"] for text in TEXTS], BEHIND.get(name, 0)
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == expected
+    expected = [ids[: len(ids) - behind] for ids in expected]
+
+    text = tokenize(Documents.of(TEXTS), tokenizer, cache=tmp_path / "cache")
+    ends = [[*ids, tokenizer.eos_token_id] for ids in expected]
+    assert text.tokens.tolist() == [token for ids in ends for token in ids]
+    text = tokenize(["a\n  b "], tokenizer, by="line")
+    lines = [theirs(line)["input_ids"] for line in ("a", "  b ")]
+    assert text.tokens.tolist() == [token for ids in lines for token in ids[: len(ids) - behind]]
+
+    prompts = []
+    for prompt in TEXTS:
+        continue_text(lambda ids, count, emit: prompts.append(ids) or [0] * count, tokenizer, prompt, 1, 500, str)
+    assert [prompt[:-1] for prompt in prompts] == expected
+
+
+def test_the_files_of_gpt2_are_enough(text_tokenizer, tmp_path):
+    write_gpt2(tmp_path, tokenizer_state(text_tokenizer), special_tokens_map={"pad_token": "<s>"})
+    expected, found = GPT2Tokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert [found(text)["input_ids"] for text in TEXTS] == [expected(text)["input_ids"] for text in TEXTS]
+    assert found.special_tokens_map == expected.special_tokens_map and found.eos_token_id == 0
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf"])
+def test_a_tokenizer_of_another_size_is_refused(framework, text_tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    other = train_tokenizer(["some text"], 300)
+    other.add_tokens([f"<{i}>" for i in range(400)])
+    other.save_pretrained("large")
+    # Fewer tokens, but one of them has an id that the model does not know.
+    state = tokenizer_state(train_tokenizer(["some text"], 300))
+    state["model"]["vocab"]["Ġunused"] = 600
+    os.mkdir("sparse")
+    with open("sparse/tokenizer.json", "w") as file:
+        json.dump(state, file)
+    save_checkpoint(Path("right"), tiny_config(vocab_size=600), tokenizer=text_tokenizer)
+    for name in ("large", "sparse"):
+        shutil.copytree("right", f"{name}-model", ignore=shutil.ignore_patterns("tokenizer*"))
+        shutil.copytree(name, f"{name}-model", dirs_exist_ok=True)
+    save_checkpoint(Path("small-model"), tiny_config(vocab_size=50257), tokenizer=text_tokenizer)
+    train = ("--init-from", "right", "--length", 16, "--max-steps", 1, "--output-dir", "run", "--tokenizer")
+    commands = {
+        "large": [("train", *train, "large"), ("generate", "large-model", "a"), ("evaluate", "large-model")],
+        "sparse": [("train", *train, "sparse"), ("generate", "sparse-model", "a")],
+        "small": [("generate", "small-model", "a"), ("evaluate", "small-model")],
+    }
+    for name, message in (
+        ("large", r"has 66\d tokens, the model only 600"),
+        ("sparse", "has 601 tokens, the model only 600"),
+        ("small", "has 600 tokens, the model 50257"),
+    ):
+        for module, *arguments in commands[name]:
+            code, _, error = command_lines.run(capsys, f"algpt2_{framework}.{module}", *arguments)
+            assert code == 2 and re.search(message, error) and name in error, error
+    assert not os.path.exists("run")
+
+
+def test_a_tokenizer_that_fails_on_a_text(text_tokenizer, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = copy.deepcopy(text_tokenizer)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(x+)+$"), "isolated")
+    save_checkpoint(Path("model"), tiny_config(vocab_size=600), tokenizer=tokenizer)
+    text = "x" * 40 + "b"
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(InputError, match=r"a.txt: the tokenizer fails on the text; .*retry-limit-in-match over"):
+        tokenize(read_documents("a.txt"), tokenizer, cache=tmp_path / "cache")
+    with pytest.raises(SystemExit) as stopped:
+        algpt2_pt.generate.main(["model", text])
+    assert (
+        stopped.value.code == 2 and "error: the tokenizer fails on a text; take another one" in capfd.readouterr().err
+    )
+    with pytest.raises(InputError, match="the tokenizer fails on a text"):
+        TFALGPT2Tokenizer.from_directory("model")([text])
+
+
+def test_files_that_are_too_large_to_be_those_of_a_tokenizer(text_tokenizer, tmp_path):
+    text_tokenizer.save_pretrained(tmp_path)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        os.truncate(tmp_path / name, 1 << 32)
+        with pytest.raises(InputError, match=f"{name}: is larger than"):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"tokenizer\.json: not readable as a tokenizer") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -76,10 +183,24 @@ def test_splits_on_the_command_line(tmp_path, capsys):
     main(["train", "--splits", "validation", "--vocab-size", "300", "--output-dir", str(tmp_path / "a")])
     expected = train_tokenizer(read_corpus("python-docs").validation, 300)
     assert load_tokenizer(tmp_path / "a").get_vocab() == expected.get_vocab()
+    assert "too few pairs" not in capsys.readouterr().err
     assert expected.get_vocab() != train_tokenizer(read_corpus("python-docs").train, 300).get_vocab()
     with pytest.raises(SystemExit):
         main(["train", "--splits", "dev", "--output-dir", str(tmp_path / "b")])
     assert "has no split 'dev'; it has train, validation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf"])
+def test_a_vocabulary_that_is_not_filled_is_said(framework, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one two three one two three\n" * 200)
+    (tmp_path / "config.json").write_text(json.dumps(command_lines.TINY_CONFIG))
+    arguments = ("--dataset", tmp_path / "a.txt", "--config", tmp_path / "config.json", "--vocab-size", 9999)
+    arguments = (*arguments, "--max-steps", 1, "--batch-size", 2, "--output-dir", tmp_path / "run")
+    code, _, error = command_lines.run(capsys, f"algpt2_{framework}.train", *arguments)
+    assert code == 0, error
+    found = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert found.model_max_length == 16
+    assert f"too few pairs to merge for 9,999 tokens; the vocabulary has {len(found)}" in error
 
 
 @pytest.mark.parametrize(
