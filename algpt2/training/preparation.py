@@ -9,7 +9,13 @@ from algpt2.checkpoints.checkpoint import opened, read_config
 from algpt2.configuration import ALGPT2Config
 from algpt2.data.corpus import read_corpus, text_options
 from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
-from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS, load_tokenizer, special_token_ids
+from algpt2.data.tokenizer import (
+    SPECIAL_TOKEN_FIELDS,
+    fit_tokenizer,
+    load_tokenizer,
+    special_token_ids,
+    vocabulary_size,
+)
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.hub import require_access
@@ -55,13 +61,9 @@ def prepare_run(arguments, is_first=True, data=None):
     if starts:
         tokens = special_token_ids(tokenizer)
         if not source:
-            tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": len(tokenizer)}
+            tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": vocabulary_size(tokenizer)}
         config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
-        if source and len(tokenizer) > config.vocab_size:
-            raise InputError(
-                f"{arguments.tokenizer or source.directory}: the tokenizer has {len(tokenizer)} tokens, "
-                f"the model {config.vocab_size}"
-            )
+    fit_tokenizer(tokenizer, config, (starts and (arguments.tokenizer or arguments.init_from)) or directory)
     # Before a directory is made or replaced.
     initial_weights = source.read_weights(config) if source else None
 
