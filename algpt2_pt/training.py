@@ -103,12 +103,12 @@ class RunTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            # The optimizer has the rate of the schedule that it was saved with, which may have been a shorter one.
+            # What was saved is the rate of the schedule then, which may have been a shorter one.
             scheduler = self.lr_scheduler
-            for group, rate, factor in zip(
-                self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = rate * factor(scheduler.last_epoch)
+            rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            scheduler._last_lr = [rate * factor(scheduler.last_epoch) for rate, factor in rates]
+            for group, rate in zip(self.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
 
     def _load_from_checkpoint(self, *args, **kwargs):
         # The model has the weights of the checkpoint already.

@@ -1,44 +1,33 @@
 """The training state of a PyTorch run in and out of a checkpoint, in the files that transformers' Trainer writes."""
 
-import json
+import operator
 import random
 
 import numpy as np
 import torch
 from transformers import TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
 
 from algpt2.checkpoints.formats.pytorch import check_checksums
-from algpt2.checkpoints.weights import check_tensors
 from algpt2.errors import InputError
+from algpt2.reading import INDEX_BYTES, read_json
 from algpt2.training.run_directory import damaged_checkpoint
-from algpt2.training.state import TrainingState, moment_shapes
+from algpt2.training.state import TrainingState, check_training_state, moment_shapes
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 
 RANDOM_STATE_FILE = "rng_state.pth"
-
-
-def check_checkpoint(directory):
-    """Raise an InputError unless a checkpoint of Trainer is whole, but for its weights.
-
-    Args:
-        directory: path.
-    """
-    try:
-        for pattern in (TRAINER_STATE_NAME, "optimizer.*", SCHEDULER_NAME, "rng_state*.pth"):
-            if not list(directory.glob(pattern)):
-                raise InputError(f"{directory / pattern}: no such file")
-        json.loads((directory / TRAINER_STATE_NAME).read_text())["global_step"]
-        for path in [*directory.glob("optimizer.*"), directory / SCHEDULER_NAME]:
-            _load(path)
-        for path in directory.glob("rng_state*.pth"):
-            check_checksums(path)
-    except Exception as error:  # torch raises errors of many kinds
-        raise damaged_checkpoint(directory, error) from error
+# Of what Trainer takes over from trainer_state.json.
+TRAINER_STATE_TYPES = {
+    **dict.fromkeys(("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen"), int),
+    **dict.fromkeys(("epoch", "total_flos"), (int, float)),
+    **dict.fromkeys(("is_local_process_zero", "is_world_process_zero", "is_hyper_param_search"), bool),
+    **{"log_history": list, "stateful_callbacks": dict, "best_model_checkpoint": (str, type(None))},
+}
 
 
 def read_training_state(directory, model, arguments):
-    """The training state that a checkpoint of Trainer holds.
+    """The training state that a checkpoint of Trainer holds, all files of which are checked but the weights.
 
     Args:
         directory: path of the checkpoint.
@@ -52,8 +41,13 @@ def read_training_state(directory, model, arguments):
         InputError: if a file is missing, damaged or of another optimizer.
     """
     try:
-        step = TrainerState.load_from_json(directory / TRAINER_STATE_NAME).global_step
-        iterations = _load(directory / SCHEDULER_NAME)["last_epoch"]
+        for pattern in (TRAINER_STATE_NAME, "optimizer.*", SCHEDULER_NAME, "rng_state*.pth"):
+            if not list(directory.glob(pattern)):
+                raise InputError(f"{directory / pattern}: no such file")
+        step = _read_trainer_state(directory / TRAINER_STATE_NAME).global_step
+        for path in directory.glob("rng_state*.pth"):
+            _check_random_states(path)
+        iterations = operator.index(_load(directory / SCHEDULER_NAME)["last_epoch"])
         moments = {
             f"{name}.{moment}": tensor.numpy()
             for name, moments_of_weight in _optimizer_state(directory, model, arguments).items()
@@ -62,13 +56,38 @@ def read_training_state(directory, model, arguments):
         }
         loss_scale = None
         if arguments.precision == "fp16":
-            scaler = _load(directory / SCALER_NAME)
-            loss_scale = (scaler["scale"], scaler["_growth_tracker"])
+            scaler = torch.amp.GradScaler("cpu")
+            scaler.load_state_dict(_load(directory / SCALER_NAME))
+            loss_scale = (float(scaler.get_scale()), int(scaler._get_growth_tracker()))
     except Exception as error:  # torch raises errors of many kinds
         raise damaged_checkpoint(directory, error) from error
     weights = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    check_tensors(moment_shapes(arguments.optimizer, weights), moments, source=directory, reference="optimizer")
-    return TrainingState(step, iterations, moments, loss_scale)
+    state = TrainingState(step, iterations, moments, loss_scale)
+    check_training_state(state, moment_shapes(arguments.optimizer, weights), directory)
+    return state
+
+
+def _read_trainer_state(path):
+    state = TrainerState(**read_json(path, INDEX_BYTES))
+    for name, value in vars(state).items():
+        if not isinstance(value, TRAINER_STATE_TYPES.get(name, object)):
+            raise InputError(f"{name} in {path.name} is {value!r}")
+    if "TrainerControl" not in state.stateful_callbacks:
+        raise InputError(f"stateful_callbacks in {path.name} has no TrainerControl, which Trainer replaces as it saves")
+    return state
+
+
+def _check_random_states(path):
+    """Raise an error unless generators take the states in a file."""
+    check_checksums(path)
+    with safe_globals():
+        states = torch.load(path, weights_only=True, map_location="cpu")
+    random.Random().setstate(states["python"])
+    np.random.RandomState().set_state(states["numpy"])
+    torch.Generator().set_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda" in states:
+        for state in states["cuda"] if isinstance(states["cuda"], list) else [states["cuda"]]:
+            torch.Generator("cuda").set_state(state)
 
 
 def _optimizer_state(directory, model, arguments):

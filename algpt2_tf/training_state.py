@@ -3,9 +3,8 @@
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from algpt2.checkpoints.weights import check_tensors
 from algpt2.training.run_directory import damaged_checkpoint
-from algpt2.training.state import TrainingState
+from algpt2.training.state import TrainingState, check_training_state
 from algpt2_tf.optimization import SGD, Adafactor, LossScaleOptimizer
 from algpt2_tf.weights import canonical_variables
 
@@ -112,8 +111,9 @@ def read_training_state(directory, shapes):
     moments = {
         f"transformer.{name}" if name.startswith("project_out.") else name: moment for name, moment in moments.items()
     }
-    check_tensors(shapes, moments, source=directory / TRAINING_STATE_FILE, reference="optimizer")
-    return TrainingState(step, iterations, moments, loss_scale), random_states
+    state = TrainingState(step, iterations, moments, loss_scale)
+    check_training_state(state, shapes, directory)
+    return state, random_states
 
 
 def moment_variables(model, optimizer):

@@ -17,15 +17,23 @@ from algpt2.cli import FRAMEWORKS
 from algpt2.errors import InputError
 from algpt2.tables import markdown_table
 from algpt2.training.arguments import read_arguments
+from algpt2.training.checksums import write_checksums
 from algpt2.training.history import HISTORY_FILE, read_history, write_history
-from algpt2.training.run_directory import BEST, CHECKPOINT, Checkpoints, new_run_directory, require_free, run_sources
+from algpt2.training.run_directory import (
+    BEST,
+    CHECKPOINT,
+    Checkpoints,
+    new_run_directory,
+    require_free,
+    require_undamaged,
+    run_sources,
+)
 from algpt2.training.state import TrainingState, moment_shapes
-from algpt2_pt.training_state import check_checkpoint
 from algpt2_pt.training_state import read_training_state as read_pt_state
 from algpt2_pt.training_state import write_training_state as write_pt_state
 from algpt2_pt.weights import to_torch
 from algpt2_tf import TFALGPT2Backbone
-from algpt2_tf.tfrecords import is_tfrecords
+from algpt2_tf.tfrecord_blocks import is_tfrecords
 from algpt2_tf.training_state import read_training_state as read_tf_state
 from algpt2_tf.training_state import write_training_state as write_tf_state
 from algpt2_tf.weights import assign_weights
@@ -66,7 +74,6 @@ def pt2tf_run(directory, output, force=False):
         >>> pt2tf_run("runs/pt", output="runs/tf")  # doctest: +SKIP
     """
     source, recorded = _find(directory, algpt2_pt.train.parser())
-    check_checkpoint(source.directory)
     config, weights = source.config, source.read_weights()
     state = read_pt_state(source.directory, _pytorch_model(config, weights, recorded.sop), recorded)
     carried = _carried(source, recorded, state, algpt2_tf.train.parser(), output, force)
@@ -151,6 +158,7 @@ def _find(directory, parser):
                 f"{directory}: holds no checkpoint-STEP, and so no training state; train it with --save-steps"
             )
         source = checkpoints.path(checkpoints.latest())
+    require_undamaged(source)
     return open_checkpoint(source, arguments.framework), arguments
 
 
@@ -178,6 +186,7 @@ def _new_checkpoint(carried):
         checkpoint.mkdir()
         tokenizer.save_pretrained(checkpoint)
         yield checkpoint
+        write_checksums(checkpoint)
         (new / BEST).symlink_to(checkpoint.name)
 
 

@@ -137,9 +137,15 @@ def test_a_resumed_run_keeps_its_arguments(arguments, tmp_path, capsys):
     assert "the run was made in PyTorch; resume it there" in capsys.readouterr().err
     algpt2_pt.train.main(["--output-dir", str(run), "--resume"])
     assert "the run is finished" in capsys.readouterr().out
-    # Nothing to resume is a new run.
-    algpt2_pt.train.main([*arguments, "--output-dir", str(tmp_path / "new"), "--max-steps", "2", "--resume"])
-    assert (tmp_path / "new" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("framework", TRAIN)
+def test_no_run_to_resume_is_an_error(framework, arguments, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for name, message in (("mistyped", "no run to resume"), ("empty", "is not the directory of a run")):
+        assert exit_code(TRAIN[framework], [*arguments, "--output-dir", str(tmp_path / name), "--resume"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "mistyped").exists() and not list((tmp_path / "empty").iterdir())
 
 
 def test_the_best_checkpoint_is_linked_and_kept(arguments, tmp_path):

@@ -1,12 +1,12 @@
 """The arguments of training: what can be given, and what a resumed run takes from its record."""
 
 import argparse
-import json
 from pathlib import Path
 
 from algpt2.cli import FRAMEWORKS, HelpFormatter, natural_float, natural_int, positive_float, positive_int, seed
 from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
 from algpt2.errors import InputError
+from algpt2.reading import read_json
 from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
 from algpt2.training.run_directory import ARGUMENTS_FILE
 
@@ -20,8 +20,10 @@ PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
 # What may differ when a run is resumed, since the weights do not depend on it.
 CHANGEABLE = {
     *("resume", "overwrite", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
-    *("device", "strategy", "push_to_hub"),
+    *("device", "strategy", "push_to_hub", "load_best", "early_stopping_patience"),
 }
+# With another length a run goes on from where it is, also after its end.
+LENGTHS = {"max_steps", "epochs"}
 
 
 def train_parser(framework, loop):
@@ -133,13 +135,30 @@ def _add_output_arguments(group):
     existing = group.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
     existing.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint of the run, with its arguments"
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on with the run, with its arguments, from its newest checkpoint or from this one, as checkpoint-200; "
+        "with more --max-steps or --epochs also after its end",
     )
     group.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
     group.add_argument("--eval-steps", type=positive_int, default=100, metavar="N", help="steps between evaluations")
     group.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: none)")
     group.add_argument(
         "--save-total-limit", type=positive_int, metavar="N", help="checkpoints to keep, and the best (default: all)"
+    )
+    group.add_argument(
+        "--load-best",
+        action="store_true",
+        help="end with the weights of the best checkpoint (without --save-steps: as --eval-steps, and one kept)",
+    )
+    group.add_argument(
+        "--early-stopping-patience",
+        type=positive_int,
+        metavar="N",
+        help="end after N evaluations without a lower loss (default: never)",
     )
     group.add_argument(
         "--report-to", choices=("none", "wandb", "tensorboard"), default="none", help="log there as well"
@@ -155,29 +174,31 @@ def parse_train_arguments(parser, argv=None):
         argv: list of str; `None` means the command line.
 
     Returns:
-        `argparse.Namespace`; `resume` says whether there is a run to go on with.
+        `argparse.Namespace`; `resume` is `False`, `True` or the checkpoint to go on from.
 
     Raises:
-        InputError: if the arguments given differ from those of the run to resume.
+        InputError: if there is no run to resume, or the arguments given differ from those of it.
     """
     arguments = parser.parse_args(argv)
-    directory = Path(arguments.output_dir)
+    if arguments.resume is False:
+        return arguments
     if not arguments.resume:
-        return arguments
-    if not directory.is_dir() or not any(directory.iterdir()):
-        print(f"{directory}: no run to resume; starting one", flush=True)
-        arguments.resume = False
-        return arguments
+        raise InputError("--resume is followed by an empty name; give that of a checkpoint, or none")
+    directory = Path(arguments.output_dir)
+    if not directory.exists():
+        raise InputError(f"{directory}: no such directory, and no run to resume; leave out --resume to start one")
     recorded = vars(read_arguments(directory, parser))
     # argparse leaves alone what a namespace already has, so that what stays None was not given.
     unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
     given = {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
-    for key in sorted(given.keys() - CHANGEABLE - {"output_dir"}):
+    for key in sorted(given.keys() - CHANGEABLE - LENGTHS - {"output_dir"}):
         if given[key] != recorded[key]:
             raise InputError(
                 f"--{key.replace('_', '-')} is {given[key]!r}, but the run to resume has {recorded[key]!r}; "
                 "leave it out, or start a new run"
             )
+    if "epochs" in given:
+        recorded["max_steps"] = None
     return argparse.Namespace(**{**recorded, **given})
 
 
@@ -198,15 +219,37 @@ def read_arguments(directory, parser):
     if not record.is_file():
         raise InputError(f"{record}: no such file; {directory} is not the directory of a run")
     expected = parser.parse_args([])
-    try:
-        recorded = json.loads(record.read_text(encoding="utf-8"))
-        if recorded["framework"] == expected.framework:
-            # An argument that came later is as by default.
-            return argparse.Namespace(**{key: recorded.get(key, value) for key, value in vars(expected).items()})
-        found = FRAMEWORKS[recorded["framework"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{record}: not readable as the arguments of a run ({error!r})") from error
+    recorded = read_json(record)
+    framework = recorded.get("framework")
+    if not isinstance(framework, str) or framework not in FRAMEWORKS:
+        raise InputError(f"{record}: framework is {framework!r}; expected one of {', '.join(FRAMEWORKS)}")
+    if framework == expected.framework:
+        # An argument that came later is as by default.
+        arguments = {key: recorded.get(key, value) for key, value in vars(expected).items()}
+        for action in parser._actions:
+            if action.dest in arguments and not _is_possible(action, arguments[action.dest]):
+                raise InputError(f"{record}: {action.dest} is {arguments[action.dest]!r}, which the argument cannot be")
+        for key, kind in {"text": str, "steps": int}.items():
+            if type(arguments[key]) not in (kind, type(None)):
+                raise InputError(f"{record}: {key} is {arguments[key]!r}; expected {kind.__name__}")
+        return argparse.Namespace(**arguments)
+    found = FRAMEWORKS[framework]
     raise InputError(
         f"{record}: the run was made in {found.title}; resume it there, or carry it over: "
         f"python -m convert {found.carry} --training-state"
     )
+
+
+def _is_possible(action, value):
+    """Whether a recorded value is one that an argument of the command line gives."""
+    if value is None:
+        return action.default is None
+    if isinstance(value, bool):
+        return any(value is one for one in (action.default, action.const))
+    if isinstance(action, argparse._AppendAction):
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    try:
+        possible = isinstance(value, str) if action.type is None else action.type(str(value)) == value
+    except ValueError:
+        return False
+    return possible and (action.choices is None or value in action.choices)

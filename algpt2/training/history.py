@@ -73,11 +73,19 @@ class History:
             RunError: if the loss is not finite.
         """
         values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity, **values}
-        return self._append(step, evaluation.loss, values)
+        recorded = self._append(step, evaluation.loss, values)
+        if self.has_stopped_improving() and self.run.is_first:
+            patience = self.run.arguments.early_stopping_patience
+            print(f"no lower evaluation loss for {patience} evaluations: the run ends at step {step}", flush=True)
+        return recorded
 
     def evaluation_losses(self):
         """dict of int to float: the evaluation loss by step."""
-        return {record["step"]: record["eval_loss"] for record in self.records if "eval_loss" in record}
+        return evaluation_losses(self.records)
+
+    def has_stopped_improving(self):
+        """bool: whether the run ends by `--early-stopping-patience`."""
+        return stopped_improving(self.evaluation_losses(), self.run.arguments.early_stopping_patience)
 
     def restart_clock(self, step):
         """Count the speed of training from this step and moment on."""
@@ -94,6 +102,36 @@ class History:
                 file.write(json.dumps(record) + "\n")
             print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
         return values
+
+
+def evaluation_losses(records):
+    """The evaluation loss by step.
+
+    Args:
+        records: list of dict, as of `read_history`.
+
+    Returns:
+        dict of int to float.
+    """
+    return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
+
+
+def stopped_improving(losses, patience):
+    """Whether the last evaluations brought no lower loss.
+
+    Args:
+        losses: dict of int to float, the evaluation loss by step.
+        patience: int. How many evaluations; `None` for any number.
+
+    Returns:
+        bool.
+
+    Example:
+        >>> stopped_improving({10: 3.0, 20: 2.0, 30: 2.5, 40: 2.25}, patience=2)
+        True
+    """
+    ordered = [losses[step] for step in sorted(losses)]
+    return bool(patience and ordered) and len(ordered) - 1 - ordered.index(min(ordered)) >= patience
 
 
 def divergence(step, what):
@@ -142,6 +180,9 @@ def read_history(path):
         wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]
         if wrong:
             raise InputError(f"{path}: line {number}: {wrong[0]} is {record[wrong[0]]!r}; expected a number")
+        for key in ("step", "tokens"):
+            if not isinstance(record[key], int) or record[key] < 0:
+                raise InputError(f"{path}: line {number}: {key} is {record[key]!r}; expected an integer from 0")
         records.append(record)
     if not records:
         raise InputError(f"{path}: no records yet; wait for the run's first loss")

@@ -37,7 +37,7 @@ print(model.generate("The meaning of", max_length=20))
 ```"""
 
 
-def write_model_card(directory, config, arguments, records, framework):
+def write_model_card(directory, config, arguments, records, framework, step=None):
     """Write the README.md that describes a trained model; nothing is looked up on the network.
 
     Args:
@@ -46,6 +46,7 @@ def write_model_card(directory, config, arguments, records, framework):
         arguments: dict. The command line of the training.
         records: list of dict. The history, as `algpt2.training.history.read_history` gives it.
         framework: str. `"pytorch"` or `"tensorflow"`, that of the weights.
+        step: int. The step that the weights are of; by default the last.
 
     Raises:
         InputError: if the directory cannot be written.
@@ -53,6 +54,7 @@ def write_model_card(directory, config, arguments, records, framework):
     directory = Path(directory)
     name = arguments.get("push_to_hub") or Path(os.path.abspath(directory)).name
     evaluations = [record for record in records if "eval_perplexity" in record]
+    evaluated = next((record for record in evaluations if record["step"] == step), evaluations and evaluations[-1])
     protocol, length = arguments.get("eval_protocol") or "stream", arguments.get("length") or config.n_positions
     setting = f"protocol `{protocol}`, blocks of {length} tokens"
     data = ModelCardData(
@@ -60,13 +62,13 @@ def write_model_card(directory, config, arguments, records, framework):
         library_name=FRAMEWORKS[framework].library,
         pipeline_tag="text-generation",
         tags=["algpt2", "gpt2", "albert", "parameter-sharing", framework],
-        eval_results=_eval_results(arguments, evaluations[-1], setting) if evaluations else None,
+        eval_results=_eval_results(arguments, evaluated, setting) if evaluated else None,
     )
     sections = {
         f"# {data.model_name}": _description(config),
         "## Architecture": _architecture(config),
         "## Training": _training(arguments, records),
-        "## Evaluation": _evaluation(arguments, evaluations, setting, (directory / FIGURE_FILE).is_file()),
+        "## Evaluation": _evaluation(arguments, evaluations, step, setting, (directory / FIGURE_FILE).is_file()),
         "## Use": _use(name, framework),
         "## Licence and source": (
             "Not stated. Before you publish the model, name the licence of the weights and the source and the licence "
@@ -122,7 +124,7 @@ def _training(arguments, records):
     return markdown_table([("", "value"), *rows.items()]) + "\n"
 
 
-def _evaluation(arguments, evaluations, setting, has_figure):
+def _evaluation(arguments, evaluations, step, setting, has_figure):
     if not evaluations:
         return "The run was not evaluated."
     best = min(evaluations, key=lambda record: record["eval_perplexity"])
@@ -134,6 +136,8 @@ def _evaluation(arguments, evaluations, setting, has_figure):
     text = f"On {_validation_name(arguments)}, {setting}; perplexity is per token of this model's own tokenizer.\n\n"
     header = ("evaluation", "step", *(key.removeprefix("eval_").replace("_", " ") for key in keys))
     text += markdown_table([header, *rows]) + "\n"
+    if step:
+        text += f"\nThe weights are those of step {step:,}, the best checkpoint.\n"
     return text + (f"\n![Perplexity over steps and over tokens]({FIGURE_FILE})" if has_figure else "")
 
 

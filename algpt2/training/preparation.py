@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import opened, read_config
+from algpt2.checkpoints.formats import find_weights
 from algpt2.configuration import ALGPT2Config
 from algpt2.data.corpus import read_corpus, text_options
 from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
@@ -42,6 +43,8 @@ def prepare_run(arguments, is_first=True, data=None):
     """
     directory = Path(arguments.output_dir)
     starts, source = is_first and not arguments.resume, None
+    if arguments.load_best and not arguments.save_steps:
+        arguments.save_steps, arguments.save_total_limit = arguments.eval_steps, arguments.save_total_limit or 1
     if starts:
         hint = "give another --output-dir, --resume to go on, or --overwrite to replace it"
         require_free(directory, "--output-dir", run_sources(arguments), arguments.overwrite, hint)
@@ -74,16 +77,20 @@ def prepare_run(arguments, is_first=True, data=None):
     warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
     decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
 
+    goes_on = isinstance(arguments.resume, str) or (arguments.resume and arguments.steps not in (None, steps))
     # What the run has, for whoever reads its record.
     arguments.length, arguments.steps, arguments.warmup_steps = training_blocks.length, steps, warmup_steps
     if starts:
         with new_run_directory(directory, arguments, config, tokenizer):
             pass
     order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
-    return Run(
+    run = Run(
         *(arguments, directory, config, tokenizer, training_blocks, order, validation),
-        *(steps, warmup_steps, decay_steps, is_first, initial_weights),
+        *(steps, warmup_steps, decay_steps, is_first, initial_weights, goes_on),
     )
+    if goes_on:
+        _require_steps_left(run)
+    return run
 
 
 def check_batch(arguments, devices):
@@ -97,6 +104,19 @@ def check_batch(arguments, devices):
         raise InputError(
             f"--batch-size {arguments.batch_size} must be divisible by {devices} devices times "
             f"--gradient-accumulation {arguments.gradient_accumulation}"
+        )
+
+
+def _require_steps_left(run):
+    if not run.step and find_weights(run.directory):
+        raise InputError(
+            f"{run.directory}: the run is finished and kept no checkpoint to go on from (--save-steps); "
+            f"--init-from {run.directory} starts a new one with its weights"
+        )
+    if run.step > run.steps:
+        raise InputError(
+            f"{run.checkpoints.path(run.step)} has made {run.step} steps already, more than {run.steps}; give more "
+            "--max-steps, or an earlier checkpoint to --resume"
         )
 
 

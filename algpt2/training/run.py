@@ -15,13 +15,15 @@ from algpt2.errors import InputError
 from algpt2.evaluation.perplexity import evaluate
 from algpt2.hub import upload
 from algpt2.training.figure import draw_perplexity
-from algpt2.training.history import FIGURE_FILE, HISTORY_FILE, read_history
+from algpt2.training.history import FIGURE_FILE, HISTORY_FILE, evaluation_losses, read_history, stopped_improving
 from algpt2.training.loss import IGNORED
 from algpt2.training.model_card import write_model_card
-from algpt2.training.run_directory import Checkpoints, damaged_checkpoint
+from algpt2.training.run_directory import Checkpoints, damaged_checkpoint, record_arguments, require_undamaged
 
 # The logits of a larger batch may not fit into memory, even if training computes it in parts.
 EVALUATION_BATCH = 16
+# How many times the best loss the last one is when that is said.
+NOTABLY = 1.01
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Run:
         decay_steps: int. The length of the final decay of the schedule `wsd`.
         is_first: bool. Whether this process writes files.
         initial_weights: dict of str to numpy array, the canonical weights of `--init-from`; `None` without.
+        goes_on: bool. Whether it goes on though it may have ended: to more steps, or from an earlier checkpoint.
     """
 
     arguments: argparse.Namespace
@@ -55,15 +58,16 @@ class Run:
     decay_steps: int
     is_first: bool
     initial_weights: dict | None = None
+    goes_on: bool = False
 
     def __post_init__(self):
         self.checkpoints = Checkpoints(self.directory, self.arguments.save_total_limit)
-        self.step = self.checkpoints.latest() if self.arguments.resume else 0
+        self.step = self.checkpoints.find(self.arguments.resume) if self.arguments.resume else 0
 
     @property
     def is_finished(self):
-        """bool: whether the weights of a whole run are there."""
-        return bool(find_weights(self.directory))
+        """bool: whether the weights of a whole run are there, and it is not to go on."""
+        return bool(find_weights(self.directory)) and not self.goes_on
 
     @property
     def length(self):
@@ -80,14 +84,24 @@ class Run:
             InputError: if those of a checkpoint are damaged.
         """
         if self.step:
-            directory = self.checkpoints.path(self.step)
-            try:
-                return open_checkpoint(directory, self.arguments.framework).read_weights(self.config)
-            except InputError as error:
-                raise damaged_checkpoint(directory, error) from error
+            return self.read_checkpoint(self.step)
         # They are not kept beside those of the model.
         weights, self.initial_weights = self.initial_weights, None
         return weights
+
+    def read_checkpoint(self, step):
+        """The canonical weights of a checkpoint of the run, an int, as a dict of str to numpy array.
+
+        Raises:
+            InputError: if the checkpoint is damaged.
+        """
+        directory = self.checkpoints.path(step)
+        if self.is_first:
+            require_undamaged(directory)
+        try:
+            return open_checkpoint(directory, self.arguments.framework).read_weights(self.config)
+        except InputError as error:
+            raise damaged_checkpoint(directory, error) from error
 
     def samples(self, indices):
         """Some training samples.
@@ -137,19 +151,64 @@ def evaluate_run(run, token_losses, sentence_orders):
     return evaluation, {"eval_sop_accuracy": right / len(blocks)}
 
 
-def report_start(run):
-    """Print what a run works on."""
-    if run.is_first:
-        blocks, tokens = run.order.block_count, run.arguments.batch_size * run.length
-        print(
-            f"{parameter_count(run.config):,} parameters; {blocks:,} blocks of {run.length} tokens; "
-            f"{run.steps} steps of {tokens:,} tokens" + (f", from step {run.step} on" if run.step else ""),
-            flush=True,
+def start_run(run):
+    """Print what a run works on, and leave behind what it does not go on from; its checkpoint is read already.
+
+    Args:
+        run: `Run`.
+    """
+    if not run.is_first:
+        return
+    blocks, tokens = run.order.block_count, run.arguments.batch_size * run.length
+    print(
+        f"{parameter_count(run.config):,} parameters; {blocks:,} blocks of {run.length} tokens; "
+        f"{run.steps} steps of {tokens:,} tokens" + (f", from step {run.step} on" if run.step else ""),
+        flush=True,
+    )
+    if run.goes_on:
+        _reopen(run)
+
+
+def _reopen(run):
+    history, patience = run.directory / HISTORY_FILE, run.arguments.early_stopping_patience
+    losses = evaluation_losses(read_history(history)) if history.exists() else {}
+    losses = {step: loss for step, loss in losses.items() if step <= run.step}
+    if stopped_improving(losses, patience):
+        raise InputError(
+            f"--early-stopping-patience {patience} ended the run at step {run.step}; give more, or an earlier "
+            "checkpoint to --resume"
         )
+    later = [f"checkpoint-{step}" for step in run.checkpoints.steps() if step > run.step]
+    if later:
+        print(f"removed {', '.join(later)}: the run makes these steps again", flush=True)
+    # The weights of its end go first: a process that is killed here leaves a run that ends as before.
+    for kind, path in find_weights(run.directory):
+        # An index before its shards, which are none without it.
+        for file in (path, *(file for pattern in kind.patterns for file in run.directory.glob(pattern))):
+            file.unlink(missing_ok=True)
+    run.checkpoints.go_back(run.step, losses)
+    record_arguments(run.directory, run.arguments)
+
+
+def best_weights(run, losses):
+    """The canonical weights that a run ends with by `--load-best`: those of its best checkpoint.
+
+    Args:
+        run: `Run`, whose last step is made.
+        losses: dict of int to float, the evaluation loss by step.
+
+    Returns:
+        dict of str to numpy array; `None` without `--load-best`, or if the last step is the best.
+
+    Raises:
+        InputError: if they are damaged.
+    """
+    step = _kept_step(run, losses)
+    return None if step is None or step == max(losses) else run.read_checkpoint(step)
 
 
 def finish_run(run):
-    """Draw the figure of a run, write its model card and upload it if asked.
+    """Draw the figure of a run, write its model card, say which weights it has and upload it if asked.
 
     Args:
         run: `Run`, whose weights are written.
@@ -158,10 +217,40 @@ def finish_run(run):
         InputError: if the directory cannot be written, or the hub refuses.
     """
     records = read_history(run.directory / HISTORY_FILE)
-    draw_perplexity({run.directory.resolve().name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
-    write_model_card(run.directory, run.config, vars(run.arguments), records, run.arguments.framework)
+    draw_perplexity({run.directory.name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
+    step = _kept_step(run, evaluation_losses(records))
+    write_model_card(run.directory, run.config, vars(run.arguments), records, run.arguments.framework, step)
+    _report_best(run, evaluation_losses(records), step)
     if run.arguments.push_to_hub:
         upload(run.directory, run.arguments.push_to_hub)
+
+
+def finished(run):
+    """str: that a run is finished, and how it can go on."""
+    going_on = f"--resume with more than --max-steps {run.steps} goes on, " if run.checkpoints.steps() else ""
+    name = run.arguments.output_dir
+    return f"{name}: the run is finished; {going_on}--init-from {name} starts a new one with its weights"
+
+
+def _kept_step(run, losses):
+    """The step whose weights a run ends with by `--load-best`; `None` without, for the last one."""
+    if not run.arguments.load_best or not losses:
+        return None
+    return run.checkpoints.best(losses) or min(losses, key=losses.get)
+
+
+def _report_best(run, losses, kept):
+    if kept:
+        print(f"the weights are those of step {kept}: the lowest evaluation loss of a checkpoint, {losses[kept]:.4g}")
+    elif losses:
+        best, last = min(losses, key=losses.get), max(losses)
+        if losses[last] > NOTABLY * losses[best]:
+            kept = run.checkpoints.best(losses)
+            place = "checkpoint-best holds its weights" if kept == best else "--load-best would have kept its weights"
+            print(
+                f"the last evaluation loss, {losses[last]:.4g}, is {losses[last] / losses[best] - 1:.1%} above the "
+                f"lowest, {losses[best]:.4g} at step {best}; {place}"
+            )
 
 
 def swap_halves(ids):

@@ -7,12 +7,13 @@ import re
 import shutil
 from pathlib import Path
 
-from algpt2.atomic import WriteError, directory_replaced, put_in_place, storage_error, writing
+from algpt2.atomic import WriteError, directory_replaced, put_in_place, storage_error, write_text, writing
 from algpt2.errors import InputError
+from algpt2.training.checksums import check_checksums, write_checksums
 
 ARGUMENTS_FILE = "arguments.json"
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = re.compile(r"checkpoint-([1-9][0-9]{0,17})")
 BEST = "checkpoint-best"
 # Where a checkpoint is until it is whole.
 PARTIAL = ".partial"
@@ -50,12 +51,46 @@ class Checkpoints:
 
     def steps(self):
         """list of int: the steps of the checkpoints that are there, in order."""
-        names = [CHECKPOINT.fullmatch(path.name) for path in self.directory.glob("checkpoint-*")]
-        return sorted(int(match[1]) for match in names if match)
+        paths = [path for path in self.directory.glob("checkpoint-*") if path.is_dir()]
+        return sorted(int(match[1]) for match in (CHECKPOINT.fullmatch(path.name) for path in paths) if match)
 
     def latest(self):
         """int: the step of the newest checkpoint, 0 if there is none."""
         return max(self.steps(), default=0)
+
+    def best(self, losses):
+        """The step of the checkpoint with the lowest loss.
+
+        Args:
+            losses: dict of int to float, the evaluation loss by step.
+
+        Returns:
+            int; `None` if no checkpoint was evaluated.
+        """
+        return min((step for step in self.steps() if step in losses), key=losses.get, default=None)
+
+    def find(self, name):
+        """The step of a checkpoint.
+
+        Args:
+            name: str, as in `checkpoint-200` or `checkpoint-best`, or path of it; `True` means the newest.
+
+        Returns:
+            int; 0 if there is none.
+
+        Raises:
+            InputError: if the run has no checkpoint of this name.
+        """
+        if name is True:
+            return self.latest()
+        for path in (self.directory / name, Path(name)):
+            # The best checkpoint is a link.
+            path = path.resolve() if path.name == BEST else path
+            match = CHECKPOINT.fullmatch(path.name)
+            if match and path.is_dir() and path.parent.resolve() == self.directory.resolve():
+                return int(match[1])
+        there = ", ".join(self.path(step).name for step in self.steps()) or "none"
+        raise InputError(f"{name}: is no checkpoint of {self.directory}; it has {there}")
 
     @contextlib.contextmanager
     def writing(self, step, losses, is_first=True, wait=lambda: None):
@@ -85,6 +120,7 @@ class Checkpoints:
             yield temporary
             wait()
             if is_first:
+                write_checksums(temporary)
                 put_in_place(temporary, target)
                 self._link_best(losses)
                 self._remove_old()
@@ -101,12 +137,28 @@ class Checkpoints:
             if is_first:
                 shutil.rmtree(partial, ignore_errors=True)
 
+    def go_back(self, step, losses):
+        """Remove the checkpoints after a step, the newest first, and link the best of those that stay.
+
+        Args:
+            step: int.
+            losses: dict of int to float, the evaluation loss by step.
+        """
+        (self.directory / PARTIAL).mkdir(exist_ok=True)
+        for later in sorted(self.steps(), reverse=True):
+            if later > step:
+                self._remove(self.path(later))
+        self._link_best(losses)
+        shutil.rmtree(self.directory / PARTIAL, ignore_errors=True)
+
     def _link_best(self, losses):
-        there = [step for step in self.steps() if step in losses]
-        if there:
+        best = self.best(losses)
+        if best is not None:
             link = self.directory / PARTIAL / BEST
-            link.symlink_to(self.path(min(there, key=losses.get)).name)
+            link.symlink_to(self.path(best).name)
             os.replace(link, self.directory / BEST)
+        else:
+            (self.directory / BEST).unlink(missing_ok=True)
 
     def _remove_old(self):
         if self.limit is None:
@@ -120,6 +172,18 @@ class Checkpoints:
         # It loses its name first, so that a checkpoint with a name is always whole.
         if path.exists():
             os.replace(path, self.directory / PARTIAL / f"old-{path.name}")
+
+
+def require_undamaged(directory):
+    """Raise an InputError if a checkpoint has files that are not as they were written.
+
+    Args:
+        directory: path of the checkpoint.
+    """
+    try:
+        check_checksums(directory)
+    except InputError as error:
+        raise damaged_checkpoint(directory, error) from error
 
 
 def damaged_checkpoint(directory, error):
@@ -190,10 +254,20 @@ def new_run_directory(directory, arguments, config, tokenizer):
         InputError: if it cannot be written; what was there stays.
     """
     with directory_replaced(directory) as new:
-        (new / ARGUMENTS_FILE).write_text(json.dumps(vars(arguments), indent=2) + "\n")
+        record_arguments(new, arguments)
         config.save_pretrained(new)
         tokenizer.save_pretrained(new)
         yield new
+
+
+def record_arguments(directory, arguments):
+    """Write the arguments of a run, which a resumed one takes.
+
+    Args:
+        directory: `Path` of the run.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+    """
+    write_text(directory / ARGUMENTS_FILE, json.dumps({**vars(arguments), "resume": False}, indent=2) + "\n")
 
 
 @contextlib.contextmanager

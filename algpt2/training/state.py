@@ -1,6 +1,14 @@
 """The training state of a run besides its weights, in the one form that stands between the frameworks."""
 
+import math
 from dataclasses import dataclass
+
+from algpt2.checkpoints.formats.lazy_tensor import pieces
+from algpt2.checkpoints.weights import check_tensors
+from algpt2.training.run_directory import damaged_checkpoint
+
+# The moments of squares, which are never negative.
+OF_SQUARES = ("exp_avg_sq", "variance", "row_var", "col_var")
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,30 @@ class TrainingState:
     iterations: int
     moments: dict
     loss_scale: tuple | None = None
+
+
+def check_training_state(state, shapes, directory):
+    """Raise unless a training state is that of an optimizer, and one that training comes to.
+
+    Args:
+        state: `TrainingState`.
+        shapes: dict of str to tuple of int, of the moments, as `moment_shapes` gives them.
+        directory: `Path` of the checkpoint, whose name ends in its step.
+
+    Raises:
+        InputError: lists all moments that are missing, unexpected, misshapen or not finite; or names what is wrong.
+    """
+    check_tensors(shapes, state.moments, directory, reference="optimizer")
+    for name, moment in state.moments.items():
+        if name.endswith(OF_SQUARES) and any((piece < 0).any() for piece in pieces(moment)):
+            raise damaged_checkpoint(directory, f"{name} is negative, which no mean of squares is")
+    if not directory.name.endswith(f"-{state.step}"):
+        raise damaged_checkpoint(directory, f"it holds the training state of step {state.step}")
+    if state.iterations < 0:
+        raise damaged_checkpoint(directory, f"{state.iterations} updates were made")
+    scale, steps = state.loss_scale or (1.0, 0)
+    if not (math.isfinite(scale) and scale > 0 and steps >= 0):
+        raise damaged_checkpoint(directory, f"the scale of the loss is {scale}, since {steps} updates")
 
 
 def moment_shapes(optimizer, shapes):
