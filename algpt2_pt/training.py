@@ -5,6 +5,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from algpt2.checkpoints.weights import parameter_count
+from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.history import divergence
 from algpt2.training.run import evaluate_run
 from algpt2_pt.evaluation import order_function, token_loss_function
@@ -85,6 +86,7 @@ class RunTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, without_tied(self.model, state_dict))
+        save_tokenizer(self.processing_class, output_dir)
 
     def _get_output_dir(self, trial):
         return self._output_directory

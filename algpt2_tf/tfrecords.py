@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments, read_corpus, text_options
 from algpt2.data.packing import TokenizedText, pack_corpus
-from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_hash, vocabulary_size
+from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError, exit_on_error
 
 INDEX_FILE = "tfrecords.json"
@@ -256,7 +256,7 @@ def _write_validation(directory, text):
 def _write_tokenizer(directory, tokenizer):
     """Write the tokenizer's files, and return the hash of the tokenizer."""
     with tempfile.TemporaryDirectory() as temporary:
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         for path in Path(temporary).iterdir():
             tf.io.gfile.copy(str(path), _join(directory, path.name), overwrite=True)
         return tokenizer_hash((Path(temporary) / TOKENIZER_FILE).read_bytes())

@@ -19,6 +19,7 @@ from algpt2.data.tokenizer import (
     fast_tokenizer,
     fit_tokenizer,
     load_tokenizer,
+    save_tokenizer,
     start_ids,
     vocabulary_size,
 )
@@ -130,8 +131,8 @@ class TFALGPT2Tokenizer(Tokenizer):
             raise InputError(f"{Path(source) / TOKENIZER_FILE}: {error}") from error
 
     def save_to_directory(self, directory):
-        """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
-        self._loaded().save_pretrained(directory)
+        """Write the files that transformers reads; see `algpt2.data.tokenizer.save_tokenizer`."""
+        save_tokenizer(self._loaded(), directory)
 
     def _loaded(self):
         if self._tokenizer is None:
@@ -190,7 +191,7 @@ class TFALGPT2Tokenizer(Tokenizer):
         return token_id
 
     def save_assets(self, dir_path):
-        self._loaded().save_pretrained(dir_path)
+        save_tokenizer(self._loaded(), dir_path)
 
     def load_assets(self, dir_path):
         # Earlier versions kept tokenizer.json alone.

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from algpt2.checkpoints.weights import parameter_count
+from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.history import History, divergence
 from algpt2.training.run import evaluate_run
 from algpt2_tf.devices import machine_flops, wait_for_everyone
@@ -191,7 +192,7 @@ class Reporter(keras.callbacks.Callback):
         if run.is_first:
             with run.checkpoints.writing(step, self.history.evaluation_losses()) as directory:
                 self.trained.save_pretrained(directory)
-                run.tokenizer.save_pretrained(directory)
+                save_tokenizer(run.tokenizer, directory)
                 save_training_state(self.trained, self.model.optimizer, step, directory)
         wait_for_everyone(self.strategy)
 

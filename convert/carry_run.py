@@ -14,6 +14,7 @@ import algpt2_tf.pretraining
 import algpt2_tf.train
 from algpt2.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from algpt2.cli import FRAMEWORKS
+from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
 from algpt2.tables import markdown_table
 from algpt2.training.arguments import read_arguments
@@ -184,7 +185,7 @@ def _new_checkpoint(carried):
         write_history(new / HISTORY_FILE, records)
         checkpoint = new / carried.checkpoint.name
         checkpoint.mkdir()
-        tokenizer.save_pretrained(checkpoint)
+        save_tokenizer(tokenizer, checkpoint)
         yield checkpoint
         write_checksums(checkpoint)
         (new / BEST).symlink_to(checkpoint.name)

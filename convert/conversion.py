@@ -24,6 +24,7 @@ from algpt2.checkpoints.checkpoint import (
 from algpt2.checkpoints.formats import FORMATS, KERAS, SAFETENSORS
 from algpt2.checkpoints.weight_maps import own
 from algpt2.configuration import AUTO_MAP
+from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
 
 # What a checkpoint that is replaced may leave behind in the target.
@@ -280,6 +281,6 @@ def write_metadata(directory, metadata, dtype):
     metadata.config.save_pretrained(directory)
     metadata.generation.save_pretrained(directory)
     if metadata.tokenizer:
-        metadata.tokenizer.save_pretrained(directory)
+        save_tokenizer(metadata.tokenizer, directory)
     if metadata.model_card:
         shutil.copyfile(metadata.model_card, directory / MODEL_CARD)

@@ -67,10 +67,12 @@ KINDS = {
         "exponential_decay_length_penalty",
     ),
     "a list of pairs of a list of ids and a number": (
-        lambda value: isinstance(value, list)
-        and all(
-            isinstance(pair, list) and len(pair) == 2 and _are_integers(pair[0]) and _is_number(pair[1])
-            for pair in value
+        lambda value: (
+            isinstance(value, list)
+            and all(
+                isinstance(pair, list) and len(pair) == 2 and _are_integers(pair[0]) and _is_number(pair[1])
+                for pair in value
+            )
         ),
         "sequence_bias",
     ),

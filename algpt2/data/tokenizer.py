@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from algpt2.errors import InputError
@@ -199,6 +200,31 @@ def special_token_ids(tokenizer):
     """
     ids = {field: getattr(tokenizer, field) for field in SPECIAL_TOKEN_FIELDS}
     return {field: token for field, token in ids.items() if token is not None}
+
+
+def save_tokenizer(tokenizer, directory):
+    """Write a tokenizer so that transformers 4 and 5, KerasHub and tools with readers of their own load it.
+
+    Besides tokenizer.json and tokenizer_config.json these are, of a BPE, vocab.json and merges.txt.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        directory: path.
+    """
+    directory = Path(directory)
+    tokenizer.save_pretrained(directory)
+    path = directory / TOKENIZER_CONFIG_FILE
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state["tokenizer_class"] == PreTrainedTokenizerFast.__name__:
+        # What transformers 5 calls it, no other knows.
+        state["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # By default there are token types among them, which no model of this kind needs.
+    state["model_input_names"] = ["input_ids", "attention_mask"]
+    for key in ("is_local", "local_files_only"):
+        state.pop(key, None)
+    path.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if isinstance(tokenizer.backend_tokenizer.model, BPE):
+        tokenizer.backend_tokenizer.model.save(str(directory))
 
 
 def is_gpt2_tokenizer(tokenizer):

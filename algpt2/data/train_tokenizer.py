@@ -12,7 +12,15 @@ from algpt2.atomic import files_replaced_in
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.data.corpus import PYTHON_DOCS, Documents, add_dataset_arguments, has_splits, read_documents, text_options
 from algpt2.data.lines import lines
-from algpt2.data.tokenizer import END_OF_TEXT, TOKENIZER_FILE, encode_batch, fast_tokenizer, safe_cut, safe_pieces
+from algpt2.data.tokenizer import (
+    END_OF_TEXT,
+    TOKENIZER_FILE,
+    encode_batch,
+    fast_tokenizer,
+    safe_cut,
+    safe_pieces,
+    save_tokenizer,
+)
 from algpt2.errors import InputError, exit_on_error
 
 FIGURE_FILE = "token_lengths.png"
@@ -174,6 +182,6 @@ def main(argv=None):
         )
         lengths = check_tokenizer(tokenizer, documents)
         with files_replaced_in(directory) as temporary:
-            tokenizer.save_pretrained(temporary)
+            save_tokenizer(tokenizer, temporary)
             draw_lengths(tokenizer, lengths, temporary / FIGURE_FILE)
         print(f"wrote {directory / TOKENIZER_FILE} and {directory / FIGURE_FILE}")

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from algpt2.atomic import WriteError, directory_replaced, put_in_place, storage_error, write_text, writing
+from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
 from algpt2.training.checksums import check_checksums, write_checksums
 
@@ -256,7 +257,7 @@ def new_run_directory(directory, arguments, config, tokenizer):
     with directory_replaced(directory) as new:
         record_arguments(new, arguments)
         config.save_pretrained(new)
-        tokenizer.save_pretrained(new)
+        save_tokenizer(tokenizer, new)
         yield new
 
 

@@ -30,9 +30,7 @@ def write(checkpoint, path, quantize=None, length=None):
     from algpt2_tf import export
 
     if 4 * parameter_count(checkpoint.config) >= FILE_LIMIT:
-        raise InputError(
-            f"{checkpoint.directory}: has more weights than the 2 GB of a file; export it to savedmodel"
-        )
+        raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; export it to savedmodel")
     with errors_of_tensorflow():
         export.export_litert(open_side(checkpoint, "float32", FRAMEWORK).model, path, quantize, length)
 

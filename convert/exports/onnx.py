@@ -36,9 +36,7 @@ def write(checkpoint, path, quantize=None, length=None):
 
     metadata, precision = read_metadata(checkpoint), quantize or "float32"
     if parameter_count(metadata.config) * PRECISIONS[precision] // 8 >= FILE_LIMIT:
-        raise InputError(
-            f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize"
-        )
+        raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize")
     weights = checkpoint.read_weights()
     model = language_model(metadata.config, {name: weights[name] for name in weight_shapes(metadata.config)}, precision)
     file = path / FILES[quantize]

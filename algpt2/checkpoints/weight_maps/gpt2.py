@@ -52,6 +52,8 @@ def as_gpt2_config(config):
     """
     theirs = GPT2Config(**{name: getattr(config, name) for name in _shared_fields()})
     theirs.architectures = ["GPT2LMHeadModel"]
+    # What some readers of GPT-2 look for.
+    theirs.n_ctx = config.n_positions
     return theirs
 
 
