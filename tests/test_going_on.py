@@ -1,6 +1,7 @@
 """Runs that go on past their end or from an earlier checkpoint, and the weights that a run ends with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,22 +63,61 @@ def evaluations(directory):
     return {record["step"]: record["eval_loss"] for record in history(directory) if "eval_loss" in record}
 
 
-def test_a_finished_run_goes_on_to_more_steps(train, tmp_path):
+def test_a_run_goes_on_from_any_checkpoint_to_any_length(train, tmp_path):
+    directory, whole = tmp_path / "run", tmp_path / "whole"
     constant = ("--save-steps", 4, "--warmup-steps", 2, "--lr-schedule", "constant")
-    assert train(*constant)[0] == train(*constant, output="longer", steps=12)[0] == 0
-    code, out, _ = train("--resume")
-    assert code == 0 and "the run is finished" in out and "--resume with more than --max-steps 8 goes on" in out
-    code, out, err = train("--resume", "--max-steps", "12")
+    assert train(*constant, output="whole", steps=12)[0] == 0
+    shutil.copytree(whole, directory, symlinks=True)
+    for name in ("checkpoint-3", "checkpoint-best-of-all", tmp_path):
+        code, _, err = train("--resume", name)
+        assert code == 2 and "is no checkpoint of" in err and "it has checkpoint-4, checkpoint-8, checkpoint-12" in err
+    assert "--resume with more than --max-steps 12 goes on" in train("--resume")[1]
+    code, _, err = train("--resume", "--max-steps", 8)
+    assert code == 2 and "checkpoint-12 has made 12 steps already, more than 8" in err
+    assert_equal_weights(directory, whole)
+
+    # An earlier checkpoint and fewer steps: the run ends as it was there.
+    code, out, err = train("--resume", directory / "checkpoint-4", "--max-steps", 8)
+    assert code == 0 and "from step 4 on" in out and "removed checkpoint-8, checkpoint-12" in out, err
+    assert_equal_weights(directory, whole / "checkpoint-8")
+    assert numbers(directory) == [record for record in numbers(whole) if record["step"] <= 8]
+    assert checkpoints(directory) == [4, 8]
+    # More steps: as if it had been that long from the start.
+    code, out, err = train("--resume", "--max-steps", 12)
     assert code == 0 and "from step 8 on" in out, err
-    assert_equal_weights(tmp_path / "run", tmp_path / "longer")
-    assert numbers(tmp_path / "run") == numbers(tmp_path / "longer")
-    assert checkpoints(tmp_path / "run") == [4, 8, 12]
-    # The record is that of the longer run, so that it is finished now.
+    assert_equal_weights(directory, whole)
+    assert numbers(directory) == numbers(whole)
+    assert checkpoints(directory) == [4, 8, 12]
     assert "the run is finished" in train("--resume")[1]
-    code, _, err = train("--resume", "--max-steps", "6")
-    assert code == 2 and "checkpoint-12 has made 12 steps already, more than 6" in err
 
 
+def test_a_run_ends_early_and_with_its_best_weights(train, tmp_path):
+    directory = tmp_path / "run"
+    weights = directory / WEIGHTS_FILES[train.framework]
+    code, out, err = train(*RISING, "--load-best", "--early-stopping-patience", 2, steps=400)
+    assert code == 0, err
+    losses = evaluations(directory)
+    ordered = list(losses.values())
+    waits = [number - int(np.argmin(ordered[: number + 1])) for number in range(len(ordered))]
+    best, end = min(losses, key=losses.get), max(losses)
+    assert end < 400 and max(waits[:-1]) < waits[-1] == 2
+    assert f"no lower evaluation loss for 2 evaluations: the run ends at step {end}" in out
+    assert f"the weights are those of step {best}: the lowest evaluation loss of a checkpoint" in out
+    assert checkpoints(directory) == [best, end]
+    assert_equal_weights(directory, directory / f"checkpoint-{best}")
+    results = {result.metric_type: result for result in ModelCard.load(directory / "README.md").data.eval_results}
+    assert results["loss"].metric_value == losses[best]
+    assert "the run is finished" in train("--resume")[1]
+    code, _, err = train("--resume", "--max-steps", 500)
+    assert code == 2 and f"--early-stopping-patience 2 ended the run at step {end}" in err and weights.exists()
+    # Killed before its weights were written, it comes to the same.
+    weights.unlink()
+    assert train("--resume")[0] == 0
+    assert evaluations(directory) == losses
+    assert_equal_weights(directory, directory / f"checkpoint-{best}")
+
+
+@pytest.mark.parametrize("train", ["pt"], indirect=True)
 def test_the_schedule_is_that_of_the_new_length(train, tmp_path):
     assert train("--save-steps", 4, "--warmup-steps", 2, "--learning-rate", "0.01")[0] == 0
     assert train("--resume", "--max-steps", "12", "--save-steps", "1")[0] == 0
@@ -96,78 +136,17 @@ def test_the_schedule_is_that_of_the_new_length(train, tmp_path):
     assert (stored_weights(tmp_path / "run" / "checkpoint-9")[name] != before).any()
 
 
-def test_a_run_goes_on_from_an_earlier_checkpoint(train, tmp_path):
-    directory = tmp_path / "run"
-    assert train("--save-steps", 2)[0] == 0
-    assert train("--save-steps", 2, output="whole")[0] == 0
-    for name in ("checkpoint-3", "checkpoint-best-of-all", tmp_path):
-        code, _, err = train(f"--resume={name}")
-        assert code == 2 and "is no checkpoint of" in err and "it has checkpoint-2, checkpoint-4, checkpoint-6" in err
-    assert_equal_weights(directory, tmp_path / "whole")
-    code, out, err = train("--resume", directory / "checkpoint-4")
-    assert code == 0 and "from step 4 on" in out and "removed checkpoint-6, checkpoint-8" in out, err
-    assert_equal_weights(directory, tmp_path / "whole")
-    assert numbers(directory) == numbers(tmp_path / "whole")
-    assert checkpoints(directory) == checkpoints(tmp_path / "whole")
-    best = (directory / "checkpoint-best").resolve().name
-    code, out, err = train("--resume", "checkpoint-best")
-    assert code == 0 and f"from step {best.partition('-')[2]} on" in out, err
-    assert_equal_weights(directory, tmp_path / "whole")
-
-
-def test_a_run_without_checkpoints_does_not_go_on(train, tmp_path):
-    assert train(steps=2)[0] == 0
-    before = (tmp_path / "run" / WEIGHTS_FILES[train.framework]).read_bytes()
+@pytest.mark.parametrize("train", ["pt"], indirect=True)
+def test_a_run_without_checkpoints_ends_for_good_and_says_what_it_lost(train, tmp_path):
+    code, out, err = train(*RISING, steps=24)
+    assert code == 0, err
+    losses = evaluations(tmp_path / "run")
+    best = min(losses, key=losses.get)
+    above = f"{losses[24] / losses[best] - 1:.1%} above the lowest, {losses[best]:.4g} at step {best}; --load-best"
+    assert best < 24 and f"the last evaluation loss, {losses[24]:.4g}, is {above}" in out
+    before = stored_weights(tmp_path / "run")
     code, out, _ = train("--resume")
     assert code == 0 and "--max-steps" not in out and f"--init-from {tmp_path / 'run'}" in out
-    code, _, err = train("--resume", "--max-steps", "4")
+    code, _, err = train("--resume", "--max-steps", 30)
     assert code == 2 and "kept no checkpoint to go on from (--save-steps); --init-from" in err
-    assert (tmp_path / "run" / WEIGHTS_FILES[train.framework]).read_bytes() == before
-
-
-def test_the_best_checkpoint_is_what_a_run_ends_with(train, tmp_path):
-    directory = tmp_path / "run"
-    code, out, err = train(*RISING, "--load-best", "--save-total-limit", 2, steps=24)
-    assert code == 0, err
-    losses = evaluations(directory)
-    best = min(losses, key=losses.get)
-    assert best < 24 and checkpoints(directory) == [best, 20, 24]
-    assert f"the weights are those of step {best}: the lowest evaluation loss of a checkpoint" in out
-    assert_equal_weights(directory, directory / f"checkpoint-{best}")
-    results = {result.metric_type: result for result in ModelCard.load(directory / "README.md").data.eval_results}
-    assert results["loss"].metric_value == losses[best]
-    # Killed before its end, it comes to the same.
-    (directory / WEIGHTS_FILES[train.framework]).unlink()
-    assert train("--resume")[0] == 0
-    assert_equal_weights(directory, directory / f"checkpoint-{best}")
-
-    code, out, _ = train(*RISING, output="last", steps=24)
-    assert code == 0
-    assert (
-        f"is {losses[24] / losses[best] - 1:.1%} above the lowest, {losses[best]:.4g} at step {best}; --load-best"
-        in out
-    )
-    assert evaluations(tmp_path / "last") == losses
-
-
-def test_a_run_ends_early_when_evaluations_bring_nothing(train, tmp_path):
-    directory = tmp_path / "run"
-    code, out, err = train(*RISING, "--early-stopping-patience", 2, "--save-steps", 8, steps=400)
-    assert code == 0, err
-    losses = evaluations(directory)
-    ordered = list(losses.values())
-    ends = [step for number, step in enumerate(losses) if number - int(np.argmin(ordered[: number + 1])) >= 2]
-    assert ends == [max(losses)] and max(losses) < 400
-    assert f"no lower evaluation loss for 2 evaluations: the run ends at step {ends[0]}" in out
-    assert checkpoints(directory)[-1] == ends[0] and "the run is finished" in train("--resume")[1]
-    expected = stored_weights(directory / f"checkpoint-{ends[0]}")
-    weights = directory / WEIGHTS_FILES[train.framework]
-    # Killed before its weights were written, it does not train any further.
-    weights.unlink()
-    assert train("--resume")[0] == 0
-    assert all((stored_weights(directory)[name] == array).all() for name, array in expected.items())
-    code, _, err = train("--resume", "--max-steps", "500")
-    assert code == 2 and "--early-stopping-patience 2 ended the run" in err and weights.exists()
-    code, out, err = train("--resume", "--max-steps", ends[0] + 4, "--early-stopping-patience", 100)
-    assert code == 0 and f"from step {ends[0]} on" in out, err
-    assert max(evaluations(directory)) == ends[0] + 4
+    assert all((stored_weights(tmp_path / "run")[name] == array).all() for name, array in before.items())
