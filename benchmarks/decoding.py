@@ -1,10 +1,11 @@
 """Greedy decoding beside GPT-2's, in one framework: `python benchmarks/decoding.py --framework pytorch`.
 
 Every variant continues the same random prompt by the same number of tokens through its library's own `generate`. In
-PyTorch the peer is transformers' `GPT2LMHeadModel`; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is
-without XLA on CPUs, and with `jit_compile=True`, which `algpt2` has by default. `int8` and `bf16` have their weights in
-these types; `GPT-2's shape` is this project's code without sharing and factorization. `of the memory` is the rate at
-which the weights are used, beside the rate at which memory is read; a block that stays in the cache has more than 100%.
+PyTorch the peers are transformers' `GPT2LMHeadModel` and, where they are installed, CTranslate2 and llama.cpp, which
+run a GPT-2 of 124 million parameters; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is without XLA on
+CPUs, and with `jit_compile=True`, which `algpt2` has by default. `onnx` is `algpt2` by ONNX Runtime, `bare products`
+what the products of its tokens alone take there. `int8`, `bf16` and `q4` have their weights in these types; `GPT-2's
+shape` is this project's code without sharing and factorization. `of the memory` is the rate at which the weights are used, beside the rate at which memory is read; a block that stays in the cache has more than 100%.
 The first call, which compiles, is reported apart.
 """
 
@@ -12,6 +13,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import runtimes
 from side_by_side import (
     add_rounds,
     check_variants,
@@ -27,23 +29,32 @@ from algpt2 import ALGPT2Config
 from algpt2.cli import positive_int
 from algpt2.training.flops import training_flops
 
-PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
+PEERS = {
+    "pytorch": ("transformers", *runtimes.PEERS),
+    "tensorflow": ("KerasHub", "KerasHub, jit_compile"),
+}
 TYPES = ("", ", bf16", ", int8")
 SHAPES = {
     **{f"algpt2{dtype}": "algpt2" for dtype in TYPES},
     **{f"GPT-2's shape{dtype}": "gpt2" for dtype in TYPES},
 }
 VARIANTS = {
-    "pytorch": (*PEERS["pytorch"], *SHAPES),
+    "pytorch": (*PEERS["pytorch"], *SHAPES, *runtimes.ONNX),
     "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8"))),
 }
 
 
+def preset_of(name):
+    """str: the preset with the shape of a variant."""
+    return "algpt2" if name in runtimes.ONNX else SHAPES.get(name, "gpt2")
+
+
 def weight_bytes(name):
     """float: the bytes of the weights that a token takes; those of a shared block count at every depth."""
-    size = {"bf16": 2, "int8": 1}.get(name.rpartition(", ")[2], 4)
+    sizes = {"bf16": 2, "int8": 1, "q8_0": 1, "q4": 0.5, "q4_0": 0.5}
+    size = next((sizes[part] for part in name.split(", ") if part in sizes), 4)
     # Training takes six operations for every weight, but for attention's products.
-    return size * training_flops(ALGPT2Config.from_preset(SHAPES.get(name, "gpt2")), 0) / 6
+    return size * training_flops(ALGPT2Config.from_preset(preset_of(name)), 0) / 6
 
 
 def pytorch_generators(prompt, count, names):
@@ -59,6 +70,8 @@ def pytorch_generators(prompt, count, names):
     options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
     def generator(name):
+        if name in (*runtimes.PEERS, *runtimes.ONNX):
+            return runtimes.generator(name, prompt, count)
         if name == "transformers":
             model = GPT2LMHeadModel(GPT2Config()).eval()
         else:
@@ -107,7 +120,8 @@ def main():
     shape = (arguments.batch_size, arguments.prompt_length)
     prompt = np.random.default_rng(0).integers(1, 50257, size=shape, dtype=np.int32)
     build = {"pytorch": pytorch_generators, "tensorflow": tensorflow_generators}[arguments.framework]
-    variants = build(prompt, arguments.new_tokens, arguments.variants or VARIANTS[arguments.framework])
+    names = arguments.variants or [name for name in VARIANTS[arguments.framework] if runtimes.is_installed(name)]
+    variants = build(prompt, arguments.new_tokens, names)
     bandwidth = read_bandwidth()
     seconds, first = time_in_turns(variants, arguments.rounds)
     extra = {}
@@ -116,7 +130,7 @@ def main():
         extra[name] = {"of the memory": f"{rate / bandwidth:.0%}", "first call, s": f"{first[name]:.1f}"}
     peers = [peer for peer in PEERS[arguments.framework] if peer in seconds]
     work = arguments.batch_size * arguments.new_tokens
-    rows = compare(seconds, work, "tokens", set(SHAPES), peers, extra)
+    rows = compare(seconds, work, "tokens", {*SHAPES, *runtimes.ONNX}, peers, extra)
     title = (
         f"Decoding in {arguments.framework}, batch {arguments.batch_size}, {arguments.prompt_length} + "
         f"{arguments.new_tokens} tokens, {threads()}; memory {bandwidth / 1e9:.0f} GB/s"

@@ -1,0 +1,141 @@
+"""Greedy decoding by ONNX Runtime, and by what else runs a GPT-2 on a CPU: CTranslate2 and llama.cpp."""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from algpt2 import ALGPT2Config
+from algpt2.checkpoints.weights import weight_shapes
+from algpt2.onnx.graph import language_model
+from algpt2.onnx.session import OnnxLanguageModel
+
+CTRANSLATE2 = {"CTranslate2": "float32", "CTranslate2, int8": "int8"}
+LLAMA_CPP = {"llama.cpp": None, "llama.cpp, q8_0": "q8_0", "llama.cpp, q4_0": "q4_0"}
+PEERS = (*CTRANSLATE2, *LLAMA_CPP)
+PRODUCTS = ("onnx, q4, bare products", "onnx, int8, bare products")
+ONNX = {"onnx": "float32", "onnx, int8": "int8", "onnx, q4": "q4", PRODUCTS[0]: "q4", PRODUCTS[1]: "int8"}
+
+
+def is_installed(name):
+    """bool: whether there is what a variant takes."""
+    package = "ctranslate2" if name in CTRANSLATE2 else "llama_cpp" if name in LLAMA_CPP else "onnxruntime"
+    return importlib.util.find_spec(package) is not None
+
+
+def generator(name, prompt, count):
+    """A function that continues a prompt.
+
+    Args:
+        name: str, of `PEERS` or `ONNX`.
+        prompt: int (batch, length).
+        count: int. The new tokens.
+    """
+    if name in CTRANSLATE2:
+        return ctranslate2_generator(prompt, count, CTRANSLATE2[name])
+    if name in LLAMA_CPP:
+        return llama_cpp_generator(prompt, count, LLAMA_CPP[name])
+    return onnx_generator(prompt, count, ONNX[name], name in PRODUCTS)
+
+
+def onnx_generator(prompt, count, precision, bare):
+    """As `generator`, of `algpt2` with random weights; `bare` computes the products of the new tokens alone."""
+    config, draw = ALGPT2Config.from_preset("algpt2"), np.random.default_rng(0)
+    weights = {name: draw.normal(0, 0.02, shape).astype("float32") for name, shape in weight_shapes(config).items()}
+    model = language_model(config, weights, precision)
+    if bare:
+        return bare_products(model, len(prompt), count)
+    session = OnnxLanguageModel(model.SerializeToString())
+
+    def generate():
+        decoding = session.start(prompt, prompt.shape[1] + count)
+        for _ in range(count - 1):
+            decoding.advance(decoding.logits.argmax(-1))
+
+    return generate
+
+
+def bare_products(model, batch, count):
+    """As `generator`: the products of a model, one after the other, without anything between them."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    products = [node for node in model.graph.node if node.op_type in ("MatMulNBits", "MatMul", "Gemm")]
+    nodes, inputs, outputs = [], {}, []
+    for index, node in enumerate(products):
+        columns = next(attribute.i for attribute in node.attribute if attribute.name == "K")
+        inputs[columns] = helper.make_tensor_value_info(f"x{columns}", TensorProto.FLOAT, [batch, 1, columns])
+        copy = helper.make_node(node.op_type, [f"x{columns}", *node.input[1:]], [f"y{index}"], domain=node.domain)
+        copy.attribute.extend(node.attribute)
+        nodes.append(copy)
+        outputs.append(helper.make_tensor_value_info(f"y{index}", TensorProto.FLOAT, None))
+    graph = helper.make_graph(nodes, "products", list(inputs.values()), outputs, list(model.graph.initializer))
+    bare = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = {f"x{columns}": np.ones((batch, 1, columns), "float32") for columns in inputs}
+
+    def generate():
+        for _ in range(count):
+            session.run(None, values)
+
+    return generate
+
+
+def ctranslate2_generator(prompt, count, precision):
+    """As `generator`, of a GPT-2 with random weights in CTranslate2."""
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as directory:
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
+        # CTranslate2 names tokens, and never the ids.
+        names = Tokenizer(models.WordLevel({f"t{index}": index for index in range(50257)}, unk_token="t0"))
+        PreTrainedTokenizerFast(tokenizer_object=names, eos_token="t0", bos_token="t0", unk_token="t0").save_pretrained(directory)
+        converter = ctranslate2.converters.TransformersConverter(directory)
+        converter.convert(f"{directory}/ct2", quantization=precision)
+        model = ctranslate2.Generator(f"{directory}/ct2", intra_threads=threads())
+    tokens = [[f"t{index}" for index in row] for row in prompt]
+    options = {"max_length": count, "min_length": count, "sampling_topk": 1, "include_prompt_in_result": False}
+    return lambda: model.generate_batch(tokens, **options)
+
+
+def llama_cpp_generator(prompt, count, precision):
+    """As `generator`, of a GPT-2 with random weights in llama.cpp, one row of the batch after the other."""
+    import llama_cpp
+
+    from algpt2.checkpoints.checkpoint import opened
+    from convert.exports.gguf import write
+
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = Path(directory, "gpt2")
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(checkpoint)
+        names = Tokenizer(models.BPE({f"t{index}": index for index in range(50257)}, []))
+        names.pre_tokenizer = _byte_level()
+        PreTrainedTokenizerFast(tokenizer_object=names, eos_token="t0", bos_token="t0", unk_token="t0").save_pretrained(checkpoint)
+        write(opened(checkpoint), Path(directory, "model.gguf"), precision)
+        model = llama_cpp.Llama(f"{directory}/model.gguf", n_ctx=1024, n_threads=threads(), verbose=False)
+
+    def generate():
+        for row in prompt:
+            model.reset()
+            tokens = model.generate(row.tolist(), top_k=1, temp=0.0, reset=True)
+            for _ in range(count):
+                next(tokens)
+
+    return generate
+
+
+def _byte_level():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return ByteLevel(add_prefix_space=False)
+
+
+def threads():
+    """int: the threads that a benchmark may use, as OMP_NUM_THREADS says, or all cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
