@@ -5,7 +5,8 @@ PyTorch the peers are transformers' `GPT2LMHeadModel` and, where they are instal
 run a GPT-2 of 124 million parameters; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is without XLA on
 CPUs, and with `jit_compile=True`, which `algpt2` has by default. `onnx` is `algpt2` by ONNX Runtime, `bare products`
 what the products of its tokens alone take there. `int8`, `bf16` and `q4` have their weights in these types; `GPT-2's
-shape` is this project's code without sharing and factorization. `of the memory` is the rate at which the weights are used, beside the rate at which memory is read; a block that stays in the cache has more than 100%.
+shape` is this project's code without sharing and factorization. `of the memory` is the rate at which the weights are
+used, beside the rate at which memory is read; a block that stays in the cache has more than 100%.
 The first call, which compiles, is reported apart.
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from algpt2 import ALGPT2Config
@@ -19,6 +20,7 @@ LLAMA_CPP = {"llama.cpp": None, "llama.cpp, q8_0": "q8_0", "llama.cpp, q4_0": "q
 PEERS = (*CTRANSLATE2, *LLAMA_CPP)
 PRODUCTS = ("onnx, q4, bare products", "onnx, int8, bare products")
 ONNX = {"onnx": "float32", "onnx, int8": "int8", "onnx, q4": "q4", PRODUCTS[0]: "q4", PRODUCTS[1]: "int8"}
+SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
 
 
 def is_installed(name):
@@ -95,7 +97,7 @@ def ctranslate2_generator(prompt, count, precision):
         GPT2LMHeadModel(GPT2Config()).save_pretrained(directory)
         # CTranslate2 names tokens, and never the ids.
         names = Tokenizer(models.WordLevel({f"t{index}": index for index in range(50257)}, unk_token="t0"))
-        PreTrainedTokenizerFast(tokenizer_object=names, eos_token="t0", bos_token="t0", unk_token="t0").save_pretrained(directory)
+        PreTrainedTokenizerFast(tokenizer_object=names, **SPECIAL_TOKENS).save_pretrained(directory)
         converter = ctranslate2.converters.TransformersConverter(directory)
         converter.convert(f"{directory}/ct2", quantization=precision)
         model = ctranslate2.Generator(f"{directory}/ct2", intra_threads=threads())
@@ -115,8 +117,8 @@ def llama_cpp_generator(prompt, count, precision):
         checkpoint = Path(directory, "gpt2")
         GPT2LMHeadModel(GPT2Config()).save_pretrained(checkpoint)
         names = Tokenizer(models.BPE({f"t{index}": index for index in range(50257)}, []))
-        names.pre_tokenizer = _byte_level()
-        PreTrainedTokenizerFast(tokenizer_object=names, eos_token="t0", bos_token="t0", unk_token="t0").save_pretrained(checkpoint)
+        names.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        PreTrainedTokenizerFast(tokenizer_object=names, **SPECIAL_TOKENS).save_pretrained(checkpoint)
         write(opened(checkpoint), Path(directory, "model.gguf"), precision)
         model = llama_cpp.Llama(f"{directory}/model.gguf", n_ctx=1024, n_threads=threads(), verbose=False)
 
@@ -128,12 +130,6 @@ def llama_cpp_generator(prompt, count, precision):
                 next(tokens)
 
     return generate
-
-
-def _byte_level():
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return ByteLevel(add_prefix_space=False)
 
 
 def threads():
