@@ -8,6 +8,9 @@ import io
 import itertools
 import re
 
+from algpt2.data.files import ROW_LIMIT
+from algpt2.errors import InputError
+
 WITH_END = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
@@ -20,6 +23,9 @@ def lines(texts):
     Yields:
         str.
 
+    Raises:
+        InputError: if a line is longer than the limit of a row.
+
     Example:
         >>> list(lines(["one\\r", "\\ntwo\\u2028still two", "\\n\\nthree"]))
         ['one', 'two\\u2028still two', '', 'three']
@@ -29,6 +35,8 @@ def lines(texts):
     for text in itertools.chain(map(decoder.decode, texts), [decoder.decode("", final=True)]):
         *whole, rest = (rest + text).split("\n")
         yield from whole
+        if len(rest) > ROW_LIMIT:
+            raise InputError(f"a line has more than {ROW_LIMIT >> 20} MiB, the most where each line is a row")
     if rest:
         yield rest
 

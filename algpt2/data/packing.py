@@ -147,7 +147,9 @@ class _Encoder:
                 if self.by == "line":
                     for line in filter(str.strip, lines(texts)):
                         yield from start
-                        yield line, True
+                        *parts, last = safe_pieces([line], cut)
+                        yield from ((part, False) for part in parts)
+                        yield last, True
                 else:
                     yield from start
                     yield from ((text, False) for text in safe_pieces(texts, cut))

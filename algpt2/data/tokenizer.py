@@ -26,8 +26,9 @@ KERAS_HUB_FILES = ("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.
 CONFIG_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
 # A model may have some more tokens than its tokenizer, so that its vocabulary is a multiple of a power of two.
 MOST_SPARE_TOKENS = 1024
-# The least number of characters in a piece of a text.
-PIECE = 1 << 13
+# The least number of characters in a piece of a text, and the most in one that has no place to be cut: tokenizers take
+# hundreds of bytes of memory for each.
+PIECE, LONGEST_PIECE = 1 << 13, 1 << 20
 
 
 def safe_cut(tokenizer):
@@ -57,7 +58,8 @@ def safe_pieces(texts, cut, size=PIECE):
 
     Args:
         texts: iterable of str.
-        cut: `re.Pattern` of the places where it may be cut, as of `safe_cut`; `None` leaves it whole.
+        cut: `re.Pattern` of the places where it may be cut, as of `safe_cut`; `None` leaves it whole. A stretch of a
+            million characters without such a place is cut all the same.
         size: int. The characters of a new piece, at least.
 
     Yields:
@@ -67,9 +69,14 @@ def safe_pieces(texts, cut, size=PIECE):
     for text in texts:
         searched, start = len(rest), 0
         rest += text
-        while cut and (place := cut.search(rest, max(start + size, searched))):
-            yield rest[start : place.start()]
-            start = place.start()
+        while cut:
+            most = start + LONGEST_PIECE
+            place = cut.search(rest, max(start + size, searched), most + 1)
+            if place is None and len(rest) <= most:
+                break
+            end = place.start() if place else most
+            yield rest[start:end]
+            start = end
         rest = rest[start:]
     if rest:
         yield rest

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, pre_tokenizers
 
+import algpt2.data.lines
+import algpt2.data.tokenizer
 from algpt2.data.corpus import Documents, read_corpus
 from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.data.tokenizer import safe_cut, safe_pieces
@@ -70,6 +72,18 @@ def test_any_safe_cut_is_safe(text_tokenizer, add_prefix_space):
         parts = list(safe_pieces([document[:7], document[7:3000]], cut, size=1))
         assert "".join(parts) == document[:3000] and len(parts) >= len(document[:3000]) // 20
         assert [i for part in parts for i in tokenizer.encode(part)] == tokenizer.encode(document[:3000])
+
+
+def test_a_stretch_without_a_place_to_cut_is_bounded(text_tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(algpt2.data.tokenizer, "LONGEST_PIECE", 300)
+    cut = safe_cut(text_tokenizer.backend_tokenizer)
+    for document in ("x" * 5000, "a" + "\n" * 5000 + "b", "x" * 700 + " y" * 20 + "z" * 2000):
+        for texts in ([document], [document[i : i + 90] for i in range(0, len(document), 90)]):
+            pieces = list(safe_pieces(texts, cut, size=100))
+            assert "".join(pieces) == document and max(map(len, pieces)) == 300
+    monkeypatch.setattr(algpt2.data.lines, "ROW_LIMIT", 300)
+    with pytest.raises(InputError, match="a line has more than 0 MiB, the most where each line is a row"):
+        tokenize(in_pieces(["x" * 299 + "\n", "x y " * 90], 100), text_tokenizer, by="line", cache=tmp_path)
 
 
 @pytest.mark.parametrize("size", [5, 1000])
