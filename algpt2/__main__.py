@@ -12,9 +12,9 @@ COMMANDS = {
     "train": ("{package}.train", "train a model"),
     "evaluate": ("{package}.evaluate", "measure the perplexity of a checkpoint on a text"),
     "generate": ("{package}.generate", "continue texts"),
-    "compare": ("algpt2.compare", "several runs as one figure and one table"),
+    "compare": ("algpt2.run", "several runs as one figure and one table"),
     "convert": ("convert.cli", "inspect, convert, verify or export a checkpoint"),
-    "tokenization": ("algpt2.data.train_tokenizer", "train a tokenizer"),
+    "tokenization": ("algpt2.tokenization", "train a tokenizer"),
     "tfrecords": ("algpt2_tf.tfrecords", "write a tokenized text as TFRecords, to train from a bucket"),
     "hub": ("algpt2.hub", "upload a directory to the Hugging Face hub"),
 }

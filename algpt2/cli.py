@@ -87,17 +87,18 @@ def checkpoint_parser(framework, program, description):
     return parser
 
 
-def run_command(parser, module, argv=None):
-    """Parse a command line, and only then import what it runs: a framework takes seconds to start.
+def run_command(parser, function, argv=None):
+    """Parse a command line, and only then import what it calls: a framework takes seconds to start.
 
     Args:
         parser: `argparse.ArgumentParser`.
-        module: str. Its function `run` takes the arguments.
+        function: str, with its module, such as `"algpt2_pt.evaluation.run"`. It takes the arguments.
         argv: list of str; by default that of the process.
     """
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        import_module(module).run(arguments)
+        module, _, name = function.rpartition(".")
+        getattr(import_module(module), name)(arguments)
 
 
 def import_module(name):

@@ -1,6 +1,5 @@
 """The history of one or several runs as a figure, and several runs as a table."""
 
-import argparse
 import csv
 import os
 import statistics
@@ -10,9 +9,8 @@ from pathlib import Path
 from algpt2.atomic import files_replaced_in
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.cli import HelpFormatter
 from algpt2.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
-from algpt2.errors import InputError, exit_on_error
+from algpt2.errors import InputError
 from algpt2.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json
 from algpt2.tables import markdown_table
 from algpt2.training.figure import draw_perplexity
@@ -145,26 +143,11 @@ def labels(directories):
     return result
 
 
-def add_arguments(parser):
-    """Add the arguments of the comparison to a command line.
-
-    Args:
-        parser: `argparse.ArgumentParser`.
-    """
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, of either framework")
-    parser.add_argument(
-        "--output-dir",
-        default="runs/comparison",
-        metavar="DIR",
-        help="where comparison.md, comparison.csv and comparison.png go",
-    )
-
-
 def compare(arguments):
     """Write a figure and a table of several runs, and print the table.
 
     Args:
-        arguments: `argparse.Namespace` with the `runs` and the `output_dir` of `add_arguments`.
+        arguments: `argparse.Namespace` with the `runs` and the `output_dir` of `algpt2.run.add_arguments`.
 
     Raises:
         InputError: if a run cannot be read or the directory not be written.
@@ -224,13 +207,3 @@ def _tokenizer_hash(path):
         return tokenizer_hash(content)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not readable as a tokenizer ({error})") from error
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m algpt2.run", description="Look at runs.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("compare", help="one figure and one table of runs", formatter_class=HelpFormatter)
-    add_arguments(command)
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        compare(arguments)

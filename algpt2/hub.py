@@ -7,7 +7,6 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from algpt2.checkpoints.checkpoint import CONFIG_FILE, leads_out
 from algpt2.cli import HelpFormatter
 from algpt2.errors import InputError, exit_on_error
 
@@ -35,6 +34,9 @@ def upload(directory, repository, private=False, revision=None):
     Example:
         >>> upload("runs/algpt2", "me/algpt2")  # doctest: +SKIP
     """
+    # It imports a framework, which the help of the command line need not wait for.
+    from algpt2.checkpoints.checkpoint import CONFIG_FILE, leads_out
+
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory")

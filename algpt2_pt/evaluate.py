@@ -11,7 +11,7 @@ def add_quantization(parser):
 
 
 def main(argv=None):
-    run_command(add_quantization(evaluate_parser("pytorch")), "algpt2_pt.evaluation", argv)
+    run_command(add_quantization(evaluate_parser("pytorch")), "algpt2_pt.evaluation.run", argv)
 
 
 if __name__ == "__main__":

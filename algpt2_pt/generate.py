@@ -6,7 +6,7 @@ from algpt2_pt.evaluate import add_quantization
 
 
 def main(argv=None):
-    run_command(add_quantization(generate_parser("pytorch")), "algpt2_pt.generation", argv)
+    run_command(add_quantization(generate_parser("pytorch")), "algpt2_pt.generation.run", argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from algpt2.evaluation.arguments import evaluate_parser
 
 
 def main(argv=None):
-    run_command(evaluate_parser("tensorflow"), "algpt2_tf.evaluation", argv)
+    run_command(evaluate_parser("tensorflow"), "algpt2_tf.evaluation.run", argv)
 
 
 if __name__ == "__main__":

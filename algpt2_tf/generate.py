@@ -5,7 +5,7 @@ from algpt2.generation.arguments import generate_parser
 
 
 def main(argv=None):
-    run_command(generate_parser("tensorflow"), "algpt2_tf.generation", argv)
+    run_command(generate_parser("tensorflow"), "algpt2_tf.generation.run", argv)
 
 
 if __name__ == "__main__":

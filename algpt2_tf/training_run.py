@@ -16,7 +16,7 @@ from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.devices import DTYPE_POLICIES, is_first, select_strategy, wait_for_everyone
 from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 from algpt2_tf.pretraining import language_model_class
-from algpt2_tf.tfrecords import TFRecordBlocks, is_tfrecords
+from algpt2_tf.tfrecord_blocks import TFRecordBlocks, is_tfrecords
 from algpt2_tf.training import Reporter, TrainingModel, batches
 from algpt2_tf.training_state import load_training_state
 from algpt2_tf.weights import assign_weights

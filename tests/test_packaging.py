@@ -11,6 +11,7 @@ import sys
 import pytest
 from isolation import ROOT, TENSORFLOW, TORCH, run_without
 
+QUIET = "TF_CPP_MIN_LOG_LEVEL"
 BOTH = ("convert.cli", "convert.carry_run", "convert.sides.pytorch", "convert.sides.tensorflow")
 
 
@@ -37,6 +38,62 @@ def test_a_framework_is_imported_without_the_other(modules, blocked):
     assert result.returncode == 0, result.stderr
 
 
+COMMANDS = (
+    *("algpt2.__main__", "algpt2.hub", "algpt2.run", "algpt2.tokenization", "convert.__main__"),
+    *("algpt2_pt.train", "algpt2_pt.evaluate", "algpt2_pt.generate", "algpt2_pt.run_model"),
+    *("algpt2_pt.train_tokenizer", "algpt2_tf.train", "algpt2_tf.evaluate", "algpt2_tf.generate"),
+    "algpt2_tf.tfrecords",
+)
+HELP = """
+import importlib, time
+for command in COMMANDS:
+    start = time.perf_counter()
+    try:
+        importlib.import_module(command).main(["--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0, command
+    assert time.perf_counter() - start < 2, command
+import algpt2, algpt2_pt, algpt2_tf
+assert {"ALGPT2Config", "InputError"} <= set(dir(algpt2))
+assert "ALGPT2LMHeadModel" in dir(algpt2_pt) and "TFALGPT2LMHeadModel" in dir(algpt2_tf)
+"""
+
+
+def test_help_needs_no_framework():
+    frameworks = ("torch", "accelerate", "transformers", "tensorflow", "keras", "keras_hub")
+    result = run_without(frameworks, f"COMMANDS = {COMMANDS!r}{HELP}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("usage: ") == len(COMMANDS) and not result.stderr
+
+
+def test_the_help_names_what_the_configuration_has():
+    from algpt2 import PRESETS
+    from algpt2.configuration import PATTERNS
+    from algpt2.training import arguments
+
+    assert tuple(PRESETS) == arguments.PRESETS and PATTERNS == arguments.PATTERNS
+
+
+# Whichever module comes first, the Auto classes and Keras know the classes when they are needed.
+ORDERS = (
+    "import algpt2_pt.loading; from transformers import AutoModelForCausalLM as auto",
+    "import algpt2_pt, transformers; auto = transformers.AutoModelForCausalLM",
+    "import algpt2_tf.layers, keras",
+)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_importing_a_package_registers_its_classes(order, tmp_path):
+    from models import save_checkpoint
+
+    if "auto" in order:
+        check = f"assert type(auto.from_pretrained({str(save_checkpoint(tmp_path))!r})).__name__ == 'ALGPT2LMHeadModel'"
+    else:
+        check = "assert keras.saving.get_registered_object('algpt2>TFALGPT2LMHeadModel')"
+    result = run_without((), f"{order}\n{check}")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("before", "backend", "message"),
     [
@@ -46,9 +103,10 @@ def test_a_framework_is_imported_without_the_other(modules, blocked):
     ],
 )
 def test_keras_backend(before, backend, message):
-    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("KERAS_BACKEND", QUIET)}
+    code = f"{before}\nimport algpt2_tf, keras; print(keras.config.backend(), keras.ops.ones(2).shape)"
     result = subprocess.run(
-        [sys.executable, "-c", f"{before}\nimport algpt2_tf, keras; print(keras.config.backend())"],
+        [sys.executable, "-c", code],
         env={**environment, **({"KERAS_BACKEND": backend} if backend else {})},
         capture_output=True,
         text=True,
@@ -56,7 +114,9 @@ def test_keras_backend(before, backend, message):
         timeout=300,
     )
     if message is None:
-        assert result.returncode == 0 and result.stdout == "tensorflow\n", result.stderr
+        assert result.returncode == 0 and result.stdout == "tensorflow (2,)\n", result.stderr
+        # Nothing of oneDNN, CUDA, absl and the profiler, without being asked.
+        assert not result.stderr
     else:
         assert result.returncode != 0 and message in result.stderr
 

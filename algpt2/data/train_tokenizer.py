@@ -1,6 +1,5 @@
 """Train a byte-level BPE tokenizer as GPT-2's: `python -m algpt2.tokenization train --help`."""
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -9,8 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
 from algpt2.atomic import files_replaced_in
-from algpt2.cli import HelpFormatter, positive_int
-from algpt2.data.corpus import PYTHON_DOCS, Documents, add_dataset_arguments, has_splits, read_documents, text_options
+from algpt2.data.corpus import Documents, has_splits, read_documents, text_options
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import (
     END_OF_TEXT,
@@ -21,7 +19,7 @@ from algpt2.data.tokenizer import (
     safe_pieces,
     save_tokenizer,
 )
-from algpt2.errors import InputError, exit_on_error
+from algpt2.errors import InputError
 
 FIGURE_FILE = "token_lengths.png"
 # What a trained tokenizer is tried on.
@@ -148,40 +146,25 @@ def _special_tokens(tokenizer):
     return sorted((i, str(t)) for i, t in tokenizer.added_tokens_decoder.items())
 
 
-def _parser():
-    parser = argparse.ArgumentParser(prog="python -m algpt2.tokenization", description="Train a tokenizer.")
-    train = parser.add_subparsers(dest="command", required=True).add_parser(
-        "train", help="byte-level BPE as GPT-2's", formatter_class=HelpFormatter
-    )
-    add_dataset_arguments(train, f"{PYTHON_DOCS}, a file, a folder, a quoted glob, or a hub data set")
-    train.add_argument(
-        "--splits", metavar="NAMES", help="splits to train on, with commas between (default: train; all of files)"
-    )
-    train.add_argument("--vocab-size", type=positive_int, default=50257, metavar="N", help="the most tokens")
-    train.add_argument(
-        "--special-tokens", nargs="+", default=[END_OF_TEXT], metavar="TOKEN", help="the first ids, in this order"
-    )
-    train.add_argument("--add-prefix-space", action="store_true", help="start a text as if a space were before it")
-    train.add_argument("--output-dir", required=True, metavar="DIR", help="where tokenizer.json is written")
-    train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is there already")
-    return parser
+def run(arguments):
+    """The program of `algpt2.tokenization`.
 
+    Args:
+        arguments: `argparse.Namespace` of its command line.
 
-def main(argv=None):
-    """Run the command line."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        directory = Path(arguments.output_dir)
-        if (directory / TOKENIZER_FILE).exists() and not arguments.overwrite:
-            raise InputError(f"{directory}: holds a tokenizer; give another --output-dir, or --overwrite to replace it")
-        splits = arguments.splits or ("train" if has_splits(arguments.dataset) else None)
-        documents = read_documents(arguments.dataset, text_options(arguments), splits)
-        tokenizer = train_tokenizer(
-            documents, arguments.vocab_size, arguments.special_tokens, arguments.add_prefix_space
-        )
-        lengths = check_tokenizer(tokenizer, documents)
-        with files_replaced_in(directory) as temporary:
-            save_tokenizer(tokenizer, temporary)
-            draw_lengths(tokenizer, lengths, temporary / FIGURE_FILE)
-        print(f"wrote {directory / TOKENIZER_FILE} and {directory / FIGURE_FILE}")
+    Raises:
+        InputError: if a tokenizer is there already, or the text or the arguments are wrong.
+    """
+    directory = Path(arguments.output_dir)
+    if (directory / TOKENIZER_FILE).exists() and not arguments.overwrite:
+        raise InputError(f"{directory}: holds a tokenizer; give another --output-dir, or --overwrite to replace it")
+    splits = arguments.splits or ("train" if has_splits(arguments.dataset) else None)
+    documents = read_documents(arguments.dataset, text_options(arguments), splits)
+    tokenizer = train_tokenizer(
+        documents, arguments.vocab_size, arguments.special_tokens or (END_OF_TEXT,), arguments.add_prefix_space
+    )
+    lengths = check_tokenizer(tokenizer, documents)
+    with files_replaced_in(directory) as temporary:
+        save_tokenizer(tokenizer, temporary)
+        draw_lengths(tokenizer, lengths, temporary / FIGURE_FILE)
+    print(f"wrote {directory / TOKENIZER_FILE} and {directory / FIGURE_FILE}")

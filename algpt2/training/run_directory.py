@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 from algpt2.atomic import WriteError, directory_replaced, put_in_place, storage_error, write_text, writing
-from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
 from algpt2.training.checksums import check_checksums, write_checksums
 
@@ -254,6 +253,9 @@ def new_run_directory(directory, arguments, config, tokenizer):
     Raises:
         InputError: if it cannot be written; what was there stays.
     """
+    # It imports a framework, which the help of the command line need not wait for.
+    from algpt2.data.tokenizer import save_tokenizer
+
     with directory_replaced(directory) as new:
         record_arguments(new, arguments)
         config.save_pretrained(new)

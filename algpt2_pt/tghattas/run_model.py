@@ -1,6 +1,5 @@
-"""Training and evaluation by the command line of tGhattas/ALGPT2: `python -m algpt2_pt.run_model --help`."""
+"""Training and evaluation by the command line of tGhattas/ALGPT2, in terms of this project's own."""
 
-import argparse
 import importlib.util
 import os
 from pathlib import Path
@@ -10,56 +9,20 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from algpt2.checkpoints.checkpoint import find_checkpoint, read_config
-from algpt2.cli import HelpFormatter, positive_float, positive_int
 from algpt2.data.tokenizer import TOKENIZER_FILE, fast_tokenizer
-from algpt2.errors import InputError, exit_on_error
+from algpt2.errors import InputError
 from algpt2_pt import evaluate, train
+from algpt2_pt.run_model import ALGPT2, GPT2, MINIMIZED_BLOCKS, MINIMIZED_STEPS, SMALL_EMBEDDING
 from algpt2_pt.tghattas.train_tokenizer import file_name, tokenizer_directory
 
-PROGRAM = "python -m algpt2_pt.run_model"
-ALGPT2, GPT2 = "ALGPT2LMHeadModel", "GPT2LMHeadModel"
-SMALL_EMBEDDING = 128
-MINIMIZED_BLOCKS, MINIMIZED_STEPS = 100, 10
 EVALUATION_BATCH = 64
-
-
-def parser():
-    """The command line, with the flags and the defaults of tGhattas/ALGPT2."""
-    result = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Train or evaluate with the flags of tGhattas/ALGPT2's run_model.py, which become those of "
-        "algpt2_pt.train and algpt2_pt.evaluate.",
-        formatter_class=HelpFormatter,
-    )
-    add = result.add_argument
-    add("--model_class_name", required=True, choices=(ALGPT2, GPT2), help="shared blocks, or GPT-2's own")
-    add("--model_name", default="gpt2", help="whose tokenizer to use without --tokenizer_path; what --pretrained loads")
-    add("--minimize_dataset", action="store_true", help=f"train on {MINIMIZED_BLOCKS} lines only, to try things out")
-    add("--pretrained", action="store_true", help="start from the weights of --model_name (or --hf_hub_path)")
-    add("--depth", type=positive_int, help="layers (default: 12)")
-    add("--batch_size", type=positive_int, default=32, help="lines in a step, on each device")
-    add("--num_of_epochs", type=positive_float, default=1.0, help="passes over the data")
-    add("--load_checkpoint", action="store_true", help="go on with the run that these flags started")
-    add("--dataset_path", default="wikitext-103-raw-v1", help="a data set of the hub, or local text")
-    add("--sequence_max_length", type=positive_int, default=512, help="tokens of a line; longer ones are cut")
-    add("--learning_rate", type=positive_float, default=1e-5, help="at the start; it falls to 0")
-    add("--device", choices=("gpu", "cpu"), default="gpu", help="gpu takes the CPU where there is none")
-    add("--save_steps", type=positive_int, default=10000, help="steps between checkpoints, and between evaluations")
-    add("--tokenizer_path", default="", help="a directory, or the --dataset_path that a tokenizer was trained on")
-    for flag in ("--load_tokenized_datasets", "--save_tokenized_datasets"):
-        add(flag, nargs="?", const="True", metavar="BOOL", help="no effect: tokenized text is always cached")
-    add("--factorized_embeds", action="store_true", help=f"an embedding of width {SMALL_EMBEDDING}")
-    add("--hf_hub_path", metavar="REPO", help="upload there; with --eval_only or --pretrained, load from there")
-    add("--eval_depth", type=positive_int, help="depths to evaluate at, after training or with --eval_only")
-    add("--eval_only", action="store_true", help="evaluate the run that these flags trained, or --hf_hub_path")
-    return result
 
 
 def run_directory(options):
     """Where the run of these options is kept.
 
     Args:
-        options: `argparse.Namespace` of `parser`.
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
 
     Returns:
         str, such as `"save_ALGPT2LMHeadModel-default_depth-wikitext-2-v1_factorized_embeds"`.
@@ -73,7 +36,7 @@ def train_arguments(options, tokenizer, checkpoint=None, devices=1, report_to="n
     """What `python -m algpt2_pt.train` is to be called with.
 
     Args:
-        options: `argparse.Namespace` of `parser`.
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
         tokenizer: str. The directory of the tokenizer.
         checkpoint: str. The directory of the checkpoint to start from, or `None`.
         devices: int. The devices, each of which gets a batch.
@@ -110,7 +73,7 @@ def evaluate_arguments(options, checkpoint):
     """What `python -m algpt2_pt.evaluate` is to be called with.
 
     Args:
-        options: `argparse.Namespace` of `parser`.
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
         checkpoint: str. A directory, or the id of a hub repository.
 
     Returns:
@@ -128,7 +91,7 @@ def notes(options):
     """A line for every flag that does something else here, or nothing.
 
     Args:
-        options: `argparse.Namespace` of `parser`.
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
 
     Returns:
         list of str.
@@ -158,7 +121,7 @@ def find_tokenizer(options):
     """The directory of the tokenizer that the options name.
 
     Args:
-        options: `argparse.Namespace` of `parser`.
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
 
     Returns:
         str.
@@ -192,7 +155,7 @@ def find_pretrained(options):
     """The directory of the checkpoint that `--pretrained` starts from.
 
     Args:
-        options: `argparse.Namespace` of `parser`.
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
 
     Returns:
         str.
@@ -243,17 +206,23 @@ def _reporter():
     return "wandb" if mode == "offline" or wandb.login(prompt=False) else "none"
 
 
-def main(argv=None):
-    options = parser().parse_args(argv)
+def run(options):
+    """Train or evaluate.
+
+    Args:
+        options: `argparse.Namespace` of `algpt2_pt.run_model.parser`.
+
+    Raises:
+        InputError: if there is no tokenizer, or nothing to start from.
+    """
     for line in notes(options):
         print(line, flush=True)
     directory = run_directory(options)
     if options.eval_only:
         evaluate.main(evaluate_arguments(options, options.hf_hub_path or directory))
         return
-    with exit_on_error(PROGRAM):
-        tokenizer = find_tokenizer(options)
-        checkpoint = find_pretrained(options) if options.pretrained else None
+    tokenizer = find_tokenizer(options)
+    checkpoint = find_pretrained(options) if options.pretrained else None
     train.main(train_arguments(options, tokenizer, checkpoint, _device_count(options), _reporter()))
     # Of several processes the first is enough to evaluate.
     if options.eval_depth and options.model_class_name == ALGPT2 and os.environ.get("RANK", "0") == "0":

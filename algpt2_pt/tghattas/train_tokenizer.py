@@ -5,8 +5,8 @@ import glob
 import os
 import re
 
+from algpt2 import tokenization
 from algpt2.cli import HelpFormatter
-from algpt2.data import train_tokenizer
 from algpt2.data.corpus import PYTHON_DOCS
 
 VOCAB_SIZE = 50257
@@ -60,4 +60,4 @@ def main(argv=None):
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--dataset_path", default="wikitext-103-raw-v1", help="a data set of the hub, or local text")
-    train_tokenizer.main(tokenization_arguments(parser.parse_args(argv).dataset_path))
+    tokenization.main(tokenization_arguments(parser.parse_args(argv).dataset_path))

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from algpt2 import parameter_count
 from algpt2.data.corpus import read_corpus
 from algpt2.data.tokenizer import load_tokenizer
-from algpt2_pt import evaluate, train
-from algpt2_pt.tghattas import run_model, train_tokenizer
-from algpt2_pt.tghattas.run_model import evaluate_arguments, notes, parser, run_directory, train_arguments
+from algpt2_pt import evaluate, run_model, train
+from algpt2_pt.run_model import parser
+from algpt2_pt.tghattas import train_tokenizer
+from algpt2_pt.tghattas.run_model import evaluate_arguments, notes, run_directory, train_arguments
 
 README = (
     "--batch_size 60 --num_of_epochs 6 --sequence_max_length 256 --learning_rate 0.0006 --device gpu --save_steps 2000 "

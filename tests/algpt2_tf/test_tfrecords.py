@@ -11,7 +11,8 @@ from algpt2.data.corpus import read_corpus
 from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
-from algpt2_tf.tfrecords import TFRecordBlocks, main, write_tfrecords
+from algpt2_tf.tfrecord_blocks import TFRecordBlocks, write_tfrecords
+from algpt2_tf.tfrecords import main
 
 
 def make_text(count=500, seed=0):

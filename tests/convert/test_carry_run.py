@@ -23,7 +23,7 @@ from algpt2.data.corpus import read_corpus
 from algpt2.training.optimization import OPTIMIZERS
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer
-from algpt2_tf.tfrecords import INDEX_FILE
+from algpt2_tf.tfrecord_blocks import INDEX_FILE
 
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 COMMANDS = {"pt": "pt2tf", "tf": "tf2pt"}

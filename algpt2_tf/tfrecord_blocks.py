@@ -1,0 +1,332 @@
+"""Packed training blocks as TFRecord shards, local or on `gs://`."""
+
+import contextlib
+import json
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from algpt2.data.corpus import read_corpus, text_options
+from algpt2.data.packing import TokenizedText, pack_corpus
+from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
+from algpt2.errors import InputError
+
+INDEX_FILE = "tfrecords.json"
+VALIDATION_FILE = "validation.tfrecord"
+# Around the data of a record stand its length with a checksum, and a checksum of the data.
+HEADER, FOOTER = 12, 4
+ROWS_AT_ONCE = 1024
+
+
+def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progress=False, **notes):
+    """Write blocks as TFRecord shards, with the validation text and the tokenizer.
+
+    A record is a `tf.train.Example` of two byte strings: `ids`, little-endian int32 (length), and `mask`, uint8
+    (length), 0 for padding. So all records have one size, and each is found without an index. Block i is record
+    `i // shard_count` of shard `i % shard_count`. Records of `validation.tfrecord` hold the `ids` of a row of the text.
+
+    Args:
+        directory: str or path, local or such as `gs://bucket/folder`; made if it is not there.
+        blocks: `algpt2.data.packing.Blocks`.
+        validation: `algpt2.data.packing.TokenizedText`.
+        tokenizer: `transformers.PreTrainedTokenizerFast`.
+        shard_count: int. One for each host or worker that reads them is usual.
+        progress: bool. Whether to show a progress bar, on a terminal.
+        **notes: what tfrecords.json is to say besides.
+
+    Raises:
+        InputError: if there are fewer blocks than shards, shards are there already, or they cannot be written.
+    """
+    directory = str(directory)
+    if shard_count > len(blocks):
+        raise InputError(f"--shards {shard_count} is more than the {len(blocks)} blocks of the text; ask for fewer")
+    with _file_errors(directory, "written"):
+        if tf.io.gfile.exists(_join(directory, INDEX_FILE)):
+            raise InputError(f"{directory}: holds TFRecords already; give another --output-dir, or remove it first")
+        tf.io.gfile.makedirs(directory)
+        for name in tf.io.gfile.listdir(directory):
+            # A process that was killed may have left other numbers of shards.
+            if re.fullmatch(r"train-\d{5}-of-\d{5}\.tfrecord", name):
+                tf.io.gfile.remove(_join(directory, name))
+        hash = _write_tokenizer(directory, tokenizer)
+        _write_shards(directory, blocks, shard_count, progress)
+        _write_validation(directory, validation)
+        index = {
+            "length": blocks.length,
+            "packing": blocks.packing,
+            "padding": int(blocks.padding),
+            "blocks": [len(range(shard, len(blocks), shard_count)) for shard in range(shard_count)],
+            "record_bytes": _record_bytes(blocks.length),
+            "vocab_size": vocabulary_size(tokenizer),
+            "tokenizer": hash,
+            "validation": {
+                "rows": len(validation.starts) - 1,
+                "tokens": len(validation.tokens),
+                "words": int(validation.words),
+                "bytes": int(validation.bytes),
+            },
+            **notes,
+        }
+        # Last and in one step: a directory with this file is whole.
+        temporary = _join(directory, f".{INDEX_FILE}")
+        with tf.io.gfile.GFile(temporary, "w") as file:
+            file.write(json.dumps(index, indent=2) + "\n")
+        tf.io.gfile.rename(temporary, _join(directory, INDEX_FILE), overwrite=True)
+
+
+class TFRecordBlocks:
+    """The blocks of a directory that `write_tfrecords` wrote, with the interface of `algpt2.data.packing.Blocks`.
+
+    Any block can be read on its own, and shards are read at the same time. A run has the same batches, and bit for bit
+    the same weights, as one on the text itself. A block's length and token ids are checked as it is read, its checksum
+    is not.
+
+    Args:
+        directory: str or path, local or `gs://`.
+        tokenizer: `transformers.PreTrainedTokenizerFast` that the blocks must have been made with; `None` allows any.
+
+    Raises:
+        InputError: if the directory is incomplete or damaged, or of another tokenizer.
+
+    Example:
+        >>> blocks = TFRecordBlocks("gs://bucket/wikitext")  # doctest: +SKIP
+        >>> ids, mask = blocks.rows([0, 17])  # doctest: +SKIP
+    """
+
+    def __init__(self, directory, tokenizer=None):
+        self.directory = str(directory)
+        self.index = _read_index(self.directory)
+        self.length, self.packing, self.padding = (self.index[key] for key in ("length", "packing", "padding"))
+        counts, size = self.index["blocks"], self.index["record_bytes"]
+        self._paths = [_join(self.directory, _shard_name(shard, len(counts))) for shard in range(len(counts))]
+        with _file_errors(self.directory, "read"):
+            for path, count in zip(self._paths, counts, strict=True):
+                found = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
+                if found != count * size:
+                    state = "missing" if found is None else f"{found} bytes long instead of {count * size}"
+                    raise InputError(f"{path}: {state}; write the TFRecords of {self.directory} again")
+        if tokenizer is not None and tokenizer_hash(tokenizer.backend_tokenizer.to_str()) != self.index["tokenizer"]:
+            raise InputError(f"{self.directory}: made with another tokenizer; use the one that lies there")
+        self._pool = ThreadPoolExecutor(min(64, len(counts)))
+
+    def __len__(self):
+        return sum(self.index["blocks"])
+
+    def rows(self, indices):
+        """Some blocks.
+
+        Args:
+            indices: int array (n,).
+
+        Returns:
+            tuple of ids, int32 (n, length), and mask, int32 (n, length), 0 for padding.
+
+        Raises:
+            InputError: if a record is damaged or a file cannot be read.
+        """
+        indices = np.asarray(indices)
+        ids = np.empty((len(indices), self.length), dtype=np.int32)
+        mask = np.empty_like(ids)
+        positions, shards = np.divmod(indices, len(self._paths))
+
+        def read(shard):
+            here = np.flatnonzero(shards == shard)
+            with _file_errors(self._paths[shard], "read"), tf.io.gfile.GFile(self._paths[shard], "rb") as file:
+                for row in here:
+                    ids[row], mask[row] = self._record(file, int(positions[row]))
+
+        list(self._pool.map(read, np.unique(shards)))
+        return ids, mask
+
+    def validation(self):
+        """The validation text.
+
+        Returns:
+            `algpt2.data.packing.TokenizedText`.
+
+        Raises:
+            InputError: if its file is missing or damaged.
+        """
+        path, facts = _join(self.directory, VALIDATION_FILE), self.index["validation"]
+        with _file_errors(path, "read"):
+            records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
+        rows = [self._features(path, record)["ids"] for record in records]
+        tokens = np.concatenate([np.zeros(0, np.int32), *rows])
+        if len(rows) != facts["rows"] or len(tokens) != facts["tokens"]:
+            raise InputError(
+                f"{path}: {len(rows)} rows of {len(tokens)} tokens, expected {facts['rows']} of {facts['tokens']}; "
+                f"write the TFRecords of {self.directory} again"
+            )
+        return TokenizedText(tokens, np.cumsum([0, *map(len, rows)]), facts["words"], facts["bytes"])
+
+    def tokenizer(self):
+        """The tokenizer that the blocks were made with.
+
+        Returns:
+            `transformers.PreTrainedTokenizerFast`.
+
+        Raises:
+            InputError: if it is missing, damaged or another one.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            with _file_errors(self.directory, "read"):
+                for name in tf.io.gfile.listdir(self.directory):
+                    if name.endswith(".json") and name != INDEX_FILE:
+                        tf.io.gfile.copy(_join(self.directory, name), _join(temporary, name))
+            try:
+                tokenizer = load_tokenizer(temporary)
+                found = tokenizer_hash((Path(temporary) / TOKENIZER_FILE).read_bytes())
+            except InputError as error:
+                raise InputError(str(error).replace(temporary, self.directory)) from error
+        if found != self.index["tokenizer"]:
+            raise InputError(f"{self.directory}: {TOKENIZER_FILE} is not the one that the TFRecords were made with")
+        return tokenizer
+
+    def _record(self, file, position):
+        size = self.index["record_bytes"]
+        file.seek(position * size)
+        record = file.read(size)
+        if int.from_bytes(record[:8], "little") != size - HEADER - FOOTER:
+            raise InputError(f"{file.name}: record {position} is damaged; write the TFRecords again")
+        features = self._features(file.name, record[HEADER:-FOOTER])
+        if any(len(features.get(name, ())) != self.length for name in ("ids", "mask")):
+            raise InputError(f"{file.name}: record {position} has not {self.length} tokens; write the TFRecords again")
+        return features["ids"], features["mask"]
+
+    def _features(self, path, example):
+        try:
+            stored = tf.train.Example.FromString(example).features.feature
+            dtypes = {"ids": "<i4", "mask": np.uint8}
+            features = {name: np.frombuffer(stored[name].bytes_list.value[0], dtypes[name]) for name in stored}
+            ids = features["ids"]
+        # protobuf's DecodeError has no public name that all its versions share.
+        except Exception as error:
+            raise InputError(f"{path}: a record is damaged ({error}); write the TFRecords again") from error
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.index["vocab_size"]:
+            raise InputError(
+                f"{path}: a token is not among the {self.index['vocab_size']} of the vocabulary; "
+                "write the TFRecords again"
+            )
+        return features
+
+
+def is_tfrecords(directory):
+    """bool: whether a directory, local or `gs://`, holds what `write_tfrecords` wrote."""
+    return tf.io.gfile.exists(_join(directory, INDEX_FILE))
+
+
+def _example(**arrays):
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[array.tobytes()])) for name, array in arrays.items()
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def _record_bytes(length):
+    return HEADER + len(_example(ids=np.zeros(length, "<i4"), mask=np.zeros(length, np.uint8))) + FOOTER
+
+
+def _write_shards(directory, blocks, shard_count, progress):
+    with contextlib.ExitStack() as stack:
+        paths = [_join(directory, _shard_name(shard, shard_count)) for shard in range(shard_count)]
+        writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]
+        bar = tqdm(total=len(blocks), desc="writing", unit="block", disable=None if progress else True)
+        for start in range(0, len(blocks), ROWS_AT_ONCE):
+            indices = np.arange(start, min(start + ROWS_AT_ONCE, len(blocks)))
+            for index, ids, mask in zip(indices, *blocks.rows(indices), strict=True):
+                writers[index % shard_count].write(_example(ids=ids.astype("<i4"), mask=mask.astype(np.uint8)))
+            bar.update(len(indices))
+        bar.close()
+
+
+def _write_validation(directory, text):
+    with tf.io.TFRecordWriter(_join(directory, VALIDATION_FILE)) as writer:
+        for start, end in zip(text.starts[:-1], text.starts[1:], strict=True):
+            writer.write(_example(ids=np.asarray(text.tokens[start:end]).astype("<i4")))
+
+
+def _write_tokenizer(directory, tokenizer):
+    """Write the tokenizer's files, and return the hash of the tokenizer."""
+    with tempfile.TemporaryDirectory() as temporary:
+        save_tokenizer(tokenizer, temporary)
+        for path in Path(temporary).iterdir():
+            tf.io.gfile.copy(str(path), _join(directory, path.name), overwrite=True)
+        return tokenizer_hash((Path(temporary) / TOKENIZER_FILE).read_bytes())
+
+
+def _read_index(directory):
+    path = _join(directory, INDEX_FILE)
+    with _file_errors(directory, "read"):
+        if not tf.io.gfile.isdir(directory):
+            raise InputError(f"{directory}: no such directory; write it with python -m algpt2_tf.tfrecords")
+        if not tf.io.gfile.exists(path):
+            raise InputError(f"{directory}: holds no {INDEX_FILE}, so its TFRecords are not complete; write them again")
+        with tf.io.gfile.GFile(path) as file:
+            content = file.read()
+    try:
+        index = json.loads(content)
+        counts = index["blocks"]
+        complete = (
+            counts == [len(range(shard, sum(counts), len(counts))) for shard in range(len(counts))]
+            and counts[-1] > 0
+            and index["record_bytes"] == _record_bytes(index["length"])
+            and {"packing", "padding", "vocab_size", "tokenizer"} <= index.keys()
+            and {"rows", "tokens", "words", "bytes"} <= index["validation"].keys()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); write the TFRecords again") from error
+    if not complete:
+        raise InputError(f"{path}: its numbers of blocks, length and record size do not fit; write the TFRecords again")
+    return index
+
+
+def _shard_name(shard, count):
+    return f"train-{shard:05}-of-{count:05}.tfrecord"
+
+
+def _join(directory, name):
+    # os.path.join, which keeps the slashes of gs://.
+    return tf.io.gfile.join(str(directory), name)
+
+
+@contextlib.contextmanager
+def _file_errors(path, what):
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        raise InputError(f"{path}: cannot be {what} ({getattr(error, 'message', error)})") from error
+
+
+def run(arguments):
+    """The program of `algpt2_tf.tfrecords`.
+
+    Args:
+        arguments: `argparse.Namespace` of its command line.
+
+    Raises:
+        InputError: if the text, the tokenizer or an argument is wrong, or the files cannot be written.
+    """
+    if arguments.length < 2:
+        raise InputError(f"--length {arguments.length}: a block needs at least 2 tokens")
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
+    corpus = read_corpus(arguments.dataset, arguments.validation, text_options(arguments))
+    blocks, validation = pack_corpus(corpus, tokenizer, arguments.length, arguments.packing, arguments.eval_protocol)
+    write_tfrecords(
+        arguments.output_dir,
+        blocks,
+        validation,
+        tokenizer,
+        arguments.shards,
+        progress=True,
+        dataset=arguments.dataset,
+        eval_protocol=arguments.eval_protocol,
+    )
+    print(f"wrote {len(blocks)} blocks of {arguments.length} tokens to {arguments.output_dir}")
