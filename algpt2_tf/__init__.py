@@ -8,13 +8,17 @@ from algpt2.lazy import around_imports, lazy_names, register_with
 from algpt2_tf.quiet import without_notes
 
 if TYPE_CHECKING:
-    from algpt2_tf.backbone import TFALGPT2Backbone
-    from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
-    from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
+    from algpt2_tf.backbone import ALGPT2Backbone, TFALGPT2Backbone
+    from algpt2_tf.causal_lm import ALGPT2CausalLM, TFALGPT2LMHeadModel
+    from algpt2_tf.preprocessor import ALGPT2CausalLMPreprocessor, TFALGPT2CausalLMPreprocessor
     from algpt2_tf.pretraining import TFALGPT2ForPreTraining
-    from algpt2_tf.tokenizer import TFALGPT2Tokenizer
+    from algpt2_tf.tokenizer import ALGPT2Tokenizer, TFALGPT2Tokenizer
 
 __all__ = [
+    "ALGPT2Backbone",
+    "ALGPT2CausalLM",
+    "ALGPT2CausalLMPreprocessor",
+    "ALGPT2Tokenizer",
     "TFALGPT2Backbone",
     "TFALGPT2CausalLMPreprocessor",
     "TFALGPT2ForPreTraining",
@@ -44,11 +48,11 @@ if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1"):
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "algpt2_tf.backbone": ("TFALGPT2Backbone",),
-        "algpt2_tf.causal_lm": ("TFALGPT2LMHeadModel",),
-        "algpt2_tf.preprocessor": ("TFALGPT2CausalLMPreprocessor",),
+        "algpt2_tf.backbone": ("TFALGPT2Backbone", "ALGPT2Backbone"),
+        "algpt2_tf.causal_lm": ("TFALGPT2LMHeadModel", "ALGPT2CausalLM"),
+        "algpt2_tf.preprocessor": ("TFALGPT2CausalLMPreprocessor", "ALGPT2CausalLMPreprocessor"),
         "algpt2_tf.pretraining": ("TFALGPT2ForPreTraining",),
-        "algpt2_tf.tokenizer": ("TFALGPT2Tokenizer",),
+        "algpt2_tf.tokenizer": ("TFALGPT2Tokenizer", "ALGPT2Tokenizer"),
     },
 )
 

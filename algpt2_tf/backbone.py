@@ -194,3 +194,7 @@ def check_inputs(inputs, config, asserts=False):
         least, largest = tf.reduce_min(token_ids), tf.reduce_max(token_ids)
         fits = tf.logical_and(least >= 0, largest < config.vocab_size)
         tf.debugging.Assert(fits, [tf.strings.format("token ids are {} to {}; " + allowed, (least, largest))])
+
+
+# KerasHub names its models without a framework.
+ALGPT2Backbone = TFALGPT2Backbone

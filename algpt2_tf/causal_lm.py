@@ -14,7 +14,7 @@ from transformers.utils import PushToHubMixin
 from algpt2 import ALGPT2Config
 from algpt2.atomic import files_replaced_in
 from algpt2.checkpoints.checkpoint import find_checkpoint, open_checkpoint, write_checkpoint_weights
-from algpt2.checkpoints.formats import KERAS
+from algpt2.checkpoints.formats import KERAS, SAFETENSORS
 from algpt2_tf.backbone import TFALGPT2Backbone, check_inputs, check_length
 from algpt2_tf.cpu_kernels import StreamedWeights
 from algpt2_tf.loss import LossOverTokens
@@ -134,22 +134,68 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
             algpt2.errors.InputError: if the directory cannot be written.
             ValueError: for a quantized model, whose weights only `save` and `save_to_preset` keep.
         """
+        self._write(save_directory, "tensorflow", KERAS.patterns, max_shard_size)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
+
+    def _write(self, directory, framework, stale, max_shard_size="5GB"):
         if any(layer.quantization_mode for layer in self._flatten_layers()):
             raise ValueError("the model is quantized: save it with save() or save_to_preset(), or before quantize()")
         self._check_tokenizer()
-        with files_replaced_in(save_directory, stale=KERAS.patterns) as temporary:
+        with files_replaced_in(directory, stale=stale) as temporary:
             config = type(self.config).from_dict(self.config.to_dict())
             config.architectures = [self.architecture]
             config.dtype = self.backbone.variable_dtype
             config.save_pretrained(temporary)
             GenerationConfig.from_model_config(config).save_pretrained(temporary)
             write_checkpoint_weights(
-                temporary, config, canonical_weights(self), "tensorflow", config.dtype, max_shard_size
+                temporary, config, canonical_weights(self), framework, config.dtype, max_shard_size
             )
             if self.preprocessor is not None:
                 self.preprocessor.tokenizer.save_to_directory(temporary)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
+
+    def export_to_transformers(self, path):
+        """Write the model as `ALGPT2LMHeadModel.save_pretrained` of PyTorch does, as KerasHub's models write theirs.
+
+        Args:
+            path: str or path of the directory.
+
+        Raises:
+            algpt2.errors.InputError: if the directory cannot be written.
+        """
+        self._write(path, "pytorch", SAFETENSORS.patterns)
+
+    def score(self, token_ids, padding_mask=None, scoring_mode="logits", layer_intercept_fn=None, target_ids=None):
+        """Logits or losses of given tokens, as of KerasHub's models, without dropout.
+
+        Args:
+            token_ids: int (batch, length).
+            padding_mask: int or bool (batch, length), 0 for padding; by default there is none.
+            scoring_mode: str, `"logits"` or `"loss"`.
+            layer_intercept_fn: function of the activations and the number of a depth, to the activations that go on
+                from there, of the same shape; -1 is the sum of the embeddings, which is E wide.
+            target_ids: int (batch, length), the tokens that `"loss"` is taken for.
+
+        Returns:
+            float (batch, length, V), or the losses in nats, float (batch, length).
+
+        Raises:
+            ValueError: for another mode, or a loss without targets.
+        """
+        if scoring_mode not in ("logits", "loss"):
+            raise ValueError(f"scoring_mode is {scoring_mode!r}; expected 'logits' or 'loss'")
+        if scoring_mode == "loss" and target_ids is None:
+            raise ValueError("scoring_mode 'loss' needs target_ids")
+        intercept = layer_intercept_fn or (lambda states, depth: states)
+        mask = ops.ones_like(token_ids) if padding_mask is None else padding_mask
+        backbone = self.backbone
+        states = backbone.project_embeddings(intercept(backbone.embed(token_ids), -1))
+        for depth, block in enumerate(self.config.layer_schedule):
+            states = intercept(backbone.transformer_layers[block](states, padding_mask=mask), depth)
+        logits = self._logits(backbone.project_states(backbone.layer_norm(states)))
+        if scoring_mode == "logits":
+            return logits
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(target_ids, logits)
 
     def __call__(self, inputs, *args, **kwargs):
         if isinstance(inputs, dict):
@@ -354,3 +400,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
     def get_quantization_layer_structure(self, mode):
         """The order in which Keras's `quantize` goes through the layers, with `"gptq"` and `"awq"`."""
         return calibration_structure(self.backbone) if mode in ("gptq", "awq") else None
+
+
+# KerasHub names its models without a framework.
+ALGPT2CausalLM = TFALGPT2LMHeadModel

@@ -68,3 +68,7 @@ def _bool_to_int(array):
     if isinstance(array, tf.Tensor):
         return tf.cast(array, "int32") if array.dtype == tf.bool else array
     return array.astype("int32") if array.dtype == bool else array
+
+
+# KerasHub names its models without a framework.
+ALGPT2CausalLMPreprocessor = TFALGPT2CausalLMPreprocessor

@@ -213,3 +213,7 @@ def _to_str(text):
     if hasattr(text, "numpy"):
         text = text.numpy()
     return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+
+
+# KerasHub names its models without a framework.
+ALGPT2Tokenizer = TFALGPT2Tokenizer

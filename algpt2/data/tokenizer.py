@@ -21,6 +21,7 @@ ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 SPECIAL_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # GPT-2's files: its vocabulary, and the merges that belong to it; and how a KerasHub preset calls them.
 GPT2_FILES = ("vocab.json", "merges.txt")
+PRESET_FILE = f"assets/tokenizer/{TOKENIZER_FILE}"
 KERAS_HUB_FILES = ("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt")
 # What transformers reads besides.
 CONFIG_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
@@ -90,7 +91,7 @@ def has_tokenizer(directory):
 def _find_files(directory):
     """The files of the vocabulary of a directory: those of one of the forms; empty if there is none."""
     # KerasHub describes its tokenizer in a file that is called tokenizer.json, too.
-    for names in (KERAS_HUB_FILES, (TOKENIZER_FILE,), GPT2_FILES, ("vocab.txt",)):
+    for names in ((PRESET_FILE,), KERAS_HUB_FILES, (TOKENIZER_FILE,), GPT2_FILES, ("vocab.txt",)):
         paths = [directory / name for name in names]
         if all(path.is_file() for path in paths):
             return paths
@@ -131,7 +132,9 @@ def load_tokenizer(directory):
 
 
 def _load(directory, paths):
-    if paths[0].parent != directory:
+    if paths[0] == directory / PRESET_FILE:
+        directory = paths[0].parent
+    elif paths[0].parent != directory:
         vocabulary, merges = map(str, paths)
         return GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token=END_OF_TEXT)
     # Code that a repository brings along is not run.

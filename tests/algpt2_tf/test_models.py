@@ -1,16 +1,26 @@
 """The Keras models: KerasHub's own checks, and what Keras users do with them."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
+import torch
 from keras_hub.src.tests.test_case import TestCase
 from models import CONFIGS, random_batch, random_config, random_weights, relative_difference, tiny_config
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from algpt2.errors import InputError
-from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
+from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_tf import (
+    ALGPT2CausalLM,
+    TFALGPT2Backbone,
+    TFALGPT2CausalLMPreprocessor,
+    TFALGPT2LMHeadModel,
+    TFALGPT2Tokenizer,
+)
 from algpt2_tf.devices import select_strategy
 from algpt2_tf.weights import assign_weights, canonical_weights
+from convert import to_pt
 
 
 class KerasHubTest(TestCase):
@@ -251,3 +261,64 @@ def test_too_long_sequences_are_named(model):
     model.compile(sampler="greedy")
     with pytest.raises(ValueError, match=r"^the sequence has 81 tokens, more than n_positions 80$"):
         model.generate({"token_ids": ids, "padding_mask": ids < 0}, stop_token_ids=None)
+
+
+def test_a_preset_of_keras_hub_is_read_by_every_way_in(text_tokenizer, tmp_path):
+    config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
+    preprocessor = TFALGPT2CausalLMPreprocessor(TFALGPT2Tokenizer(text_tokenizer), sequence_length=80)
+    model = ALGPT2CausalLM(TFALGPT2Backbone(config), preprocessor)
+    assert ALGPT2CausalLM is TFALGPT2LMHeadModel
+    assign_weights(model, random_weights(config, "float32"))
+    model.save_to_preset(str(tmp_path / "preset"))
+    model.compile(sampler="greedy")
+    expected = model.generate("The value of", max_length=24)
+    for cls in (keras_hub.models.CausalLM, TFALGPT2LMHeadModel):
+        found = cls.from_preset(str(tmp_path / "preset"))
+        found.compile(sampler="greedy")
+        assert found.generate("The value of", max_length=24) == expected
+    ids = random_batch(config)[0]
+    logits = np.asarray(model({"token_ids": ids, "padding_mask": np.ones_like(ids)}))
+    model.export_to_transformers(tmp_path / "exported")
+    to_pt(tmp_path / "preset", tmp_path / "converted")
+    for directory in ("preset", "converted", "exported"):
+        pytorch = ALGPT2LMHeadModel.from_pretrained(tmp_path / directory).eval()
+        assert relative_difference(logits, pytorch(torch.tensor(ids)).logits.detach().numpy()) < 1e-5
+    for directory in ("converted", "exported"):
+        assert (
+            AutoTokenizer.from_pretrained(tmp_path / directory)("The value").input_ids
+            == text_tokenizer("The value").input_ids
+        )
+
+
+def test_score_gives_logits_losses_and_what_is_between():
+    config = CONFIGS["cycle"]
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
+    assign_weights(model, random_weights(config, "float32"))
+    ids, mask = random_batch(config)
+    logits = np.asarray(model({"token_ids": ids, "padding_mask": mask}))
+    assert np.allclose(model.score(ids, mask), logits, rtol=1e-6, atol=1e-6)
+    targets = np.roll(ids, -1, axis=1)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).flatten(0, 1), torch.tensor(targets).flatten().long(), reduction="none"
+    )
+    losses = model.score(ids, mask, scoring_mode="loss", target_ids=targets)
+    assert np.allclose(np.ravel(losses), expected, rtol=1e-5)
+    widths = {}
+    model.score(ids, mask, layer_intercept_fn=lambda states, depth: widths.setdefault(depth, states))
+    assert {depth: states.shape[-1] for depth, states in widths.items()} == {-1: 10, 0: 24, 1: 24, 2: 24}
+    zeroed = model.score(ids, mask, layer_intercept_fn=lambda states, depth: 0 * states if depth == 2 else states)
+    assert np.ptp(zeroed, axis=(0, 1)).max() < 1e-6
+    with pytest.raises(ValueError, match="target_ids"):
+        model.score(ids, scoring_mode="loss")
+
+
+@pytest.mark.parametrize(
+    "sampler", [keras_hub.samplers.ContrastiveSampler(k=3, alpha=0.3), keras_hub.samplers.BeamSampler(num_beams=2)]
+)
+def test_samplers_that_want_states_or_several_beams(sampler):
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(CONFIGS["cycle"]))
+    model.compile(sampler=sampler, jit_compile=False)
+    ids = np.tile(np.arange(12, dtype="int32"), (2, 1))
+    inputs = {"token_ids": ids, "padding_mask": np.arange(12)[None].repeat(2, 0) < 5}
+    found = model.generate(inputs, stop_token_ids=None)
+    assert np.array_equal(found["token_ids"][:, :5], ids[:, :5])

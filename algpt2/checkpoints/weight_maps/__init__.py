@@ -29,6 +29,8 @@ def config_from(stored):
         >>> config_from({"model_type": "gpt2", "n_layer": 3}).layer_schedule
         [0, 1, 2]
     """
+    if stored.get("class_name") == "TFALGPT2Backbone":
+        return own.preset_config(stored)
     if "class_name" in stored:
         return gpt2.keras_hub_config(stored)
     if tghattas.is_tghattas(stored):

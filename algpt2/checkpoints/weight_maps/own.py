@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from algpt2.checkpoints.weight_maps.weight_map import TRANSPOSED, Dialect, Rule
 from algpt2.configuration import ALGPT2Config
+from algpt2.errors import InputError
 
 BACKBONE = "layers/tfalgpt2_backbone/layers"
 
@@ -18,6 +19,21 @@ def algpt2_config(stored):
         `ALGPT2Config`.
     """
     return ALGPT2Config.from_dict(stored)
+
+
+def preset_config(stored):
+    """The configuration of a config.json of a KerasHub preset of ALGPT2.
+
+    Args:
+        stored: dict, as `keras.saving.serialize_keras_object` makes it of a backbone.
+
+    Returns:
+        `ALGPT2Config`.
+    """
+    theirs = stored.get("config")
+    if not isinstance(theirs, dict) or not isinstance(theirs.get("config"), dict):
+        raise InputError("config holds no config of ALGPT2; expected what save_to_preset writes")
+    return ALGPT2Config.from_dict(theirs["config"])
 
 
 def keras_block_numbers(config):
@@ -38,7 +54,9 @@ def keras_block_numbers(config):
 
 
 def keras_names(tensors):
-    """Tensors of a Keras file with one name for the backbone, which a model for pretraining has in another layer.
+    """Tensors of a Keras file with one name for the backbone.
+
+    A model for pretraining has it in another layer, and a preset of KerasHub holds it alone.
 
     Args:
         tensors: dict of str to tensor.
@@ -51,6 +69,8 @@ def keras_names(tensors):
         {'layers/tfalgpt2_backbone/layers/dense/vars/0': 1}
     """
     within = "layers/functional/layers/"
+    if any(name.startswith("layers/tfalgpt2_block/") for name in tensors):
+        within = "layers/"
     return {
         f"{BACKBONE}/{name.removeprefix(within)}" if name.startswith(within) else name: tensor
         for name, tensor in tensors.items()
