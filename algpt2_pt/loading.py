@@ -9,13 +9,13 @@ from algpt2.checkpoints.checkpoint import (
     open_checkpoint,
     parse_config,
     read_config,
+    read_stored_config,
 )
 from algpt2.checkpoints.formats import find_weights, read_weights
 from algpt2.checkpoints.generation_config import check_generation_config
-from algpt2.checkpoints.weight_maps import find_dialect
+from algpt2.checkpoints.weight_maps import find_dialect, is_wrapped
 from algpt2.checkpoints.weight_maps.own import PYTORCH
 from algpt2.errors import InputError
-from algpt2.reading import read_json
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.weights import to_torch
 
@@ -104,7 +104,7 @@ def _as_config(config):
 def _transformers_loads(directory, config, variant):
     """Whether a checkpoint has ALGPT2's own names in PyTorch's files, which transformers itself loads."""
     path = directory / CONFIG_FILE
-    stored = config.to_dict() if config is not None and not path.exists() else read_json(path)
+    stored = config.to_dict() if config is not None and not path.exists() else read_stored_config(path)
     is_own = stored.get("model_type") in (None, ALGPT2Config.model_type)
     parse_config({"model_type": ALGPT2Config.model_type, **stored}, source=path)
     if variant:
@@ -116,4 +116,5 @@ def _transformers_loads(directory, config, variant):
     if not is_own or not found:
         return is_own
     kind, path = found[0]
-    return find_dialect(kind.naming, stored, read_weights(kind, path))[0] is PYTORCH
+    tensors = read_weights(kind, path)
+    return find_dialect(kind.naming, stored, tensors)[0] is PYTORCH and not is_wrapped(tensors)

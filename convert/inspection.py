@@ -3,13 +3,12 @@
 import json
 from collections import Counter
 
-from algpt2.checkpoints.checkpoint import CONFIG_FILE, find_checkpoint, open_checkpoint
+from algpt2.checkpoints.checkpoint import CONFIG_FILE, find_checkpoint, open_checkpoint, read_stored_config
 from algpt2.checkpoints.formats import find_weights, weight_files
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.configuration import schedule_pattern
 from algpt2.data.tokenizer import check_vocabulary, has_tokenizer, load_tokenizer
 from algpt2.errors import InputError
-from algpt2.reading import read_json
 
 
 def inspect_checkpoint(directory):
@@ -31,7 +30,7 @@ def inspect_checkpoint(directory):
         []
     """
     directory = find_checkpoint(directory)
-    stored, problems, found = read_json(directory / CONFIG_FILE), [], []
+    stored, problems, found = read_stored_config(directory / CONFIG_FILE), [], []
     config = None
     for kind, path in find_weights(directory):
         try:

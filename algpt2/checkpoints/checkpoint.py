@@ -25,7 +25,7 @@ from algpt2.checkpoints.formats import (
 )
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
 from algpt2.checkpoints.generation_config import GENERATION_FILE, read_generation_config
-from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect
+from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect, with_model_type
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
 from algpt2.checkpoints.weights import architecture, check_weights
 from algpt2.configuration import CODE_FILES, ALGPT2Config
@@ -125,7 +125,22 @@ def read_config(path, **overrides):
     if path.is_dir():
         require_whole(path)
         path = path / CONFIG_FILE
-    return parse_config(read_json(path), source=path, **overrides)
+    return parse_config(read_stored_config(path), source=path, **overrides)
+
+
+def read_stored_config(path):
+    """The content of a config.json, with a model_type where its architectures mean one.
+
+    Args:
+        path: `Path`.
+
+    Returns:
+        dict.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    return with_model_type(read_json(path))
 
 
 def parse_config(stored, source, **overrides):
@@ -314,7 +329,7 @@ def open_checkpoint(directory, framework="pytorch", weights=None, config=None):
     if directory.is_dir():
         require_whole(directory)
     path = directory / CONFIG_FILE
-    stored = config.to_dict() if config is not None and not path.exists() else read_json(path)
+    stored = config.to_dict() if config is not None and not path.exists() else read_stored_config(path)
     config = parse_config(stored, source=path)
     if stored.get("quantization_config"):
         raise InputError(f"{path}: quantization_config: the weights are quantized; give the model before that")

@@ -1,5 +1,6 @@
 """Checkpoints of other systems, in both frameworks, against what those systems compute."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,12 @@ import keras_hub
 import numpy as np
 import pytest
 import torch
-from models import random_batch, relative_difference
+from models import pytorch_model, random_batch, random_weights, relative_difference, tiny_config
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from algpt2.checkpoints.checkpoint import open_checkpoint
+from algpt2.errors import InputError
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2LMHeadModel
 from convert import to_pt, to_tf
@@ -309,3 +312,59 @@ def test_a_directory_of_one_framework_loads_in_the_other(target, tmp_path):
     directory = (to_pt if target == "pt" else to_tf)(tmp_path / "gpt2", tmp_path / "own" / "first").directory
     assert_both_frameworks_give(directory, gpt2_logits(model))
     shutil.rmtree(tmp_path / "own")
+
+
+def compiled(model):
+    return torch.compile(model)
+
+
+def blocks_compiled(model):
+    for index, block in enumerate(model.transformer.h):
+        model.transformer.h[index] = torch.compile(block)
+    return model
+
+
+# torch.nn.DataParallel names what it wraps as DistributedDataParallel does.
+WRAPPERS = {
+    "compiled": compiled,
+    "blocks compiled": blocks_compiled,
+    "ddp": torch.nn.DataParallel,
+    "compiled in ddp": lambda model: torch.nn.DataParallel(compiled(model)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrapper"),
+    [
+        *(("own", "compiled"), ("own", "blocks compiled")),
+        *(("gpt2", "compiled"), ("gpt2", "ddp"), ("bare gpt2", "compiled in ddp")),
+    ],
+)
+def test_what_a_wrapped_model_saved(wrapper, kind, tmp_path):
+    directory = tmp_path / "checkpoint"
+    if kind == "own":
+        config = tiny_config()
+        plain = pytorch_model(config, random_weights(config, "float32"))
+        config.save_pretrained(directory)
+    else:
+        plain = gpt2()
+        # GPT2LMHeadModel takes any configuration for its own.
+        write_config(directory, architectures=["GPT2LMHeadModel"])
+    saved = copy.deepcopy(plain)
+    state = (WRAPPERS[wrapper](saved.transformer if kind == "bare gpt2" else saved)).state_dict()
+    assert any("_orig_mod." in name or "module." in name for name in state)
+    state.pop(next((name for name in state if name.endswith("lm_head.weight")), None), None)
+    save_file({name: tensor.clone() for name, tensor in state.items()}, directory / "model.safetensors")
+    assert_both_frameworks_give(directory, gpt2_logits(plain))
+
+
+def test_a_tensor_that_is_there_wrapped_and_plain_is_refused(tmp_path):
+    model = gpt2()
+    write_config(tmp_path, model_type="gpt2")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(
+        {**state, "_orig_mod.transformer.wte.weight": state["transformer.wte.weight"].clone()},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(InputError, match="some tensors are there twice"):
+        open_checkpoint(tmp_path)

@@ -1,7 +1,7 @@
 """The checkpoints of other systems: for each its table of tensor names, and what its configuration means."""
 
 from algpt2.checkpoints.weight_maps import bilal2vec, gpt2, own, tghattas
-from algpt2.checkpoints.weight_maps.weight_map import Dialect, pytorch_names
+from algpt2.checkpoints.weight_maps.weight_map import Dialect, is_wrapped, pytorch_names
 from algpt2.errors import InputError
 
 # In the order in which they are tried: the more special first.
@@ -11,6 +11,30 @@ DIALECTS = (
     *(gpt2.KERAS_2, bilal2vec.KERAS_2),
 )
 MODEL_TYPES = {"algpt2": own.algpt2_config, "gpt2": gpt2.gpt2_config}
+
+
+def with_model_type(stored):
+    """The content of a config.json, with the model_type that its architectures mean where it has none.
+
+    Args:
+        stored: dict.
+
+    Returns:
+        dict.
+
+    Example:
+        >>> with_model_type({"architectures": ["GPT2LMHeadModel"]})["model_type"]
+        'gpt2'
+    """
+    names = stored.get("architectures")
+    if stored.get("model_type") is not None or "class_name" in stored or not isinstance(names, list):
+        return stored
+    # tGhattas/ALGPT2 has the model_type of GPT-2.
+    own = "gpt2" if "factorized_embeds" in stored else "algpt2"
+    for prefix, model_type in {"GPT2": "gpt2", "TFGPT2": "gpt2", "ALGPT2": own, "TFALGPT2": own}.items():
+        if any(str(name).startswith(prefix) for name in names):
+            return {**stored, "model_type": model_type}
+    return stored
 
 
 def config_from(stored):
@@ -70,4 +94,4 @@ def find_dialect(naming, stored, tensors):
     raise InputError(f"its tensors ({shown}, ...) are of no system that is known here")
 
 
-__all__ = ["DIALECTS", "Dialect", "config_from", "find_dialect"]
+__all__ = ["DIALECTS", "Dialect", "config_from", "find_dialect", "is_wrapped", "with_model_type"]

@@ -154,8 +154,20 @@ class Dialect:
         return any(re.fullmatch(pattern, name) for pattern in self.dropped)
 
 
+# What torch.compile, DDP, FSDP and activation checkpointing put before the names within what they wrap.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+BARE = re.compile(r"(wte|wpe|h|ln_f|project_in|project_out|expand_embeddings|projection_layer)\..*")
+
+
+def is_wrapped(tensors):
+    """bool: whether tensors, a dict, were saved from a model that torch.compile or DDP had wrapped."""
+    return any(map(WRAPPERS.search, tensors))
+
+
 def pytorch_names(tensors):
-    """Tensors of a PyTorch model with the prefix that a bare transformer, saved without its head, leaves out.
+    """Tensors of a PyTorch model by the names that they have in a plain model with its head.
+
+    Those of a wrapped model have more prefixes, and those of a bare transformer lack `transformer.`.
 
     Args:
         tensors: dict of str to tensor.
@@ -164,12 +176,17 @@ def pytorch_names(tensors):
         dict of str to tensor.
 
     Raises:
-        InputError: if a tensor is there both with and without the prefix.
+        InputError: if a tensor is there both with and without a prefix.
+
+    Example:
+        >>> pytorch_names({"_orig_mod.h.0.ln_1.bias": 1, "_orig_mod.wte.weight": 2})
+        {'transformer.h.0.ln_1.bias': 1, 'transformer.wte.weight': 2}
     """
-    if not any(name.startswith(("wte.", "wpe.", "h.", "ln_f.")) for name in tensors):
-        return tensors
-    bare = re.compile(r"(wte|wpe|h|ln_f|project_in|project_out|expand_embeddings|projection_layer)\..*")
-    prefixed = {f"transformer.{name}" if bare.match(name) else name: tensor for name, tensor in tensors.items()}
-    if len(prefixed) != len(tensors):
-        raise InputError("some tensors are there twice, with and without the prefix `transformer.`")
-    return prefixed
+    names = {name: WRAPPERS.sub("", name) for name in tensors}
+    if any(name.startswith(("wte.", "wpe.", "h.", "ln_f.")) for name in names.values()):
+        names = {name: f"transformer.{plain}" if BARE.match(plain) else plain for name, plain in names.items()}
+    if len(set(names.values())) != len(tensors):
+        raise InputError(
+            "some tensors are there twice, with and without the prefix `transformer.`, `_orig_mod.` or `module.`"
+        )
+    return {names[name]: tensor for name, tensor in tensors.items()}
