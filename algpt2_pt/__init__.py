@@ -26,3 +26,4 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(__name__, {"algpt2_pt.models": tuple(__all__)})
 
 register_with(("transformers.models.auto.modeling_auto",), __name__, "algpt2_pt.models")
+register_with(("peft",), __name__, "algpt2_pt.adapters")

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from models import close, pytorch_model, random_weights, tiny_config
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 
 from algpt2_pt import ALGPT2LMHeadModel
 
@@ -73,3 +81,38 @@ def test_the_embedding_itself_can_be_trained(modules, tie, tmp_path):
     merged.save_pretrained(tmp_path)
     assert close(merged(IDS).logits, adapted)
     assert close(ALGPT2LMHeadModel.from_pretrained(tmp_path).eval()(IDS).logits, adapted)
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        (LoraConfig(), "c_attn.lora_A"),
+        (LoraConfig(use_dora=True), "c_attn.lora_magnitude_vector"),
+        (AdaLoraConfig(total_step=10), "c_attn.lora_E"),
+        (IA3Config(), "mlp.c_proj.ia3_l"),
+        (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5), "prompt_encoder"),
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, token_dim=10), "prompt_encoder"),
+    ],
+    ids=["LoRA", "DoRA", "AdaLoRA", "IA3", "prefix", "prompt"],
+)
+def test_kinds_of_adapters_by_their_defaults(options, trained, tmp_path):
+    """Each learns, changes nothing else, and is loaded again."""
+    model = get_peft_model(base().float(), options)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names and all(any(part in name for part in (trained, "lora_", "ia3_l")) for name in names)
+    assert any(trained in name for name in names)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(6):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved and moved <= set(names)
+    model.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base().float(), tmp_path).eval()
+    assert close(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits, 1e-6)
