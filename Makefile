@@ -3,7 +3,7 @@ BIN := .venv/bin
 # TensorFlow's notes about the machine are not for the readers of a demo.
 QUIET := TF_CPP_MIN_LOG_LEVEL=2 HF_HUB_OFFLINE=1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint docs clean
 
 install: .venv/installed
 
@@ -24,6 +24,9 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv build *.egg-info runs .pytest_cache .ruff_cache

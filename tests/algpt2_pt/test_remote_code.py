@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from isolation import run_without
+from isolation import ROOT, run_without
 from models import pytorch_model, random_weights, tiny_config
 from transformers import AutoTokenizer
 
@@ -122,25 +122,11 @@ results = simple_evaluate(
 )
 print(json.dumps(results["results"]["local_text"]))
 """
-TASK = """
-task: local_text
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: text.jsonl
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list:
-  - metric: bits_per_byte
-"""
 
 
 def test_lm_eval_measures_the_loss_of_the_model(trained, tmp_path):
     text = "The value of an object is what it is bound to."
-    (tmp_path / "place" / "tasks").mkdir(parents=True)
-    (tmp_path / "place" / "tasks" / "local_text.yaml").write_text(TASK)
+    shutil.copytree(ROOT / "examples" / "lm_eval", tmp_path / "place" / "tasks")
     (tmp_path / "place" / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
     shutil.copytree(trained, tmp_path / "place" / "model")
     output = as_a_stranger(tmp_path / "place", LM_EVAL)
