@@ -152,7 +152,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
                 temporary, config, canonical_weights(self), framework, config.dtype, max_shard_size
             )
             if self.preprocessor is not None:
-                self.preprocessor.tokenizer.save_to_directory(temporary)
+                self.preprocessor.tokenizer.save_to_directory(temporary, self.config.n_positions)
 
     def export_to_transformers(self, path):
         """Write the model as `ALGPT2LMHeadModel.save_pretrained` of PyTorch does, as KerasHub's models write theirs.
@@ -229,7 +229,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
 
     def _check_tokenizer(self):
         if isinstance(self.preprocessor, TFALGPT2CausalLMPreprocessor):
-            self.preprocessor.tokenizer.fit_to(self.config)
+            self.preprocessor.tokenizer.require_size_of(self.config)
 
     def _normalize_generate_inputs(self, inputs):
         self._check_tokenizer()
@@ -305,6 +305,24 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
         places = ops.reshape(ops.stack((rows, seen), axis=-1), (-1, 2))
         # A token that is there twice gets the same value twice.
         return ops.scatter_update(logits, places, ops.reshape(scores, (-1,)))
+
+    def generate(self, inputs, max_length=None, stop_token_ids="auto", strip_prompt=False):
+        """Continue texts, or token ids if there is no preprocessor, as `keras_hub.models.CausalLM.generate`.
+
+        Args:
+            inputs, max_length, strip_prompt: as there.
+            stop_token_ids: int, or array or sequence of int. The tokens that end a text; `"auto"` means the end token
+                of the preprocessor, `None` none.
+
+        Raises:
+            ValueError: for stop tokens that are not integers.
+        """
+        if stop_token_ids is not None and not isinstance(stop_token_ids, str):
+            ids = np.ravel(stop_token_ids)
+            if ids.size and ids.dtype.kind not in "iu":
+                raise ValueError(f"stop_token_ids are of dtype {ids.dtype}; expected integers")
+            stop_token_ids = tuple(ids.tolist()) or None
+        return super().generate(inputs, max_length, stop_token_ids, strip_prompt)
 
     def make_generate_function(self):
         """The function that `generate` calls; XLA compiles it for each length and few lengths of prompts."""

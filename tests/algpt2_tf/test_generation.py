@@ -155,3 +155,24 @@ def test_one_text_in_half_precision_by_every_kind_of_sampler(sampler):
     fixed = given["padding_mask"]
     np.testing.assert_array_equal(found[fixed], given["token_ids"][fixed])
     assert (found < model.config.vocab_size).all()
+
+
+@pytest.mark.parametrize("model", ["shared"], indirect=True)
+def test_stop_tokens_are_integers_of_any_kind(model):
+    model.compile(sampler="greedy", jit_compile=False)
+    given = prompt(model)
+    whole = model.generate(dict(given), stop_token_ids=None)["token_ids"]
+    first, second = int(whole[0, 8]), int(whole[1, 12])
+    expected = model.generate(dict(given), stop_token_ids=(first, second))["padding_mask"]
+    assert not np.asarray(expected).all()
+    both = [first, second]
+    for same in (both, np.array(both), np.array(both, "uint8"), tuple(np.int64(both)), tf.constant(both)):
+        found = model.generate(dict(given), stop_token_ids=same)
+        np.testing.assert_array_equal(found["padding_mask"], expected)
+    one = model.generate(dict(given), stop_token_ids=(first,))["padding_mask"]
+    for same in (first, np.int32(first), np.array(first), [np.int64(first)]):
+        np.testing.assert_array_equal(model.generate(dict(given), stop_token_ids=same)["padding_mask"], one)
+    for none in ((), np.array([], int)):
+        np.testing.assert_array_equal(model.generate(dict(given), stop_token_ids=none)["token_ids"], whole)
+    with pytest.raises(ValueError, match="stop_token_ids are of dtype float64; expected integers"):
+        model.generate(dict(given), stop_token_ids=[1.5])
