@@ -211,8 +211,8 @@ def test_end_tokens_are_integers_of_any_kind():
     config = tiny_config()
     model = use_fast_kernels(pytorch_model(config, random_weights(config, "float32")))
     ids = torch.arange(1, 6)[None]
-    whole = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0]
+    whole = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0].tolist()
     for end in (np.int64(whole[9]), np.array(whole[9]), np.array([whole[9], whole[11]]), [np.int32(whole[9])]):
         found = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=np.int64(0))[0]
         first = next(place for place in range(5, 17) if whole[place] in np.ravel(end))
-        assert torch.equal(found, whole[: first + 1])
+        assert found.tolist() == whole[: first + 1]
