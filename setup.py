@@ -11,7 +11,8 @@ TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.
 ONNX = ["onnx", "onnxruntime>=1.22"]
 EXPORT = [*ONNX, "ai-edge-litert>=2", "gguf"]
 # KerasHub's checks of a model, which the tests run, need grain.
-DEV = ["pytest", "pytest-xdist", "ruff", "pre-commit", "grain", "peft", "trl", "lm-eval", "ctranslate2", "mkdocs-material", "mkdocstrings[python]"]
+TESTS = ["pytest", "pytest-xdist", "grain", "peft", "trl", "lm-eval", "ctranslate2"]
+DEV = [*TESTS, "ruff", "pre-commit", "mkdocs-material", "mkdocstrings[python]"]
 
 setup(
     name="algpt2",

@@ -92,12 +92,13 @@ def run_command(parser, function, argv=None):
 
     Args:
         parser: `argparse.ArgumentParser`.
-        function: str, with its module, such as `"algpt2_pt.evaluation.run"`. It takes the arguments.
+        function: str, with its module, such as `"algpt2_pt.evaluation.run"`, which takes the arguments; or what gives
+            that of the arguments.
         argv: list of str; by default that of the process.
     """
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        module, _, name = function.rpartition(".")
+        module, _, name = (function(arguments) if callable(function) else function).rpartition(".")
         getattr(import_module(module), name)(arguments)
 
 

@@ -4,9 +4,9 @@ from algpt2.cli import run_command
 from algpt2.evaluation.arguments import evaluate_parser
 
 
-def add_quantization(parser):
-    """Add the argument of int8 weights to a command line; returns it."""
-    parser.add_argument("--quantize", choices=("int8",), help="on a CPU: round the weights, for speed")
+def add_quantization(parser, choices=("int8",)):
+    """Add the argument of rounded weights to a command line; returns it."""
+    parser.add_argument("--quantize", choices=choices, help="on a CPU: round the weights, for speed")
     return parser
 
 

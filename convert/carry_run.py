@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
-from algpt2_tf.tfrecord_blocks import is_tfrecords
 
 import algpt2_pt.models
 import algpt2_pt.train
@@ -35,6 +34,7 @@ from algpt2_pt.training_state import read_training_state as read_pt_state
 from algpt2_pt.training_state import write_training_state as write_pt_state
 from algpt2_pt.weights import to_torch
 from algpt2_tf import TFALGPT2Backbone
+from algpt2_tf.tfrecord_blocks import is_tfrecords
 from algpt2_tf.training_state import read_training_state as read_tf_state
 from algpt2_tf.training_state import write_training_state as write_tf_state
 from algpt2_tf.weights import assign_weights

@@ -10,7 +10,7 @@ from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling, continue_text, prepare_prompts
 
 
-def run_generation(arguments, open_generator):
+def run_generation(arguments, open_generator, open_checkpoint=opened):
     """Continue texts, and print them.
 
     Args:
@@ -19,6 +19,7 @@ def run_generation(arguments, open_generator):
             `algpt2.generation.continuation.Sampling`, the id of the token that ends a text, whether to stream, and the
             arguments, an `argparse.Namespace`, to the function that `algpt2.generation.continuation.continue_tokens`
             takes.
+        open_checkpoint: function of the directory and the framework, to such a checkpoint.
 
     Raises:
         InputError: for anything wrong in the arguments, the checkpoint or the prompts.
@@ -30,7 +31,7 @@ def run_generation(arguments, open_generator):
             "add --temperature, --top-k or --top-p"
         )
     prompts = [arguments.prompt] if arguments.prompt_file is None else read_prompts(arguments.prompt_file)
-    checkpoint = opened(arguments.checkpoint, arguments.framework)
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.framework)
     tokenizer, config = prepare_prompts(checkpoint, prompts), checkpoint.config
     stream = sys.stdout.isatty() if arguments.stream is None else arguments.stream
     if sampling.top_k and sampling.top_k > config.vocab_size:

@@ -8,6 +8,7 @@ from algpt2.checkpoints.weight_maps.gpt2 import as_gpt2_config
 from algpt2.checkpoints.weights import parameter_count, weight_shapes
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
+from algpt2.onnx import FILES
 from convert.conversion import read_metadata, write_metadata
 
 PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
@@ -15,8 +16,6 @@ PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
 FRAMEWORK = None
 MARKER = "onnx"
 QUANTIZATIONS = ("int8", "q4")
-# Named as optimum and transformers.js look for them.
-FILES = {None: "onnx/model.onnx", "int8": "onnx/model_quantized.onnx", "q4": "onnx/model_q4.onnx"}
 FILE_LIMIT = 2**31
 
 

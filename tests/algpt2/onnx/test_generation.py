@@ -1,0 +1,53 @@
+"""`generate --runtime onnx`, with and without the frameworks."""
+
+import pytest
+from command_lines import run
+from isolation import TENSORFLOW, TORCH, run_without
+from models import save_checkpoint, tiny_config
+
+from algpt2_pt import generate
+from convert.export import export
+
+OPTIONS = ("--max-new-tokens", "100")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(text_tokenizer, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("onnx")
+    save_checkpoint(directory / "model", tiny_config(vocab_size=len(text_tokenizer)), tokenizer=text_tokenizer)
+    export(directory / "model", "onnx", directory / "exported")
+    export(directory / "model", "onnx", directory / "q4", quantize="q4")
+    return directory
+
+
+def test_the_text_is_that_of_pytorch_past_the_context_too(checkpoint, capsys):
+    texts = set()
+    for arguments in (("model",), ("model", "--runtime", "onnx"), ("exported", "--runtime", "onnx")):
+        code, out, err = run(capsys, generate, checkpoint / arguments[0], "The value of", *arguments[1:], *OPTIONS)
+        assert code == 0, err
+        texts.add(out)
+    assert len(texts) == 1 and len(texts.pop()) > 100
+
+
+def test_it_samples_and_rounds(checkpoint, capsys):
+    arguments = (checkpoint / "q4", "The value of", "--runtime", "onnx", "--top-p", "0.9", *OPTIONS)
+    first, again, other = (run(capsys, generate, *arguments, "--seed", seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_no_framework_is_needed(checkpoint):
+    code = f"from algpt2_pt import generate; generate.main({[str(checkpoint / 'q4'), 'The', '--runtime', 'onnx']!r})"
+    result = run_without((*(name for name in TORCH if name != "algpt2_pt"), *TENSORFLOW, "onnx"), code)
+    assert result.returncode == 0 and result.stdout.startswith("The"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("directory", "options", "message"),
+    [
+        ("exported", ("--runtime", "onnx", "--quantize", "q4"), "holds no onnx/model_q4.onnx"),
+        ("model", ("--quantize", "q4"), "--quantize q4 is for --runtime onnx"),
+    ],
+)
+def test_what_is_not_there_is_one_line(directory, options, message, checkpoint, capsys):
+    code, _, err = run(capsys, generate, checkpoint / directory, "The", *options)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
