@@ -47,7 +47,7 @@ def outputs(path, quantize=None):
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    runner = Interpreter(model_path=str(path)).get_signature_runner()
+    runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
     _, fixed_length = runner.get_input_details()["token_ids"]["shape_signature"]
 
     def run(ids, mask):

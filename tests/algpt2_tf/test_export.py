@@ -144,7 +144,7 @@ def test_a_streamer_cannot_be_exported(tmp_path):
 def test_logits_of_litert_at_any_shape(tmp_path):
     tensorflow, pytorch = both_models(random_config(5), "float32")
     export_litert(tensorflow, tmp_path / "model.tflite")
-    runner = Interpreter(model_path=str(tmp_path / "model.tflite")).get_signature_runner()
+    runner = Interpreter(model_path=str(tmp_path / "model.tflite")).get_signature_runner("serving_default")
     for ids, mask in int32_batches(tensorflow.config):
         assert_same_logits(pytorch, runner(token_ids=ids, padding_mask=mask)["logits"], ids, mask)
 
@@ -152,7 +152,7 @@ def test_logits_of_litert_at_any_shape(tmp_path):
 def test_litert_of_a_fixed_length_and_of_a_model_for_pretraining(tmp_path):
     tensorflow, pytorch = both_pretraining_models(tiny_config(), "float32")
     export_litert(tensorflow, tmp_path / "model.tflite", length=12)
-    runner = Interpreter(model_path=str(tmp_path / "model.tflite")).get_signature_runner()
+    runner = Interpreter(model_path=str(tmp_path / "model.tflite")).get_signature_runner("serving_default")
     assert runner.get_input_details()["token_ids"]["shape_signature"].tolist() == [1, 12]
     assert list(runner.get_output_details()) == ["logits"]
     ids, mask = padded(PROMPTS[1:2], 12)
@@ -175,10 +175,42 @@ def test_litert_stores_a_shared_block_once_and_uses_built_in_operations(quantize
     operations = {operation["op_name"] for operation in interpreter._get_ops_details()}
     assert "FULLY_CONNECTED" in operations and not any(name.startswith(("Flex", "CUSTOM")) for name in operations)
     ids, mask = int32_batches(tensorflow.config)[-1]
-    found = interpreter.get_signature_runner()(token_ids=ids, padding_mask=mask)["logits"]
+    found = interpreter.get_signature_runner("serving_default")(token_ids=ids, padding_mask=mask)["logits"]
     if quantize is None:
         assert_same_logits(pytorch, found, ids, mask)
     else:
         expected = pytorch(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.detach().numpy()
         assert 1e-3 < relative_difference(expected[mask == 1], found[mask == 1]) < 0.1
-        assert (tmp_path / "model.tflite").stat().st_size < 2.5 * parameter_count(tensorflow.config)
+        # One byte for each weight; the embedding stands twice, for the look-up and for the logits.
+        assert sum(map(np.prod, shapes)) < 1.2 * parameter_count(tensorflow.config)
+
+
+@pytest.mark.parametrize(("quantize", "length"), [(None, None), (None, 4), ("int8", None)])
+def test_a_litert_file_goes_on_from_its_cache(models, quantize, length, tmp_path):
+    tensorflow, pytorch = models
+    config, prompt = tensorflow.config, [5, 6, 7, 8]
+    export_litert(tensorflow, tmp_path / "model.tflite", quantize, length)
+    interpreter = Interpreter(model_path=str(tmp_path / "model.tflite"))
+    prefill, decode = (interpreter.get_signature_runner(name) for name in ("prefill", "decode"))
+    shape = (1, config.n_head, config.n_positions, config.n_embd // config.n_head)
+    names = [f"kv_cache_{kind}_{depth}" for depth in range(config.n_layer) for kind in "kv"]
+    cache = prefill(
+        tokens=np.array([prompt], "int32"),
+        input_pos=np.arange(4, dtype="int32"),
+        **{name: np.zeros(shape, "float32") for name in names},
+    )
+    ids, logits = list(prompt), []
+    while len(ids) < LENGTH:
+        # The last token of the prompt once more, for its logits.
+        place = len(ids) - 1
+        cache = decode(tokens=np.array([ids[-1:]], "int32"), input_pos=np.array([place], "int32"), **cache)
+        logits.append(cache.pop("logits")[0, 0])
+        ids.append(int(logits[-1].argmax()))
+    with torch.no_grad():
+        expected = pytorch(torch.tensor([ids])).logits[0, 3:-1].numpy()
+    if quantize:
+        error = np.sqrt(np.mean((np.array(logits) - expected) ** 2) / np.mean(expected**2))
+        assert error < 0.05
+    else:
+        assert relative_difference(expected, np.array(logits)) < 1e-5
+        assert ids == continuation(pytorch, prompt)
