@@ -15,9 +15,9 @@ from algpt2.data.tokenizer import (
     END_OF_TEXT,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
+    check_vocabulary,
     encode_batch,
     fast_tokenizer,
-    fit_tokenizer,
     load_tokenizer,
     save_tokenizer,
     start_ids,
@@ -89,16 +89,13 @@ class TFALGPT2Tokenizer(Tokenizer):
         self._tokenizer, self._start_ids = tokenizer, start_ids(tokenizer)
         self._add_special_tokens(self.end_token, tokenizer.bos_token, tokenizer.pad_token)
 
-    def fit_to(self, config):
-        """Have the tokenizer say what length its model takes.
+    def require_size_of(self, config):
+        """Raise an `algpt2.errors.InputError` unless the tokenizer is of the size of a model.
 
         Args:
             config: `ALGPT2Config`.
-
-        Raises:
-            algpt2.errors.InputError: if it is not of the model's size.
         """
-        fit_tokenizer(self._loaded(), config, "the preprocessor")
+        check_vocabulary(self._loaded(), config, "the preprocessor")
 
     @property
     def adds_start(self):
@@ -130,9 +127,16 @@ class TFALGPT2Tokenizer(Tokenizer):
         except ValueError as error:
             raise InputError(f"{Path(source) / TOKENIZER_FILE}: {error}") from error
 
-    def save_to_directory(self, directory):
-        """Write the files that transformers reads; see `algpt2.data.tokenizer.save_tokenizer`."""
-        save_tokenizer(self._loaded(), directory)
+    def save_to_directory(self, directory, max_length=None):
+        """Write the files that transformers reads; see `algpt2.data.tokenizer.save_tokenizer`.
+
+        Args:
+            directory: path.
+            max_length: int. The tokens that the model takes, for the tokenizer to say; `None` means any number.
+        """
+        tokenizer = copy.copy(self._loaded())
+        tokenizer.model_max_length = min(tokenizer.model_max_length, max_length or tokenizer.model_max_length)
+        save_tokenizer(tokenizer, directory)
 
     def _loaded(self):
         if self._tokenizer is None:

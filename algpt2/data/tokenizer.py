@@ -25,8 +25,9 @@ PRESET_FILE = f"assets/tokenizer/{TOKENIZER_FILE}"
 KERAS_HUB_FILES = ("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt")
 # What transformers reads besides.
 CONFIG_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
-# A model may have some more tokens than its tokenizer, so that its vocabulary is a multiple of a power of two.
-MOST_SPARE_TOKENS = 1024
+# A model may have some more tokens than its tokenizer, up to a multiple of the first of these or to one of the others:
+# matrices of such sizes are fast.
+PADDED_SIZES = (128, 256, 512, 1024)
 # The least number of characters in a piece of a text, and the most in one that has no place to be cut: tokenizers take
 # hundreds of bytes of memory for each.
 PIECE, LONGEST_PIECE = 1 << 13, 1 << 20
@@ -266,10 +267,11 @@ def check_vocabulary(tokenizer, config, source):
         config: `algpt2.ALGPT2Config`.
         source: path. Names the tokenizer in the error.
     """
-    size = vocabulary_size(tokenizer)
-    if not 0 <= config.vocab_size - size < MOST_SPARE_TOKENS:
-        only = "only " if config.vocab_size < size else ""
-        raise InputError(f"{source}: the tokenizer has {size} tokens, the model {only}{config.vocab_size}")
+    size, known = vocabulary_size(tokenizer), config.vocab_size
+    most, *others = (-(-size // multiple) * multiple for multiple in PADDED_SIZES)
+    if not (size <= known <= most or known in others):
+        only = "only " if known < size else ""
+        raise InputError(f"{source}: the tokenizer has {size} tokens, the model {only}{known}; take the model's own")
 
 
 def fit_tokenizer(tokenizer, config, source):

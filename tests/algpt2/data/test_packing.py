@@ -143,6 +143,10 @@ def test_a_text_is_tokenized_once(text_tokenizer, tmp_path, monkeypatch):
             text = tokenize(documents("one"), text_tokenizer)
             np.testing.assert_array_equal(expected, text.tokens)
             assert (text.words, text.bytes, reads) == (first.words, first.bytes, ["one"])
+    reads.clear()
+    for path in (tmp_path / "new" / "cache").glob("*/text.json"):
+        path.write_bytes(path.read_bytes().replace(b'"bytes": 150', b'"bytes": 151'))
+    assert (tokenize(documents("one"), text_tokenizer).bytes, reads) == (150, ["one"])
 
 
 SCRIPT = """

@@ -88,7 +88,7 @@ def test_a_tokenizer_of_another_size_is_refused(framework, text_tokenizer, tmp_p
     for name in ("large", "sparse"):
         shutil.copytree("right", f"{name}-model", ignore=shutil.ignore_patterns("tokenizer*"))
         shutil.copytree(name, f"{name}-model", dirs_exist_ok=True)
-    save_checkpoint(Path("small-model"), tiny_config(vocab_size=50257), tokenizer=text_tokenizer)
+    save_checkpoint(Path("small-model"), tiny_config(vocab_size=800), tokenizer=text_tokenizer)
     train = ("--init-from", "right", "--length", 16, "--max-steps", 1, "--output-dir", "run", "--tokenizer")
     commands = {
         "large": [("train", *train, "large"), ("generate", "large-model", "a"), ("evaluate", "large-model")],
@@ -98,7 +98,7 @@ def test_a_tokenizer_of_another_size_is_refused(framework, text_tokenizer, tmp_p
     for name, message in (
         ("large", r"has 66\d tokens, the model only 600"),
         ("sparse", "has 601 tokens, the model only 600"),
-        ("small", "has 600 tokens, the model 50257"),
+        ("small", "has 600 tokens, the model 800"),
     ):
         for module, *arguments in commands[name]:
             code, _, error = command_lines.run(capsys, f"algpt2_{framework}.{module}", *arguments)
