@@ -245,7 +245,7 @@ def _finish(directory):
     try:
         removed = json.loads((incomplete / REMOVED).read_text()) if (incomplete / REMOVED).exists() else []
         # A directory from elsewhere may have one of its own.
-        if not all(_is_inside(directory, file) for file in (*files, *removed)):
+        if not isinstance(removed, list) or not all(_is_inside(directory, file) for file in (*files, *removed)):
             raise ValueError("it names files elsewhere")
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{incomplete}: damaged ({error}); remove it") from error
@@ -301,10 +301,11 @@ def _locked(path, name):
     try:
         yield lock.lock_counter == 1
     finally:
-        if lock.lock_counter == 1:
-            with contextlib.suppress(OSError):
-                file.unlink()
-        lock.release()
+        try:
+            if lock.lock_counter == 1:
+                file.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 @contextlib.contextmanager
