@@ -27,7 +27,7 @@ from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
 from algpt2.checkpoints.generation_config import GENERATION_FILE, read_generation_config
 from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect, with_model_type
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
-from algpt2.checkpoints.weights import architecture, check_weights, head_shapes
+from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, check_weights, head_shapes
 from algpt2.configuration import CODE_FILES, ALGPT2Config
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
@@ -207,6 +207,11 @@ class Checkpoint:
     def architecture(self):
         """str: the PyTorch class with the heads that are there."""
         return architecture(self.weights)
+
+    @property
+    def is_language_model(self):
+        """bool: whether its model gives the logits of tokens, whatever other head it has."""
+        return self.architecture in LANGUAGE_MODELS
 
     @property
     def is_canonical(self):
