@@ -142,3 +142,4 @@ def _bool_to_int(array):
 
 # KerasHub names its models without a framework.
 ALGPT2CausalLMPreprocessor = TFALGPT2CausalLMPreprocessor
+ALGPT2TextClassifierPreprocessor = TFALGPT2TextClassifierPreprocessor

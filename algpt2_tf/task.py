@@ -115,7 +115,7 @@ class TFALGPT2Task(PushToHubMixin):
                 self.preprocessor.tokenizer.save_to_directory(temporary, self.config.n_positions)
 
     def export_to_transformers(self, path):
-        """Write the model as `ALGPT2LMHeadModel.save_pretrained` of PyTorch does, as KerasHub's models write theirs.
+        """Write the model as `save_pretrained` of its counterpart in PyTorch does, as KerasHub's models write theirs.
 
         Args:
             path: str or path of the directory.

@@ -80,14 +80,14 @@ class TFALGPT2TextClassifier(TFALGPT2Task, TextClassifier):
         self._config = _with_classes(backbone.config, num_classes)
         self.num_classes = self._config.num_labels
         self.activation = keras.activations.get(activation)
-        self.score = ClassificationHead(
+        self.classification_head = ClassificationHead(
             self.num_classes, backbone.config.initializer_range, dtype=backbone.dtype_policy, name="score"
         )
 
         # === Functional model ===
         # The backbone gives what its embedding multiplies, which is not what the head reads.
         states = keras.Model(backbone.input, backbone.hidden_states[-1])(backbone.input)
-        logits = self.score(states, backbone.input["padding_mask"])
+        logits = self.classification_head(states, backbone.input["padding_mask"])
         super().__init__(inputs=backbone.input, outputs=self.activation(logits), **kwargs)
 
     @property
@@ -127,13 +127,11 @@ class TFALGPT2TextClassifier(TFALGPT2Task, TextClassifier):
         ids = {id(variable) for variable in unused}
         return [variable for variable in variables if id(variable) not in ids]
 
-    def save_pretrained(self, *args, **kwargs):
+    def _write(self, *args, **kwargs):
         if self.preprocessor is not None:
             # PyTorch's head tells texts from padding by it.
             self.config.pad_token_id = self.preprocessor.tokenizer.name_pad_token()
-        super().save_pretrained(*args, **kwargs)
-
-    save_pretrained.__doc__ = TFALGPT2Task.save_pretrained.__doc__
+        super()._write(*args, **kwargs)
 
     def get_config(self):
         activation = keras.activations.serialize(self.activation)
@@ -148,3 +146,7 @@ def _with_classes(config, num_classes):
     config = ALGPT2Config.from_dict(config.to_dict())
     config.num_labels = num_classes
     return config
+
+
+# KerasHub names its models without a framework.
+ALGPT2TextClassifier = TFALGPT2TextClassifier

@@ -80,8 +80,8 @@ def canonical_variables(model):
         variables["transformer.project_out.bias"] = (backbone.project_in.reverse_bias, False)
     elif model.config.is_factorized:
         variables |= _dense("transformer.project_out", backbone.project_out)
-    if getattr(model, "score", None) is not None:
-        variables["score.weight"] = (model.score.kernel, True)
+    if getattr(model, "classification_head", None) is not None:
+        variables["score.weight"] = (model.classification_head.kernel, True)
     elif not model.config.tie_word_embeddings:
         variables["lm_head.weight"] = (backbone.token_embedding.reverse_embeddings, True)
     if getattr(model, "sop_classifier", None) is not None:
