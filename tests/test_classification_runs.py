@@ -63,8 +63,9 @@ def test_both_frameworks_train_to_the_same_numbers(data, capsys, tmp_path):
         assert config["id2label"] == {"0": "bad", "1": "good", "2": "neutral"}
         assert "text-classification" in (tmp_path / framework / "README.md").read_text()
     for ours, theirs in zip(*records.values(), strict=True):
-        for key in ("train_loss", "eval_loss", "eval_accuracy", "eval_f1"):
-            assert ours.get(key) == pytest.approx(theirs.get(key), rel=1e-4), key
+        measured = {"step", "train_loss", "eval_loss", "eval_accuracy", "eval_f1"} & ours.keys()
+        assert len(measured) > 1 and "eval_perplexity" not in ours
+        assert {key: ours[key] for key in measured} == pytest.approx({key: theirs[key] for key in measured}, rel=1e-4)
     last = records["pt"][-1]
     # The run directory is a pipeline of transformers, whose answers have the accuracy that was recorded.
     texts, labels = zip(*rows(20, seed=1), strict=True)
@@ -80,7 +81,8 @@ def test_a_language_model_is_fine_tuned_and_the_run_resumed(framework, data, cap
     records, expected = history(tmp_path / "run"), stored_weights(tmp_path / "run")
     # Without another file each twentieth row is held out.
     assert "57 blocks" in out and records[-1]["eval_accuracy"] in [n / 3 for n in range(4)]
-    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    losses = [record["train_loss"] for record in records if "train_loss" in record]
+    assert len(losses) == 6 and losses[-1] < losses[0]
     (tmp_path / "run" / WEIGHTS_FILES[framework]).unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     code, out, err = run(capsys, TRAIN[framework], "--output-dir", tmp_path / "run", "--resume")
