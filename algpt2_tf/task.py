@@ -46,6 +46,7 @@ class TFALGPT2Task(PushToHubMixin):
             TypeError: for an unknown keyword argument.
 
         Example:
+            >>> from algpt2_tf import TFALGPT2LMHeadModel
             >>> model = TFALGPT2LMHeadModel.from_pretrained("runs/demo")  # doctest: +SKIP
             >>> model.generate("The meaning of", max_length=30)  # doctest: +SKIP
         """
@@ -66,18 +67,18 @@ class TFALGPT2Task(PushToHubMixin):
             algpt2.errors.InputError: if the weights do not fit or are not finite, or another file is damaged.
             TypeError: for an unknown keyword argument.
         """
-        unknown = set(kwargs) - {*ALGPT2Config.__dataclass_fields__, *ALGPT2Config.attribute_map}
+        unknown = set(kwargs) - {*ALGPT2Config.__dataclass_fields__, *ALGPT2Config.attribute_map, "num_labels"}
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected keyword arguments {sorted(unknown)}")
         config = checkpoint.model_config(**kwargs)
         if preprocessor == "auto":
             preprocessor = None
             if checkpoint.tokenizer:
-                preprocessor = TFALGPT2CausalLMPreprocessor(
+                preprocessor = cls.preprocessor_cls(
                     TFALGPT2Tokenizer.from_tokenizer(checkpoint.tokenizer, checkpoint.directory),
                     sequence_length=config.n_positions,
                 )
-        model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor)
+        model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor=preprocessor)
         assign_weights(model, checkpoint.read_weights(config), source=checkpoint.path)
         return model
 
@@ -132,7 +133,7 @@ class TFALGPT2Task(PushToHubMixin):
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
-        """As `keras_hub.models.CausalLM.from_preset`; refuses a tokenizer that is not of the model's size."""
+        """As `keras_hub.models.Task.from_preset`; refuses a tokenizer that is not of the model's size."""
         model = super().from_preset(preset, load_weights, **kwargs)
         model._check_tokenizer()
         return model
@@ -156,8 +157,9 @@ class TFALGPT2Task(PushToHubMixin):
             check_inputs(x, self.config)
 
     def _check_tokenizer(self):
-        if isinstance(self.preprocessor, TFALGPT2CausalLMPreprocessor):
-            self.preprocessor.tokenizer.require_size_of(self.config)
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        if isinstance(tokenizer, TFALGPT2Tokenizer):
+            tokenizer.require_size_of(self.config)
 
     @tf.autograph.experimental.do_not_convert
     def preprocess_samples(self, x, y=None, sample_weight=None):
