@@ -83,6 +83,10 @@ def test_a_language_model_is_fine_tuned_and_the_run_resumed(framework, data, cap
     assert "57 blocks" in out and records[-1]["eval_accuracy"] in [n / 3 for n in range(4)]
     losses = [record["train_loss"] for record in records if "train_loss" in record]
     assert len(losses) == 40 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    command = {"pt": "pt2tf", "tf": "tf2pt"}[framework]
+    carried = (command, tmp_path / "run", "--training-state", "--output", tmp_path / "carried")
+    code, _, err = run(capsys, "convert.__main__", *carried)
+    assert code == 2 and "was trained with --task classify; resume it in its own framework" in err
     (tmp_path / "run" / WEIGHTS_FILES[framework]).unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoint-40")
     code, out, err = run(capsys, TRAIN[framework], "--output-dir", tmp_path / "run", "--resume")
