@@ -53,9 +53,7 @@ def test_both_frameworks_train_to_the_same_numbers(data, capsys, tmp_path):
     records = {}
     for framework in FRAMEWORKS:
         more = ("--validation", data / "valid.jsonl", "--gradient-accumulation", 2)
-        code, _, err = run(
-            capsys, TRAIN[framework], *arguments(data, tmp_path / framework, *more, source="classifier")
-        )
+        code, _, err = run(capsys, TRAIN[framework], *arguments(data, tmp_path / framework, *more, source="classifier"))
         assert code == 0, err
         records[framework] = history(tmp_path / framework)
         config = json.loads((tmp_path / framework / "config.json").read_text())
