@@ -84,6 +84,25 @@ def order_function(model):
     return compute
 
 
+def class_logits_function(model):
+    """A function from ids and mask, int32 (batch, length), to the logits of the classes, float (batch, classes).
+
+    Args:
+        model: `ALGPT2ForSequenceClassification`.
+    """
+
+    @torch.no_grad()
+    def compute(ids, mask):
+        was_training = model.training
+        model.eval()
+        ids, mask = (torch.as_tensor(array, dtype=torch.long, device=model.device) for array in (ids, mask))
+        logits = model(ids, attention_mask=mask, use_cache=False).logits.float()
+        model.train(was_training)
+        return logits.cpu().numpy()
+
+    return compute
+
+
 def losses_at_depths(checkpoint, depths, arguments):
     """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
 

@@ -549,6 +549,9 @@ class ALGPT2ForSequenceClassification(ALGPT2PreTrainedModel):
         torch.Size([1, 3])
     """
 
+    # The loss is the mean over the batch given: Trainer divides it by the parts of an accumulated one.
+    accepts_loss_kwargs = False
+
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -624,6 +627,9 @@ class ALGPT2ForTokenClassification(ALGPT2PreTrainedModel):
         torch.Size([1, 4, 3])
     """
 
+    # The loss is the mean over the batch given: Trainer divides it by the parts of an accumulated one.
+    accepts_loss_kwargs = False
+
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -685,6 +691,9 @@ class ALGPT2ForQuestionAnswering(ALGPT2PreTrainedModel):
         >>> model(torch.tensor([[1, 2, 3, 4]])).start_logits.shape
         torch.Size([1, 4])
     """
+
+    # The loss is the mean over the batch given: Trainer divides it by the parts of an accumulated one.
+    accepts_loss_kwargs = False
 
     def __init__(self, config):
         super().__init__(config)

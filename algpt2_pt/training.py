@@ -6,9 +6,10 @@ from transformers.trainer_callback import ProgressCallback
 
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.tokenizer import save_tokenizer
+from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import divergence
 from algpt2.training.run import evaluate_run
-from algpt2_pt.evaluation import order_function, token_loss_function
+from algpt2_pt.evaluation import class_logits_function, order_function, token_loss_function
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 from algpt2_pt.weights import without_tied
 
@@ -64,7 +65,9 @@ class RunTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         # Training needs no keys and values of earlier tokens; the configuration of the model keeps `use_cache`.
-        inputs = {**inputs, "use_cache": False, "skip_logits": True}
+        inputs = {**inputs, "use_cache": False}
+        if self.run.measures_perplexity:
+            inputs["skip_logits"] = True
         if self.run.arguments.sop:
             inputs["num_sequences_in_batch"] = self.run.arguments.batch_size
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -76,9 +79,7 @@ class RunTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        metrics = self.history.log_evaluation(
-            step, *evaluate_run(run, token_loss_function(model), order_function(model))
-        )
+        metrics = self.history.log_evaluation(step, *_evaluation(run, model))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.history.restart_clock(step)
@@ -115,6 +116,14 @@ class RunTrainer(Trainer):
     def _load_from_checkpoint(self, *args, **kwargs):
         # The model has the weights of the checkpoint already.
         pass
+
+
+def _evaluation(run, model):
+    """What the history records of a model: an evaluation, and a dict of values besides."""
+    if run.measures_perplexity:
+        return evaluate_run(run, token_loss_function(model), order_function(model))
+    evaluation = evaluate_classes(run, class_logits_function(model))
+    return evaluation, evaluation.values
 
 
 class RunCallback(TrainerCallback):

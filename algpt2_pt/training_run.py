@@ -17,7 +17,7 @@ from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
-from algpt2_pt.models import language_model_class
+from algpt2_pt.models import ALGPT2ForSequenceClassification, language_model_class
 from algpt2_pt.training import QuietProgress, RunCallback, RunTrainer, Samples
 from algpt2_pt.training_state import read_training_state
 from algpt2_pt.weights import to_torch, without_tied
@@ -57,7 +57,7 @@ def train(run):
         run: `algpt2.training.run.Run`.
 
     Returns:
-        `ALGPT2LMHeadModel`, with `--sop` an `ALGPT2ForPreTraining`.
+        `ALGPT2LMHeadModel`, with `--sop` an `ALGPT2ForPreTraining`; or an `ALGPT2ForSequenceClassification`.
 
     Raises:
         KeyboardInterrupt: if a stop was requested; a checkpoint is there.
@@ -114,10 +114,16 @@ def train(run):
 
 def initial_model(run):
     """The model that a run starts or goes on with."""
-    model = use_fast_kernels(language_model_class(run.arguments.sop)(run.config))
+    classifies = run.arguments.task == "classify"
+    model_class = ALGPT2ForSequenceClassification if classifies else language_model_class(run.arguments.sop)
+    model = use_fast_kernels(model_class(run.config))
+    if classifies:
+        # What only the logits of tokens need has no gradient.
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith("transformer.project_out."))
     weights = run.starting_weights()
     if weights:
-        # A sentence-order head starts new if only the model has it, and is left out if only the weights have it.
+        # A head starts new if only the model has it, and is left out if only the weights have it.
         model.load_state_dict({name: to_torch(array).float() for name, array in weights.items()}, strict=False)
     return model
 

@@ -61,7 +61,7 @@ def read_training_state(directory, model, arguments):
             loss_scale = (float(scaler.get_scale()), int(scaler._get_growth_tracker()))
     except Exception as error:  # torch raises errors of many kinds
         raise damaged_checkpoint(directory, error) from error
-    weights = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    weights = {name: tuple(parameter.shape) for name, parameter in _trained(model)}
     state = TrainingState(step, iterations, moments, loss_scale)
     check_training_state(state, moment_shapes(arguments.optimizer, weights), directory)
     return state
@@ -97,7 +97,11 @@ def _optimizer_state(directory, model, arguments):
         return _load(directory / OPTIMIZER_NAME_BIN)["state"]
     optimizer = _optimizer(model, arguments)
     optimizer.load_state_dict(_load(directory / OPTIMIZER_NAME))
-    return {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+    return {name: optimizer.state[parameter] for name, parameter in _trained(model)}
+
+
+def _trained(model):
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def write_training_state(state, directory, model, arguments):

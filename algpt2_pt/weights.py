@@ -17,5 +17,5 @@ def without_tied(model, state_dict):
         model: `ALGPT2LMHeadModel`.
         state_dict: dict of str to tensor, or `None`.
     """
-    tied = model._tied_weights_keys if model.config.tie_word_embeddings else ()
+    tied = (model.config.tie_word_embeddings and model._tied_weights_keys) or ()
     return state_dict and {name: tensor for name, tensor in state_dict.items() if name not in tied}

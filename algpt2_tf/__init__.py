@@ -10,19 +10,29 @@ from algpt2_tf.quiet import without_notes
 if TYPE_CHECKING:
     from algpt2_tf.backbone import ALGPT2Backbone, TFALGPT2Backbone
     from algpt2_tf.causal_lm import ALGPT2CausalLM, TFALGPT2LMHeadModel
-    from algpt2_tf.preprocessor import ALGPT2CausalLMPreprocessor, TFALGPT2CausalLMPreprocessor
+    from algpt2_tf.preprocessor import (
+        ALGPT2CausalLMPreprocessor,
+        ALGPT2TextClassifierPreprocessor,
+        TFALGPT2CausalLMPreprocessor,
+        TFALGPT2TextClassifierPreprocessor,
+    )
     from algpt2_tf.pretraining import TFALGPT2ForPreTraining
+    from algpt2_tf.text_classifier import ALGPT2TextClassifier, TFALGPT2TextClassifier
     from algpt2_tf.tokenizer import ALGPT2Tokenizer, TFALGPT2Tokenizer
 
 __all__ = [
     "ALGPT2Backbone",
     "ALGPT2CausalLM",
     "ALGPT2CausalLMPreprocessor",
+    "ALGPT2TextClassifier",
+    "ALGPT2TextClassifierPreprocessor",
     "ALGPT2Tokenizer",
     "TFALGPT2Backbone",
     "TFALGPT2CausalLMPreprocessor",
     "TFALGPT2ForPreTraining",
     "TFALGPT2LMHeadModel",
+    "TFALGPT2TextClassifier",
+    "TFALGPT2TextClassifierPreprocessor",
     "TFALGPT2Tokenizer",
 ]
 
@@ -50,8 +60,12 @@ __getattr__, __dir__ = lazy_names(
     {
         "algpt2_tf.backbone": ("TFALGPT2Backbone", "ALGPT2Backbone"),
         "algpt2_tf.causal_lm": ("TFALGPT2LMHeadModel", "ALGPT2CausalLM"),
-        "algpt2_tf.preprocessor": ("TFALGPT2CausalLMPreprocessor", "ALGPT2CausalLMPreprocessor"),
+        "algpt2_tf.preprocessor": (
+            *("TFALGPT2CausalLMPreprocessor", "ALGPT2CausalLMPreprocessor"),
+            *("TFALGPT2TextClassifierPreprocessor", "ALGPT2TextClassifierPreprocessor"),
+        ),
         "algpt2_tf.pretraining": ("TFALGPT2ForPreTraining",),
+        "algpt2_tf.text_classifier": ("TFALGPT2TextClassifier", "ALGPT2TextClassifier"),
         "algpt2_tf.tokenizer": ("TFALGPT2Tokenizer", "ALGPT2Tokenizer"),
     },
 )

@@ -8,24 +8,17 @@ import tensorflow as tf
 from keras import ops
 from keras_hub.models import CausalLM
 from keras_hub.src.utils.tensor_utils import any_equal
-from transformers import GenerationConfig
-from transformers.utils import PushToHubMixin
 
-from algpt2 import ALGPT2Config
-from algpt2.atomic import files_replaced_in
-from algpt2.checkpoints.checkpoint import find_checkpoint, open_checkpoint, write_checkpoint_weights
-from algpt2.checkpoints.formats import KERAS, SAFETENSORS
-from algpt2_tf.backbone import TFALGPT2Backbone, check_inputs, check_length
+from algpt2_tf.backbone import check_inputs, check_length
 from algpt2_tf.cpu_kernels import StreamedWeights
 from algpt2_tf.loss import LossOverTokens
 from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
 from algpt2_tf.quantization import calibration_structure
-from algpt2_tf.tokenizer import TFALGPT2Tokenizer
-from algpt2_tf.weights import assign_weights, canonical_weights
+from algpt2_tf.task import TFALGPT2Task
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
-class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
+class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
     """ALGPT2 with a language-model head tied to the token embedding.
 
     Args:
@@ -42,15 +35,14 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
     Example:
         >>> import numpy as np
         >>> from algpt2 import ALGPT2Config
+        >>> from algpt2_tf import TFALGPT2Backbone
         >>> model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset("algpt2-tiny")))
         >>> ids = np.array([[1, 2, 3]])
         >>> model({"token_ids": ids, "padding_mask": np.ones_like(ids)}).shape
         TensorShape([1, 3, 2048])
     """
 
-    backbone_cls = TFALGPT2Backbone
     preprocessor_cls = TFALGPT2CausalLMPreprocessor
-    # The name of the PyTorch model with the same heads, for config.json.
     architecture = "ALGPT2LMHeadModel"
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
@@ -63,107 +55,6 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
 
     def _logits(self, states):
         return self.backbone.token_embedding(states, reverse=True)
-
-    @property
-    def config(self):
-        """`ALGPT2Config`: the configuration of the backbone."""
-        return self.backbone.config
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, dtype=None, preprocessor="auto", **kwargs):
-        """A model with the weights of a checkpoint directory, of either framework and in any dialect.
-
-        Args:
-            pretrained_model_name_or_path: str or path. A directory with config.json and weights of any of
-                `algpt2.checkpoints.weight_maps.DIALECTS`, or the id of a hub repository.
-            dtype: str or `keras.DTypePolicy`. By default Keras's global policy.
-            preprocessor: `"auto"` builds one from the tokenizer if it is there; or a preprocessor, or `None`.
-            **kwargs: `revision`, `token` or `cache_dir` for the hub; `subfolder`; fields of `ALGPT2Config` to set
-                otherwise.
-
-        Raises:
-            algpt2.errors.InputError: if the checkpoint cannot be read.
-            TypeError: for an unknown keyword argument.
-
-        Example:
-            >>> model = TFALGPT2LMHeadModel.from_pretrained("runs/demo")  # doctest: +SKIP
-            >>> model.generate("The meaning of", max_length=30)  # doctest: +SKIP
-        """
-        hub_options = {key: kwargs.pop(key) for key in ("revision", "token", "cache_dir") if key in kwargs}
-        directory = find_checkpoint(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub_options)
-        return cls.from_checkpoint(open_checkpoint(directory, "tensorflow"), dtype, preprocessor, **kwargs)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint, dtype=None, preprocessor="auto", **kwargs):
-        """A model with the weights of an open checkpoint, which are read once and checked.
-
-        Args:
-            checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
-            dtype, preprocessor: as in `from_pretrained`.
-            **kwargs: fields of `ALGPT2Config` to set otherwise.
-
-        Raises:
-            algpt2.errors.InputError: if the weights do not fit or are not finite, or another file is damaged.
-            TypeError: for an unknown keyword argument.
-        """
-        unknown = set(kwargs) - {*ALGPT2Config.__dataclass_fields__, *ALGPT2Config.attribute_map}
-        if unknown:
-            raise TypeError(f"from_pretrained() got unexpected keyword arguments {sorted(unknown)}")
-        config = checkpoint.model_config(**kwargs)
-        if preprocessor == "auto":
-            preprocessor = None
-            if checkpoint.tokenizer:
-                preprocessor = TFALGPT2CausalLMPreprocessor(
-                    TFALGPT2Tokenizer.from_tokenizer(checkpoint.tokenizer, checkpoint.directory),
-                    sequence_length=config.n_positions,
-                )
-        model = cls(TFALGPT2Backbone(config, dtype=dtype), preprocessor)
-        assign_weights(model, checkpoint.read_weights(config), source=checkpoint.path)
-        return model
-
-    def save_pretrained(self, save_directory, push_to_hub=False, max_shard_size="5GB", **kwargs):
-        """Write config.json, generation_config.json, model.weights.h5 and the tokenizer's files.
-
-        Args:
-            save_directory: str or path; made if it is not there. What it holds already stays if anything fails.
-            max_shard_size: int in bytes, or str such as `"5GB"`. Larger weights become shards and model.weights.json.
-            push_to_hub: bool. Whether to upload the directory afterwards.
-            **kwargs: as in `push_to_hub`.
-
-        Raises:
-            algpt2.errors.InputError: if the directory cannot be written.
-            ValueError: for a quantized model, whose weights only `save` and `save_to_preset` keep.
-        """
-        self._write(save_directory, "tensorflow", KERAS.patterns, max_shard_size)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", str(save_directory).rstrip("/").split("/")[-1]), **kwargs)
-
-    def _write(self, directory, framework, stale, max_shard_size="5GB"):
-        if any(layer.quantization_mode for layer in self._flatten_layers()):
-            raise ValueError("the model is quantized: save it with save() or save_to_preset(), or before quantize()")
-        self._check_tokenizer()
-        with files_replaced_in(directory, stale=stale) as temporary:
-            config = type(self.config).from_dict(self.config.to_dict())
-            config.architectures = [self.architecture]
-            config.dtype = self.backbone.variable_dtype
-            config.save_pretrained(temporary)
-            GenerationConfig.from_model_config(config).save_pretrained(temporary)
-            write_checkpoint_weights(
-                temporary, config, canonical_weights(self), framework, config.dtype, max_shard_size
-            )
-            if self.preprocessor is not None:
-                self.preprocessor.tokenizer.save_to_directory(temporary, self.config.n_positions)
-
-    def export_to_transformers(self, path):
-        """Write the model as `ALGPT2LMHeadModel.save_pretrained` of PyTorch does, as KerasHub's models write theirs.
-
-        Args:
-            path: str or path of the directory.
-
-        Raises:
-            algpt2.errors.InputError: if the directory cannot be written.
-        """
-        self._write(path, "pytorch", SAFETENSORS.patterns)
 
     def score(self, token_ids, padding_mask=None, scoring_mode="logits", layer_intercept_fn=None, target_ids=None):
         """Logits or losses of given tokens, as of KerasHub's models, without dropout.
@@ -197,49 +88,9 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
             return logits
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(target_ids, logits)
 
-    def __call__(self, inputs, *args, **kwargs):
-        if isinstance(inputs, dict):
-            check_inputs(inputs, self.config)
-        return super().__call__(inputs, *args, **kwargs)
-
-    @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
-        """As `keras_hub.models.CausalLM.from_preset`; refuses a tokenizer that is not of the model's size."""
-        model = super().from_preset(preset, load_weights, **kwargs)
-        model._check_tokenizer()
-        return model
-
-    def fit(self, x=None, *args, **kwargs):
-        self._check_arrays(x)
-        return super().fit(x, *args, **kwargs)
-
-    def evaluate(self, x=None, *args, **kwargs):
-        self._check_arrays(x)
-        return super().evaluate(x, *args, **kwargs)
-
-    def predict(self, x=None, *args, **kwargs):
-        self._check_arrays(x)
-        return super().predict(x, *args, **kwargs)
-
-    def _check_arrays(self, x):
-        # Checked before a graph is run, whose own errors have many lines.
-        self._check_tokenizer()
-        if isinstance(x, dict) and self.preprocessor is None:
-            check_inputs(x, self.config)
-
-    def _check_tokenizer(self):
-        if isinstance(self.preprocessor, TFALGPT2CausalLMPreprocessor):
-            self.preprocessor.tokenizer.require_size_of(self.config)
-
     def _normalize_generate_inputs(self, inputs):
         self._check_tokenizer()
         return super()._normalize_generate_inputs(inputs)
-
-    @tf.autograph.experimental.do_not_convert
-    def preprocess_samples(self, x, y=None, sample_weight=None):
-        data = super().preprocess_samples(x, y, sample_weight)
-        check_inputs(keras.utils.unpack_x_y_sample_weight(data)[0], self.config, asserts=True)
-        return data
 
     def call_with_cache(self, token_ids, cache, cache_update_index):
         """Logits of some positions, with the keys and values of all earlier ones.
@@ -284,6 +135,8 @@ class TFALGPT2LMHeadModel(LossOverTokens, CausalLM, PushToHubMixin):
             repetition_penalty: Keskar et al., 2019 (CTRL), https://arxiv.org/abs/1909.05858, section 4.1.
 
         Example:
+            >>> from algpt2 import ALGPT2Config
+            >>> from algpt2_tf import TFALGPT2Backbone
             >>> model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset("algpt2-tiny")))
             >>> model.compile(sampler="greedy", repetition_penalty=1.2)
         """

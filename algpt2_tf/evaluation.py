@@ -41,6 +41,20 @@ def order_function(model):
     return lambda ids: compute(np.asarray(ids, dtype=np.int32)).numpy()
 
 
+def class_logits_function(model):
+    """A compiled function from ids and mask, int32 (batch, length), to the logits of the classes, (batch, classes).
+
+    Args:
+        model: `TFALGPT2TextClassifier`.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def compute(ids, mask):
+        return tf.cast(model({"token_ids": ids, "padding_mask": mask}, training=False), tf.float32)
+
+    return lambda ids, mask: compute(np.asarray(ids, "int32"), np.asarray(mask, "int32")).numpy()
+
+
 def losses_at_depths(checkpoint, depths, arguments):
     """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
 

@@ -223,3 +223,18 @@ class ReversibleDense(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
+
+
+def last_token(hidden_states, padding_mask):
+    """The hidden state of the last token of each sequence that is not padding.
+
+    Args:
+        hidden_states: float (batch, length, H).
+        padding_mask: int or bool (batch, length), 0 for padding on either side.
+
+    Returns:
+        float (batch, H).
+    """
+    is_token = ops.cast(ops.not_equal(padding_mask, 0), "int32")
+    last = ops.argmax(is_token * ops.arange(ops.shape(hidden_states)[1]), axis=-1)
+    return ops.take_along_axis(hidden_states, last[:, None, None], axis=1)[:, 0]

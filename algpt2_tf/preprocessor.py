@@ -1,10 +1,11 @@
-"""Strings to model inputs and back: the preprocessor of the task."""
+"""Strings to model inputs and back: the preprocessors of the tasks."""
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras_hub.layers import StartEndPacker
-from keras_hub.models import CausalLMPreprocessor
+from keras_hub.layers import MultiSegmentPacker, StartEndPacker
+from keras_hub.models import CausalLMPreprocessor, TextClassifierPreprocessor
+from keras_hub.src.utils.tensor_utils import preprocessing_function
 
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.tokenizer import TFALGPT2Tokenizer
@@ -64,6 +65,75 @@ class TFALGPT2CausalLMPreprocessor(CausalLMPreprocessor):
         return inputs
 
 
+@keras.saving.register_keras_serializable(package="algpt2")
+class TFALGPT2TextClassifierPreprocessor(TextClassifierPreprocessor):
+    """Strings to `(x, y, sample_weight)` for a `TFALGPT2TextClassifier`: the tokens of a text, padded on the right.
+
+    Args:
+        tokenizer: `TFALGPT2Tokenizer`.
+        sequence_length: int. The length that inputs are padded or cut to.
+        truncate: str, `"round_robin"` or `"waterfall"`. How several segments share that, as in
+            `keras_hub.layers.MultiSegmentPacker`.
+        **kwargs: as in `keras_hub.models.TextClassifierPreprocessor`.
+
+    Call arguments:
+        x: str, list of str or string tensor; or a tuple of them, the segments of each text, which the end token parts.
+        y, sample_weight: passed on as they are.
+
+    Raises:
+        ValueError: for a text without tokens.
+    """
+
+    backbone_cls = TFALGPT2Backbone
+    tokenizer_cls = TFALGPT2Tokenizer
+
+    def __init__(self, tokenizer, sequence_length=1024, truncate="round_robin", **kwargs):
+        super().__init__(tokenizer, sequence_length, truncate, **kwargs)
+
+    def build(self, input_shape):
+        # Padding that is no token tells what is padded, whatever tokens the text has.
+        self.packer = MultiSegmentPacker(
+            start_value=[],
+            end_value=[],
+            sep_value=[self.tokenizer.end_token_id],
+            pad_value=-1,
+            truncate=self.truncate,
+            sequence_length=self.sequence_length,
+        )
+        self.built = True
+
+    @preprocessing_function
+    def _call_tf(self, x, y=None, sample_weight=None):
+        packed = self._packed(x)
+        mask = tf.cast(packed >= 0, "int32")
+        has_tokens = tf.reduce_all(tf.reduce_any(packed >= 0, axis=-1))
+        with tf.control_dependencies([tf.debugging.Assert(has_tokens, [NO_TOKENS])]):
+            token_ids = tf.where(packed >= 0, packed, self.tokenizer.pad_token_id)
+        return keras.utils.pack_x_y_sample_weight({"token_ids": token_ids, "padding_mask": mask}, y, sample_weight)
+
+    def _call_python(self, x, y=None, sample_weight=None):
+        packed = np.asarray(self._packed(x), dtype="int32")
+        is_token = packed >= 0
+        if not is_token.any(axis=-1).all():
+            raise ValueError(NO_TOKENS)
+        token_ids = np.where(is_token, packed, self.tokenizer.pad_token_id).astype("int32")
+        inputs = {"token_ids": token_ids, "padding_mask": is_token.astype("int32")}
+        return keras.utils.pack_x_y_sample_weight(inputs, y, sample_weight)
+
+    def _packed(self, x):
+        segments = x if isinstance(x, tuple) else (x,)
+        return self.packer(tuple(self.tokenizer(segment) for segment in segments))[0]
+
+    @classmethod
+    def _add_missing_kwargs(cls, loader, kwargs):
+        # Of a preset without a preprocessor of this class, such as that of a language model.
+        kwargs.setdefault("sequence_length", loader.config["config"]["config"]["n_positions"])
+        return super()._add_missing_kwargs(loader, kwargs)
+
+
+NO_TOKENS = "a text has no tokens; leave out empty texts"
+
+
 def _bool_to_int(array):
     if isinstance(array, tf.Tensor):
         return tf.cast(array, "int32") if array.dtype == tf.bool else array
@@ -72,3 +142,4 @@ def _bool_to_int(array):
 
 # KerasHub names its models without a framework.
 ALGPT2CausalLMPreprocessor = TFALGPT2CausalLMPreprocessor
+ALGPT2TextClassifierPreprocessor = TFALGPT2TextClassifierPreprocessor

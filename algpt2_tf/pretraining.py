@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+from algpt2_tf.layers import last_token
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -32,10 +33,7 @@ class SentenceOrderHead(keras.layers.Layer):
         self.bias = self.add_weight(name="bias", shape=(2,), initializer="zeros")
 
     def call(self, hidden_states, padding_mask):
-        is_token = ops.cast(ops.not_equal(padding_mask, 0), "int32")
-        last = ops.argmax(is_token * ops.arange(ops.shape(hidden_states)[1]), axis=-1)
-        last_token = ops.take_along_axis(hidden_states, last[:, None, None], axis=1)[:, 0]
-        return ops.matmul(last_token, self.kernel) + self.bias
+        return ops.matmul(last_token(hidden_states, padding_mask), self.kernel) + self.bias
 
     def get_config(self):
         return {**super().get_config(), "initializer_range": self.initializer_range}

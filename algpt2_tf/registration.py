@@ -3,4 +3,5 @@
 import algpt2_tf.causal_lm
 import algpt2_tf.layers
 import algpt2_tf.optimization
-import algpt2_tf.pretraining  # noqa: F401
+import algpt2_tf.pretraining
+import algpt2_tf.text_classifier  # noqa: F401

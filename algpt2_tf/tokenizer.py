@@ -97,6 +97,15 @@ class TFALGPT2Tokenizer(Tokenizer):
         """
         check_vocabulary(self._loaded(), config, "the preprocessor")
 
+    def name_pad_token(self):
+        """Have the tokenizer of transformers, too, pad with the token that this one pads with.
+
+        Returns:
+            int, its id.
+        """
+        self._loaded().pad_token = self.pad_token
+        return self.pad_token_id
+
     @property
     def adds_start(self):
         """bool: whether the tokenizer itself puts something before every text."""

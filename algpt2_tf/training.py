@@ -6,10 +6,11 @@ import tensorflow as tf
 
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.tokenizer import save_tokenizer
+from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import History, divergence
 from algpt2.training.run import evaluate_run
 from algpt2_tf.devices import machine_flops, wait_for_everyone
-from algpt2_tf.evaluation import order_function, token_loss_function
+from algpt2_tf.evaluation import class_logits_function, order_function, token_loss_function
 from algpt2_tf.loss import counted, next_token_loss
 from algpt2_tf.training_state import save_training_state
 from algpt2_tf.weights import canonical_weights
@@ -53,12 +54,8 @@ class TrainingModel(keras.Model):
             dict of `loss` and, if learned, `sop_loss`; float (1,), the means over the step.
         """
         context = tf.distribute.get_replica_context()
-        tokens = tf.reduce_sum(tf.cast(counted(data["labels"][:, 1:]), "float32"))
-        # The sequences, and the tokens that count, of the whole step; the summed losses are divided by them.
-        counts = context.all_reduce(
-            tf.distribute.ReduceOp.SUM,
-            [tf.cast(tf.shape(data["labels"])[0], "float32"), tokens],
-        )
+        # Those of the whole step, which the summed losses are divided by.
+        counts = context.all_reduce(tf.distribute.ReduceOp.SUM, self._counts(data))
         split = {name: tf.reshape(value, [self.parts, -1, *value.shape[1:]]) for name, value in data.items()}
         variables = self.trainable_variables
 
@@ -81,6 +78,11 @@ class TrainingModel(keras.Model):
         names = ["loss", "sop_loss"] if "sentence_order_label" in data else ["loss"]
         return {name: losses[index : index + 1] for index, name in enumerate(names)}
 
+    def _counts(self, data):
+        """The sequences, and the tokens that count."""
+        tokens = tf.reduce_sum(tf.cast(counted(data["labels"][:, 1:]), "float32"))
+        return [tf.cast(tf.shape(data["labels"])[0], "float32"), tokens]
+
     def _gradients(self, data, counts, variables):
         sequences, tokens = counts
         with tf.GradientTape() as tape:
@@ -102,6 +104,33 @@ class TrainingModel(keras.Model):
             loss = self.optimizer.scale_loss(losses[0] + losses[1])
         gradients = tape.gradient(loss, variables)
         return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]
+
+
+class ClassifierTrainingModel(TrainingModel):
+    """As `TrainingModel`, of a classifier of texts; the loss of a step is the mean over its texts.
+
+    Args:
+        model: `TFALGPT2TextClassifier`. Its data are `input_ids` and `attention_mask` (batch, length), `labels`
+            (batch,).
+        parts: as in `TrainingModel`.
+    """
+
+    @property
+    def trainable_variables(self):
+        return self.model.trainable_variables
+
+    def _counts(self, data):
+        return [tf.cast(tf.shape(data["labels"])[0], "float32")]
+
+    def _gradients(self, data, counts, variables):
+        with tf.GradientTape() as tape:
+            inputs = {"token_ids": data["input_ids"], "padding_mask": data["attention_mask"]}
+            logits = tf.cast(self.model(inputs, training=True), "float32")
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(data["labels"], logits)
+            mean = tf.reduce_sum(losses) / counts[0]
+            loss = self.optimizer.scale_loss(mean)
+        gradients = tape.gradient(loss, variables)
+        return [mean[None], *(tf.convert_to_tensor(gradient) for gradient in gradients)]
 
 
 def batches(run):
@@ -142,8 +171,7 @@ class Reporter(keras.callbacks.Callback):
         self.run, self.trained, self.schedule, self.strategy, self.request = run, model, schedule, strategy, request
         self.history = History(run, machine_flops(run.arguments, strategy))
         self.report = _report_function(run) if run.is_first else lambda step, values: None
-        language_model = model.language_model() if run.arguments.sop else model
-        self.losses, self.orders = token_loss_function(language_model), order_function(model)
+        self.evaluation = _evaluation_function(run, model)
         self.stopped = False
         self._restart_means(run.step)
 
@@ -165,7 +193,7 @@ class Reporter(keras.callbacks.Callback):
             self._restart_means(step)
         ends = False
         if step % arguments.eval_steps == 0 or is_last or saves:
-            self.report(step, self.history.log_evaluation(step, *evaluate_run(run, self.losses, self.orders)))
+            self.report(step, self.history.log_evaluation(step, *self.evaluation()))
             self.history.restart_clock(step)
             ends = self.history.has_stopped_improving()
         if saves or (ends and arguments.save_steps):
@@ -195,6 +223,21 @@ class Reporter(keras.callbacks.Callback):
                 save_tokenizer(run.tokenizer, directory)
                 save_training_state(self.trained, self.model.optimizer, step, directory)
         wait_for_everyone(self.strategy)
+
+
+def _evaluation_function(run, model):
+    """A function that evaluates a model: to an evaluation, and a dict of values besides."""
+    if run.measures_perplexity:
+        language_model = model.language_model() if run.arguments.sop else model
+        losses, orders = token_loss_function(language_model), order_function(model)
+        return lambda: evaluate_run(run, losses, orders)
+    class_logits = class_logits_function(model)
+
+    def evaluate():
+        evaluation = evaluate_classes(run, class_logits)
+        return evaluation, evaluation.values
+
+    return evaluate
 
 
 def _report_function(run):

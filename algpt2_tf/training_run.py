@@ -16,8 +16,9 @@ from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.devices import DTYPE_POLICIES, is_first, select_strategy, wait_for_everyone
 from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 from algpt2_tf.pretraining import language_model_class
+from algpt2_tf.text_classifier import TFALGPT2TextClassifier
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks, is_tfrecords
-from algpt2_tf.training import Reporter, TrainingModel, batches
+from algpt2_tf.training import ClassifierTrainingModel, Reporter, TrainingModel, batches
 from algpt2_tf.training_state import load_training_state
 from algpt2_tf.weights import assign_weights
 
@@ -53,7 +54,7 @@ def train(run, strategy):
         strategy: `tf.distribute.Strategy`.
 
     Returns:
-        `TFALGPT2LMHeadModel`, with `--sop` a `TFALGPT2ForPreTraining`.
+        `TFALGPT2LMHeadModel`, with `--sop` a `TFALGPT2ForPreTraining`; or a `TFALGPT2TextClassifier`.
 
     Raises:
         KeyboardInterrupt: if a stop was requested; a checkpoint is there.
@@ -70,7 +71,8 @@ def train(run, strategy):
         )
         if arguments.precision == "fp16":
             optimizer = LossScaleOptimizer(optimizer)
-        training_model = TrainingModel(model, arguments.gradient_accumulation)
+        training_class = TrainingModel if run.measures_perplexity else ClassifierTrainingModel
+        training_model = training_class(model, arguments.gradient_accumulation)
         optimizer.build(model.trainable_variables)
         # XLA compiles the step on one device, but not the collective operations over several.
         jit_compile = "auto" if strategy.num_replicas_in_sync == 1 else False
@@ -104,7 +106,8 @@ def initial_model(run):
         dtype=DTYPE_POLICIES[run.arguments.precision],
         gradient_checkpointing=run.arguments.gradient_checkpointing,
     )
-    model = language_model_class(run.arguments.sop)(backbone)
+    classifies = run.arguments.task == "classify"
+    model = (TFALGPT2TextClassifier if classifies else language_model_class(run.arguments.sop))(backbone)
     weights = run.starting_weights()
     if weights:
         assign_weights(model, weights, source=run.directory)

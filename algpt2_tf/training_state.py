@@ -126,9 +126,11 @@ def moment_variables(model, optimizer):
         dict of str to tuple of (variable, bool), named as in `algpt2.training.state.moment_shapes`.
     """
     inner = optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+    trained = {id(variable) for variable in model.trainable_variables}
     return {
         f"{name}.{moment}": (held, transposed)
         for name, (variable, transposed) in canonical_variables(model).items()
+        if id(variable) in trained
         for moment, held in _moments_of_variable(inner, variable, transposed).items()
     }
 

@@ -5,15 +5,18 @@ import logging
 import numpy as np
 
 from algpt2.checkpoints.weights import check_weights
+from algpt2.errors import InputError
 
 logger = logging.getLogger(__name__)
+# The layers that a language model does without, in words.
+HEADS = {"sop_classifier": "sentence-order head", "score": "classifier"}
 
 
 def canonical_weights(model):
     """The weights of a model by their canonical names and layout; LoRA updates are merged.
 
     Args:
-        model: `TFALGPT2LMHeadModel`.
+        model: `algpt2_tf.task.TFALGPT2Task`.
 
     Returns:
         dict of str to numpy array.
@@ -26,10 +29,10 @@ def canonical_weights(model):
 
 
 def assign_weights(model, weights, source="weights"):
-    """Set all weights of a model; a sentence-order head is left out, or stays new, where only one side has it.
+    """Set all weights of a model; those of another head are left out, or stay new, where only one side has it.
 
     Args:
-        model: `TFALGPT2LMHeadModel`.
+        model: `algpt2_tf.task.TFALGPT2Task`.
         weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
         source: str or path. Names the weights in an error.
 
@@ -38,19 +41,21 @@ def assign_weights(model, weights, source="weights"):
     """
     check_weights(model.config, weights, source)
     variables = canonical_variables(model)
+    if "lm_head.weight" in variables.keys() - weights.keys():
+        raise InputError(f"{source}: holds no lm_head, only a classifier; give the checkpoint of a language model")
     for name in variables.keys() & weights.keys():
         variable, transposed = variables[name]
         array = np.asarray(weights[name])
         variable.assign(array.T if transposed else array)
-    if variables.keys() - weights.keys():
-        logger.warning("%s: holds no sentence-order head; sop_classifier starts new and wants training", source)
+    for head in {name.partition(".")[0] for name in variables.keys() - weights.keys()}:
+        logger.warning("%s: holds no %s; %s starts new and wants training", source, HEADS[head], head)
 
 
 def canonical_variables(model):
     """The variable behind every canonical weight, and whether it holds the weight transposed.
 
     Args:
-        model: `TFALGPT2LMHeadModel`.
+        model: `algpt2_tf.task.TFALGPT2Task`.
 
     Returns:
         dict of str to tuple of (variable, bool).
@@ -75,7 +80,9 @@ def canonical_variables(model):
         variables["transformer.project_out.bias"] = (backbone.project_in.reverse_bias, False)
     elif model.config.is_factorized:
         variables |= _dense("transformer.project_out", backbone.project_out)
-    if not model.config.tie_word_embeddings:
+    if getattr(model, "classification_head", None) is not None:
+        variables["score.weight"] = (model.classification_head.kernel, True)
+    elif not model.config.tie_word_embeddings:
         variables["lm_head.weight"] = (backbone.token_embedding.reverse_embeddings, True)
     if getattr(model, "sop_classifier", None) is not None:
         variables |= _dense("sop_classifier", model.sop_classifier)

@@ -159,6 +159,8 @@ def _find(directory, parser):
                 f"{directory}: holds no checkpoint-STEP, and so no training state; train it with --save-steps"
             )
         source = checkpoints.path(checkpoints.latest())
+    if arguments.task != "language-model":
+        raise InputError(f"{directory}: was trained with --task {arguments.task}; resume it in its own framework")
     require_undamaged(source)
     return open_checkpoint(source, arguments.framework), arguments
 

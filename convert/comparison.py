@@ -59,11 +59,21 @@ def fixed_batches(config, longest=None):
         dict of str, a name, to a tuple of the ids, int64 (4, length), and their mask, int64 (4, length), 0 for padding.
     """
     length = min(longest or config.n_positions, 64)
-    ids = np.random.default_rng(0).integers(config.vocab_size, size=(4, length))
+    # Padding is told by the mask, or by its id, which is then that of no token.
+    padding_id = comparison_padding(config)
+    ids = np.random.default_rng(0).integers(1, max(config.vocab_size, 2), size=(4, length)) + padding_id
+    ids %= config.vocab_size
     padding = np.arange(length) < np.array([length, length // 2, length // 3 + 1, 1])[:, None]
     # Padding on the left comes before the tokens, and only the mask keeps them from attending to it.
     padding[1] = padding[1, ::-1]
-    return {"unpadded": (ids, np.ones_like(ids)), "padded": (ids, padding.astype(ids.dtype))}
+    padded = np.where(padding, ids, padding_id)
+    return {"unpadded": (ids, np.ones_like(ids)), "padded": (padded, padding.astype(ids.dtype))}
+
+
+def comparison_padding(config):
+    """int: the id of padding in `fixed_batches`: that of the configuration, if it is in the vocabulary."""
+    token = config.pad_token_id
+    return token if isinstance(token, int) and 0 <= token < config.vocab_size else 0
 
 
 def compare_logits(sides, config, tolerance, longest=None):
@@ -71,7 +81,7 @@ def compare_logits(sides, config, tolerance, longest=None):
 
     Args:
         sides: list of two functions from int ids and mask (batch, length) to a dict of numpy arrays: `logits`
-            (batch, length, V), and `sop_logits` (batch, 2) if there are any.
+            (batch, length, V), or of a classifier (batch, classes), and `sop_logits` (batch, 2) if there are any.
         config: `ALGPT2Config`.
         tolerance: float, relative to the largest logit.
         longest: int, as in `fixed_batches`.
@@ -85,7 +95,7 @@ def compare_logits(sides, config, tolerance, longest=None):
         for output, label in (("logits", "logit"), ("sop_logits", "sentence-order logit")):
             if all(output in found for found in outputs):
                 # What is computed at padding does not matter.
-                counted = mask == 1 if output == "logits" else slice(None)
+                counted = mask == 1 if outputs[0][output].ndim == 3 else slice(None)
                 arrays = tuple(found[output][counted] for found in outputs)
                 comparisons.append(compare_numbers(f"largest {label} difference, {name}", arrays, tolerance))
     return comparisons

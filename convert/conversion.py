@@ -30,6 +30,7 @@ from algpt2.errors import InputError
 # What a checkpoint that is replaced may leave behind in the target.
 CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
 TARGETS = {"pytorch": SAFETENSORS, "tensorflow": KERAS}
+ONLY_PYTORCH = ("ALGPT2ForTokenClassification", "ALGPT2ForQuestionAnswering")
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=Fal
     Raises:
         algpt2.errors.InputError: as `pt2tf`.
     """
+    if framework == "tensorflow" and checkpoint.architecture in ONLY_PYTORCH:
+        raise InputError(f"{checkpoint.path}: is of {checkpoint.architecture}, which has no counterpart in Keras")
     target = _target(checkpoint, output, dtype, TARGETS[framework], force)
     metadata = read_metadata(checkpoint)
     weights = checkpoint.weights

@@ -48,6 +48,8 @@ def inspect_checkpoint(directory):
     return {**report, "problems": problems}
 
 
+# The most classes whose names are told.
+NAMED = 6
 # What the heads of the PyTorch classes tell.
 HEADS = {
     "ALGPT2ForPreTraining": ["sentence order"],
@@ -67,8 +69,18 @@ def _describe_weights(checkpoint):
         "dtypes": dict(counts),
         "tensors": len(checkpoint.weights),
         "parameters": sum(tensor.size for tensor in checkpoint.weights.values()),
-        "heads": ["language model", *HEADS.get(checkpoint.architecture, [])],
+        "heads": _describe_heads(checkpoint),
     }
+
+
+def _describe_heads(checkpoint):
+    heads = ["language model"] if checkpoint.is_language_model else []
+    for head in HEADS.get(checkpoint.architecture, []):
+        labels = checkpoint.config.id2label
+        named = f" ({len(labels)}: {', '.join(labels[index] for index in sorted(labels)[:NAMED])}"
+        named += ", ...)" if len(labels) > NAMED else ")"
+        heads.append(head + (named if head.endswith("classification") else ""))
+    return heads
 
 
 def _describe_model(config):

@@ -9,6 +9,7 @@ from algpt2.checkpoints.checkpoint import opened, write_dialect
 from algpt2.checkpoints.formats import KERAS, SAFETENSORS
 from algpt2.checkpoints.formats.lazy_tensor import RowwiseTensor, lazy
 from algpt2.checkpoints.weight_maps.gpt2 import KERAS_HUB, KERAS_HUB_FIXED, PYTORCH, as_gpt2_config
+from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, head_shapes
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
@@ -49,7 +50,7 @@ def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, los
     target = new_target(checkpoint, output, force)
     metadata = read_metadata(checkpoint)
     if keras_hub:
-        _require_keras_hub(checkpoint.config)
+        _require_keras_hub(checkpoint)
     config, weights = as_gpt2(metadata.config, checkpoint.weights, lossy)
     dtype = dtype or common_dtype(weights)
 
@@ -61,7 +62,9 @@ def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, los
             save_preset(directory, config, metadata.tokenizer, dtype)
         else:
             write_dialect(directory, SAFETENSORS, PYTORCH, config, weights, dtype, max_shard_size or "5GB", cast)
-            write_metadata(directory, replace(metadata, config=as_gpt2_config(config)), dtype)
+            theirs = as_gpt2_config(config)
+            theirs.architectures = [architecture(weights).removeprefix("AL")]
+            write_metadata(directory, replace(metadata, config=theirs), dtype)
 
     return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, CHECKPOINT_FILES)
 
@@ -76,7 +79,7 @@ def as_gpt2(config, weights, lossy=False):
     Args:
         config: `ALGPT2Config`.
         weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical. A
-            sentence-order head is left out.
+            sentence-order head is left out; another one takes the place of the language model's.
         lossy: bool. Whether to give the nearest GPT-2 where there is no exact one.
 
     Returns:
@@ -88,21 +91,26 @@ def as_gpt2(config, weights, lossy=False):
     changes = {"layer_schedule": list(range(config.n_layer)), "embedding_size": None, "tie_projections": False}
     result = dict(_blocks(config, weights))
     result |= {name: weights[name] for name in weights if name.startswith(("transformer.w", "transformer.ln_f."))}
-    if not config.tie_word_embeddings:
+    has_lm_head = architecture(weights) in LANGUAGE_MODELS
+    if not has_lm_head:
+        # What reads the final states of width H reads the same ones of a GPT-2.
+        result |= {name: weights[name] for name in head_shapes(config)[architecture(weights)]}
+    elif not config.tie_word_embeddings:
         result["lm_head.weight"] = weights["lm_head.weight"]
     if config.is_factorized:
         dtype = "float64" if common_dtype(weights) == "float64" else "float32"
         exact = {name: np.asarray(weights[name], "float64") for name in weights if name.startswith(SMALL_FACTORS)}
         project_in = exact["transformer.project_in.weight"]
-        project_out = project_in.T if config.tie_projections else exact["transformer.project_out.weight"]
-        shift = _shift(project_out, exact["transformer.project_out.bias"], lossy)
         embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
-        head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
         result |= {
             "transformer.wte.weight": _product(embedding, project_in.T, dtype),
             "transformer.wpe.weight": _product(positions, project_in.T, dtype, exact["transformer.project_in.bias"]),
-            "transformer.ln_f.bias": (exact["transformer.ln_f.bias"] + shift).astype(dtype),
         }
+    if config.is_factorized and has_lm_head:
+        project_out = project_in.T if config.tie_projections else exact["transformer.project_out.weight"]
+        shift = _shift(project_out, exact["transformer.project_out.bias"], lossy)
+        head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+        result["transformer.ln_f.bias"] = (exact["transformer.ln_f.bias"] + shift).astype(dtype)
         changes["tie_word_embeddings"] = config.tie_word_embeddings and config.tie_projections
         if not changes["tie_word_embeddings"]:
             result["lm_head.weight"] = _product(head, project_out, dtype)
@@ -134,7 +142,10 @@ def _shift(project_out, bias, lossy):
     return shift
 
 
-def _require_keras_hub(config):
+def _require_keras_hub(checkpoint):
+    if not checkpoint.is_language_model:
+        raise InputError(f"{checkpoint.path}: is of {checkpoint.architecture}; KerasHub's GPT-2 has no such head")
     for name, expected in KERAS_HUB_FIXED.items():
-        if getattr(config, name) != expected:
-            raise InputError(f"{name} is {getattr(config, name)!r}; KerasHub's GPT-2 computes {expected!r} only")
+        found = getattr(checkpoint.config, name)
+        if found != expected:
+            raise InputError(f"{name} is {found!r}; KerasHub's GPT-2 computes {expected!r} only")

@@ -66,7 +66,7 @@ def _compute_dtype(first, second):
 
 
 def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_size=16):
-    """Compare loss, logits, hidden states and a greedy continuation of two checkpoints.
+    """Compare loss, logits, hidden states and a greedy continuation of two checkpoints, as far as they have them.
 
     Args:
         directory: path, or a checkpoint that is open.
@@ -92,6 +92,11 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
         values = [getattr(config, field) for config in configs]
         if values[0] != values[1]:
             raise InputError(f"{directory} and {other}: {field} is {values[0]} and {values[1]}; nothing to compare")
+    first, second = (opening["checkpoint"] for opening in openings)
+    if first.is_language_model != second.is_language_model:
+        raise InputError(f"{directory} and {other}: are of {first.architecture} and {second.architecture}")
+    if not first.is_language_model and (dataset or prompt is not None):
+        raise InputError(f"{directory}: is of {first.architecture}; --dataset and --prompt are for language models")
     if configs[0].n_positions < 2:
         raise InputError(f"{directory}: n_positions is {configs[0].n_positions}; a loss needs at least 2")
     context, stop_token_id, tokenizer = _context(checkpoint, prompt)
@@ -100,12 +105,14 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
     sides = [open_side(dtype=dtype, **opening) for opening in openings]
     tolerance = TOLERANCES[dtype]
 
-    steps = (
+    steps = [
         lambda: _compare_losses(sides, configs[0], text, batch_size, tolerance),
         lambda: compare_logits([side.outputs for side in sides], configs[0], tolerance),
         lambda: _compare_hidden_states(sides, configs[0], tolerance),
         lambda: [_compare_continuations(sides, configs[0], context, stop_token_id, tokenizer)],
-    )
+    ]
+    if not first.is_language_model:
+        steps = steps[1:3]
     comparisons = []
     for step in tqdm(steps, desc="comparing", leave=False, delay=2, disable=None):
         comparisons += step()

@@ -165,3 +165,10 @@ def both_pretraining_models(config, dtype="float64", seed=0):
 def close(found, expected, tolerance=1e-12):
     """Whether two tensors differ by no more than `tolerance` times the largest value."""
     return (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def classifier_weights(config, dtype="float64", seed=0):
+    """Canonical weights with a classifier of texts."""
+    shape = head_shapes(config)["ALGPT2ForSequenceClassification"]["score.weight"]
+    head = np.random.default_rng(seed + 2).normal(size=shape).astype(dtype)
+    return {**random_weights(config, dtype, seed), "score.weight": head}

@@ -4,7 +4,7 @@ A path is opened once, into a `Checkpoint`; from there on the checkpoint is pass
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
 from algpt2.checkpoints.generation_config import GENERATION_FILE, read_generation_config
 from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect, with_model_type
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
-from algpt2.checkpoints.weights import architecture, check_weights
+from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, check_weights, head_shapes
 from algpt2.configuration import CODE_FILES, ALGPT2Config
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
@@ -209,6 +209,11 @@ class Checkpoint:
         return architecture(self.weights)
 
     @property
+    def is_language_model(self):
+        """bool: whether its model gives the logits of tokens, whatever other head it has."""
+        return self.architecture in LANGUAGE_MODELS
+
+    @property
     def is_canonical(self):
         """bool: whether the names of the tensors are ALGPT2's own in PyTorch, which transformers itself loads."""
         return self.dialect is PYTORCH
@@ -219,6 +224,11 @@ class Checkpoint:
         if self.format.framework == framework or not others:
             return self
         return _open_weights(self.directory, self.stored, self.config, *others[0])
+
+    def without_heads(self):
+        """The same checkpoint without the weights of other heads than the language model's."""
+        heads = {name for shapes in head_shapes(self.config).values() for name in shapes}
+        return replace(self, weights={name: self.weights[name] for name in self.weights if name not in heads})
 
     def read_weights(self, config=None):
         """The values of all weights, each read once.

@@ -74,12 +74,36 @@ def head_shapes(config):
     }
 
 
-def architecture(weights):
-    """str: the PyTorch class whose head weights, by their canonical names, have."""
+# The PyTorch classes that give the logits of tokens.
+LANGUAGE_MODELS = ("ALGPT2LMHeadModel", "ALGPT2ForPreTraining")
+
+
+def architecture(names):
+    """The PyTorch class whose head some weights are of.
+
+    Args:
+        names: set of str, or dict of them. The canonical names.
+
+    Returns:
+        str.
+    """
     for name, shapes in head_shapes(ALGPT2Config()).items():
-        if shapes.keys() & weights.keys():
+        if shapes.keys() & set(names):
             return name
     return "ALGPT2LMHeadModel"
+
+
+def required_shapes(config, names):
+    """As `weight_shapes`, of what must be there: a model with another head may lack that of the language model.
+
+    Args:
+        config: `ALGPT2Config`.
+        names: as in `architecture`.
+    """
+    shapes = weight_shapes(config)
+    if architecture(names) not in LANGUAGE_MODELS and "lm_head.weight" not in names:
+        shapes.pop("lm_head.weight", None)
+    return shapes
 
 
 def parameter_count(config):
@@ -108,7 +132,7 @@ def check_weights(config, weights, source="checkpoint"):
     Raises:
         InputError: lists everything missing, unexpected, misshapen or not finite.
     """
-    shapes = weight_shapes(config)
+    shapes = required_shapes(config, weights)
     for head in head_shapes(config).values():
         shapes |= head if head.keys() & weights.keys() else {}
     check_tensors(shapes, weights, source)

@@ -10,6 +10,7 @@ from algpt2.reading import read_json
 from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
 from algpt2.training.run_directory import ARGUMENTS_FILE
 
+TASKS = ("language-model", "classify")
 PRECISIONS = ("fp32", "bf16", "fp16")
 # As in algpt2.configuration, which imports a framework, and that the help need not wait for.
 PRESETS = (
@@ -43,11 +44,22 @@ def train_parser(framework, loop):
     )
     # The text is recorded, so that a resumed run recognizes it, and so are the steps, for readers of the record.
     parser.set_defaults(framework=framework, text=None, steps=None)
+    _add_task_arguments(parser.add_argument_group("task"))
     _add_model_arguments(parser.add_argument_group("model"))
     _add_data_arguments(parser.add_argument_group("data"))
     _add_training_arguments(parser.add_argument_group("training"))
     _add_output_arguments(parser.add_argument_group("output"))
     return parser
+
+
+def _add_task_arguments(group):
+    group.add_argument(
+        "--task",
+        choices=TASKS,
+        default=TASKS[0],
+        help="train a language model, or fine-tune the one of --init-from to class the texts of a .csv or .jsonl",
+    )
+    group.add_argument("--label-column", default="label", metavar="NAME", help="the column of the class, to classify")
 
 
 def _add_model_arguments(group):

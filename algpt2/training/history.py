@@ -50,7 +50,8 @@ class History:
         now = time.perf_counter()
         steps, seconds = step - self._last[0], now - self._last[1]
         self._last = (step, now)
-        values = {"train_loss": loss, "train_perplexity": perplexity(loss), "learning_rate": learning_rate, **values}
+        perplexities = {"train_perplexity": perplexity(loss)} if self.run.measures_perplexity else {}
+        values = {"train_loss": loss, **perplexities, "learning_rate": learning_rate, **values}
         if steps:
             speed = steps * self._tokens_per_step / seconds
             values["tokens_per_second"] = speed
@@ -63,7 +64,8 @@ class History:
 
         Args:
             step: int.
-            evaluation: `algpt2.evaluation.perplexity.Evaluation`.
+            evaluation: `algpt2.evaluation.perplexity.Evaluation`, or
+                `algpt2.training.classification.ClassEvaluation`.
             values: dict of str to float. What was measured with it.
 
         Returns:
@@ -72,7 +74,8 @@ class History:
         Raises:
             RunError: if the loss is not finite.
         """
-        values = {"eval_loss": evaluation.loss, "eval_perplexity": evaluation.perplexity, **values}
+        perplexities = {"eval_perplexity": evaluation.perplexity} if self.run.measures_perplexity else {}
+        values = {"eval_loss": evaluation.loss, **perplexities, **values}
         recorded = self._append(step, evaluation.loss, values)
         if self.has_stopped_improving() and self.run.is_first:
             patience = self.run.arguments.early_stopping_patience

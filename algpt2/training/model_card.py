@@ -20,6 +20,18 @@ LEFT_OUT = {
     "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device", "text", "steps",
 }  # fmt: skip
 
+PYTORCH_CLASSIFIER_USE = """```python
+import algpt2_pt  # registers the Auto classes
+from transformers import pipeline
+
+print(pipeline("text-classification", "{name}")("Some text"))
+```"""
+KERAS_CLASSIFIER_USE = """```python
+from algpt2_tf import TFALGPT2TextClassifier
+
+model = TFALGPT2TextClassifier.from_pretrained("{name}")
+print(model.config.id2label[int(model.predict(["Some text"])[0].argmax())])
+```"""
 PYTORCH_USE = """```python
 import algpt2_pt  # registers the Auto classes
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,23 +65,24 @@ def write_model_card(directory, config, arguments, records, framework, step=None
     """
     directory = Path(directory)
     name = arguments.get("push_to_hub") or Path(os.path.abspath(directory)).name
-    evaluations = [record for record in records if "eval_perplexity" in record]
+    evaluations = [record for record in records if "eval_loss" in record]
     evaluated = next((record for record in evaluations if record["step"] == step), evaluations and evaluations[-1])
     protocol, length = arguments.get("eval_protocol") or "stream", arguments.get("length") or config.n_positions
-    setting = f"protocol `{protocol}`, blocks of {length} tokens"
+    classifies = arguments.get("task") == "classify"
+    setting = f"texts of at most {length} tokens" if classifies else f"protocol `{protocol}`, blocks of {length} tokens"
     data = ModelCardData(
         model_name=name.rpartition("/")[2],
         library_name=FRAMEWORKS[framework].library,
-        pipeline_tag="text-generation",
+        pipeline_tag=_pipeline(arguments),
         tags=["algpt2", "gpt2", "albert", "parameter-sharing", framework],
         eval_results=_eval_results(arguments, evaluated, setting) if evaluated else None,
     )
     sections = {
-        f"# {data.model_name}": _description(config),
+        f"# {data.model_name}": _description(config, classifies),
         "## Architecture": _architecture(config),
         "## Training": _training(arguments, records),
         "## Evaluation": _evaluation(arguments, evaluations, step, setting, (directory / FIGURE_FILE).is_file()),
-        "## Use": _use(name, framework),
+        "## Use": _use(name, framework, classifies),
         "## Licence and source": (
             "Not stated. Before you publish the model, name the licence of the weights and the source and the licence "
             "of the text it was trained on."
@@ -80,16 +93,22 @@ def write_model_card(directory, config, arguments, records, framework, step=None
         ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(new)
 
 
-def _description(config):
+def _pipeline(arguments):
+    return "text-classification" if arguments.get("task") == "classify" else "text-generation"
+
+
+def _description(config, classifies):
     if config.n_block == 1:
         blocks = f"one transformer block applied {config.n_layer} times"
     elif config.n_block == config.n_layer:
         blocks = f"{config.n_layer} transformer blocks, none of them shared"
     else:
         blocks = f"{config.n_block} transformer blocks shared over {config.n_layer} depths"
+    names = ", ".join(config.id2label.values())
+    model = f"classifier of texts ({names})" if classifies else "language model"
     embedding = "a factorized embedding" if config.is_factorized else "an embedding of full width"
     return (
-        f"An ALGPT2 language model: GPT-2 with {blocks} and {embedding}, {parameter_count(config):,} parameters. The "
+        f"An ALGPT2 {model}: GPT-2 with {blocks} and {embedding}, {parameter_count(config):,} parameters. The "
         "two ideas are those of [ALBERT](https://arxiv.org/abs/1909.11942), brought to GPT-2."
     )
 
@@ -127,13 +146,14 @@ def _training(arguments, records):
 def _evaluation(arguments, evaluations, step, setting, has_figure):
     if not evaluations:
         return "The run was not evaluated."
-    best = min(evaluations, key=lambda record: record["eval_perplexity"])
+    best = min(evaluations, key=lambda record: record["eval_loss"])
     keys = [key for key in evaluations[-1] if key.startswith("eval_")]
     rows = [
         (which, f"{record['step']:,}", *(f"{record[key]:.4f}" if key in record else "-" for key in keys))
         for which, record in (("last", evaluations[-1]), ("best", best))
     ]
-    text = f"On {_validation_name(arguments)}, {setting}; perplexity is per token of this model's own tokenizer.\n\n"
+    of_tokens = "; perplexity is per token of this model's own tokenizer" if "eval_perplexity" in best else ""
+    text = f"On {_validation_name(arguments)}, {setting}{of_tokens}.\n\n"
     header = ("evaluation", "step", *(key.removeprefix("eval_").replace("_", " ") for key in keys))
     text += markdown_table([header, *rows]) + "\n"
     if step:
@@ -145,7 +165,7 @@ def _eval_results(arguments, record, setting):
     text = _validation_name(arguments)
     return [
         EvalResult(
-            task_type="text-generation",
+            task_type=_pipeline(arguments),
             dataset_type=_text_name(arguments.get("validation") or arguments.get("dataset")),
             dataset_name=text,
             metric_type=key.removeprefix("eval_"),
@@ -157,8 +177,9 @@ def _eval_results(arguments, record, setting):
     ]
 
 
-def _use(name, framework):
-    pytorch, keras = PYTORCH_USE.format(name=name), KERAS_USE.format(name=name)
+def _use(name, framework, classifies):
+    uses = (PYTORCH_CLASSIFIER_USE, KERAS_CLASSIFIER_USE) if classifies else (PYTORCH_USE, KERAS_USE)
+    pytorch, keras = (use.format(name=name) for use in uses)
     if framework == "pytorch":
         return f"In PyTorch:\n\n{pytorch}\n\nIn Keras, which reads the same weights:\n\n{keras}"
     return (

@@ -20,6 +20,7 @@ from algpt2.data.tokenizer import (
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.hub import require_access
+from algpt2.training.classification import ClassificationRun, check_arguments, read_labelled
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import final_decay_steps
 from algpt2.training.run import Run
@@ -51,6 +52,9 @@ def prepare_run(arguments, is_first=True, data=None):
     _require_reporter(arguments.report_to)
     if arguments.push_to_hub:
         require_access(arguments.push_to_hub)
+    classifies = arguments.task == "classify"
+    if classifies:
+        check_arguments(arguments)
     if arguments.init_from and not arguments.resume:
         source = opened(arguments.init_from, arguments.framework)
     # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
@@ -58,14 +62,22 @@ def prepare_run(arguments, is_first=True, data=None):
     length = block_length(data[1].length if data else arguments.length, config)
     if arguments.sop and arguments.packing == "line":
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
-    tokenizer, training_blocks, validation = data or _read_data(
-        arguments, config, length, load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source)
-    )
+    tokenizer, names = None, None
+    if not data:
+        tokenizer = load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source)
+    if classifies:
+        names, *texts = read_labelled(arguments, config, tokenizer)
+        data = tokenizer, *texts
+    tokenizer, training_blocks, validation = data or _read_data(arguments, config, length, tokenizer)
     if starts:
         tokens = special_token_ids(tokenizer)
         if not source:
             tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": vocabulary_size(tokenizer)}
         config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
+        if classifies:
+            # Other classes start a new head.
+            source = source if [*config.id2label.values()] == names else source.without_heads()
+            config.id2label, config.label2id = dict(enumerate(names)), {name: n for n, name in enumerate(names)}
     fit_tokenizer(tokenizer, config, (starts and (arguments.tokenizer or arguments.init_from)) or directory)
     # Before a directory is made or replaced.
     initial_weights = source.read_weights(config) if source else None
@@ -84,7 +96,7 @@ def prepare_run(arguments, is_first=True, data=None):
         with new_run_directory(directory, arguments, config, tokenizer):
             pass
     order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
-    run = Run(
+    run = (ClassificationRun if classifies else Run)(
         *(arguments, directory, config, tokenizer, training_blocks, order, validation),
         *(steps, warmup_steps, decay_steps, is_first, initial_weights, goes_on),
     )

@@ -60,6 +60,9 @@ class Run:
     initial_weights: dict | None = None
     goes_on: bool = False
 
+    # Whether its losses are those of tokens.
+    measures_perplexity = True
+
     def __post_init__(self):
         self.checkpoints = Checkpoints(self.directory, self.arguments.save_total_limit)
         self.step = self.checkpoints.find(self.arguments.resume) if self.arguments.resume else 0
@@ -217,7 +220,8 @@ def finish_run(run):
         InputError: if the directory cannot be written, or the hub refuses.
     """
     records = read_history(run.directory / HISTORY_FILE)
-    draw_perplexity({run.directory.name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
+    if run.measures_perplexity:
+        draw_perplexity({run.directory.name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
     step = _kept_step(run, evaluation_losses(records))
     write_model_card(run.directory, run.config, vars(run.arguments), records, run.arguments.framework, step)
     _report_best(run, evaluation_losses(records), step)

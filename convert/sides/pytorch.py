@@ -1,13 +1,14 @@
 """A checkpoint as PyTorch runs it."""
 
 import torch
-from transformers import GPT2LMHeadModel
+import transformers
 from transformers.utils import logging
 
 from algpt2.generation.continuation import Sampling
 from algpt2_pt import models
 from algpt2_pt.evaluation import open_model, token_loss_function
 from algpt2_pt.generation import token_generator
+from convert.comparison import comparison_padding
 
 
 class PyTorchSide:
@@ -21,6 +22,8 @@ class PyTorchSide:
     def __init__(self, name, model):
         self.name, self.model = name, model
         self.token_losses = token_loss_function(model)
+        # The classifier of texts tells padding by its id, others by the mask.
+        model.config.pad_token_id = comparison_padding(model.config)
 
     @torch.no_grad()
     def outputs(self, ids, mask):
@@ -30,7 +33,8 @@ class PyTorchSide:
             ids, mask: int (batch, length).
 
         Returns:
-            dict of str to numpy array: `logits` (batch, length, V), and `sop_logits` (batch, 2) if there are any.
+            dict of str to numpy array: `logits` (batch, length, V), or of a classifier (batch, classes), and
+            `sop_logits` (batch, 2) if there are any.
         """
         outputs = self.model(torch.tensor(ids), attention_mask=torch.tensor(mask))
         return {key: outputs[key].numpy() for key in ("logits", "sop_logits") if key in outputs}
@@ -56,5 +60,6 @@ def open_algpt2(checkpoint, dtype, rounded_to=None):
 def open_gpt2(checkpoint, dtype):
     """A GPT-2 of transformers as its own model; the arguments are those of `convert.sides.open_side`."""
     logging.disable_progress_bar()
-    model = GPT2LMHeadModel.from_pretrained(checkpoint.directory, dtype=getattr(torch, dtype))
+    model_class = getattr(transformers, checkpoint.architecture.removeprefix("AL"))
+    model = model_class.from_pretrained(checkpoint.directory, dtype=getattr(torch, dtype))
     return PyTorchSide("transformers' GPT-2", model.eval())

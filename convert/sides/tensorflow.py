@@ -5,12 +5,14 @@ import numpy as np
 from keras_hub.models import GPT2CausalLM
 
 from algpt2.checkpoints.casting import cast_weights
+from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling
-from algpt2_tf import TFALGPT2ForPreTraining
+from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel, TFALGPT2TextClassifier
 from algpt2_tf.evaluation import token_loss_function
 from algpt2_tf.generation import token_generator
-from algpt2_tf.pretraining import language_model_class
 from algpt2_tf.weights import assign_weights, canonical_weights
+
+MODELS = {model.architecture: model for model in (TFALGPT2LMHeadModel, TFALGPT2ForPreTraining, TFALGPT2TextClassifier)}
 
 
 class TensorFlowSide:
@@ -65,8 +67,9 @@ class KerasHubSide(TensorFlowSide):
 
 def open_algpt2(checkpoint, dtype, rounded_to=None):
     """A checkpoint of any system as ALGPT2's model; the arguments are those of `convert.sides.open_side`."""
-    with_sop = checkpoint.architecture == TFALGPT2ForPreTraining.architecture
-    model = language_model_class(with_sop).from_checkpoint(checkpoint, dtype, preprocessor=None)
+    if checkpoint.architecture not in MODELS:
+        raise InputError(f"{checkpoint.path}: is of {checkpoint.architecture}, which has no counterpart in Keras")
+    model = MODELS[checkpoint.architecture].from_checkpoint(checkpoint, dtype, preprocessor=None)
     if rounded_to:
         assign_weights(model, cast_weights(canonical_weights(model), rounded_to))
     return TensorFlowSide("TensorFlow", model)

@@ -3,14 +3,16 @@
 TRL computes logits as products of `last_hidden_state` and the output embeddings, and never calls the head.
 """
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
 from models import tiny_config
 from torch.nn.functional import logsigmoid
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt import ALGPT2ForSequenceClassification, ALGPT2LMHeadModel
 
 SIZES = {"factorized": 10, "unfactorized": None, "as wide as the hidden states": 24}
 OPTIONS = {
@@ -130,3 +132,32 @@ def test_group_relative_policy_optimization(model, text_tokenizer, tmp_path):
         completion = is_token[-kept:]
         expected = log_probabilities(first, row[is_token].tolist())[-int(completion.sum()) :]
         torch.testing.assert_close(values[completion], expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_reward_modelling(model, text_tokenizer, tmp_path):
+    # A language model's directory, whose head is new.
+    reward_model = ALGPT2ForSequenceClassification.from_pretrained(tmp_path, num_labels=1, pad_token_id=1)
+    chosen, rejected = TEXTS, [f"{text} not" for text in reversed(TEXTS)]
+    end = text_tokenizer.eos_token_id
+
+    def reward(text):
+        with torch.no_grad():
+            return reward_model(torch.tensor([[*text_tokenizer.encode(text), end]])).logits[0, 0].double()
+
+    expected = [-logsigmoid(reward(one) - reward(other)) for one, other in zip(chosen, rejected, strict=True)]
+    tokenizer = copy.deepcopy(text_tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
+    trainer = RewardTrainer(
+        reward_model,
+        RewardConfig(output_dir=tmp_path / "reward", max_length=None, **OPTIONS),
+        train_dataset=Dataset.from_dict({"chosen": chosen, "rejected": rejected}),
+        processing_class=tokenizer,
+    )
+    before = {name: parameter.detach().clone() for name, parameter in reward_model.named_parameters()}
+    trainer.train()
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert losses[0] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    # The head reads what project_out does not change.
+    still = {name for name, parameter in reward_model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == {name for name in before if "project_out" in name}

@@ -1,5 +1,6 @@
 """ALGPT2's own checkpoints: PyTorch's tensors have the canonical names, Keras's have paths in an HDF5 file."""
 
+import re
 from dataclasses import replace
 
 from algpt2.checkpoints.weight_maps.weight_map import TRANSPOSED, Dialect, Rule
@@ -56,7 +57,7 @@ def keras_block_numbers(config):
 def keras_names(tensors):
     """Tensors of a Keras file with one name for the backbone.
 
-    A model for pretraining has it in another layer, and a preset of KerasHub holds it alone.
+    Models with other heads have it in other places, and a preset of KerasHub holds it alone.
 
     Args:
         tensors: dict of str to tensor.
@@ -68,13 +69,10 @@ def keras_names(tensors):
         >>> keras_names({"layers/functional/layers/dense/vars/0": 1})
         {'layers/tfalgpt2_backbone/layers/dense/vars/0': 1}
     """
-    within = "layers/functional/layers/"
+    places = r"^(layers/functional|backbone)/layers/"
     if any(name.startswith("layers/tfalgpt2_block/") for name in tensors):
-        within = "layers/"
-    return {
-        f"{BACKBONE}/{name.removeprefix(within)}" if name.startswith(within) else name: tensor
-        for name, tensor in tensors.items()
-    }
+        places = "^layers/"
+    return {re.sub(places, f"{BACKBONE}/", name): tensor for name, tensor in tensors.items()}
 
 
 def keras_linear(theirs, ours):
@@ -118,6 +116,7 @@ KERAS = Dialect(
         *keras_linear(f"{BACKBONE}/dense", "transformer.project_in"),
         *keras_linear(f"{BACKBONE}/dense_1", "transformer.project_out"),
         *keras_linear("layers/sentence_order_head", "sop_classifier"),
+        Rule("layers/classification_head/vars/0", "score.weight", TRANSPOSED),
     ),
     # The state of training and of random numbers, which Keras's own `save_weights` writes besides.
     dropped=(r"optimizer/.*", r"(.*/)?seed_generator/.*"),

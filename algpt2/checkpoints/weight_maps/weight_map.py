@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from algpt2.checkpoints.formats.lazy_tensor import join, lazy
-from algpt2.checkpoints.weights import head_shapes, raise_for_faults, tensor_fault, weight_shapes
+from algpt2.checkpoints.weights import head_shapes, raise_for_faults, required_shapes, tensor_fault
 from algpt2.errors import InputError
 
 
@@ -95,11 +95,12 @@ class Dialect:
             InputError: lists everything missing, unexpected, misshapen or not of a float type, by the names there.
         """
         left = {name: tensor for name, tensor in tensors.items() if not self._is_dropped(name)}
-        required, weights, faults = weight_shapes(config), {}, []
         heads = head_shapes(config).values()
         optional = {"lm_head.weight": (config.vocab_size, config.embedding_width)}
         for head in heads:
             optional |= head
+        present = {ours for ours in optional if any(name in left for name in self.their_names(config, ours))}
+        required, weights, faults = required_shapes(config, present), {}, []
         for ours, shape in {**optional, **required}.items():
             rule, names = self._find(config, ours)
             part_shape = (shape[0] // len(names), *shape[1:])
