@@ -41,7 +41,7 @@ setup(
     ],
     packages=[*find_packages(include=["algpt2*", "convert*"]), "algpt2.configs"],
     package_dir={"algpt2.configs": "configs"},
-    package_data={"algpt2.configs": ["*.json"]},
+    package_data={"algpt2.configs": ["*.json"], "convert.exports": ["site/*"]},
     entry_points={"console_scripts": ["algpt2 = algpt2.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
