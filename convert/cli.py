@@ -89,7 +89,8 @@ def _add_verification(command):
 
 def _add_export(command):
     command.add_argument("directory", help="a checkpoint of any system")
-    command.add_argument("--to", choices=("savedmodel", "litert", "onnx", "gguf", "web"), required=True, help="the format")
+    formats = ("savedmodel", "litert", "onnx", "gguf", "web")
+    command.add_argument("--to", choices=formats, required=True, help="the format")
     command.add_argument("--output", metavar="PATH", required=True, help="a directory, or a .tflite or .gguf file")
     command.add_argument(
         "--quantize",
@@ -101,7 +102,7 @@ def _add_export(command):
         "--length", type=positive_int, metavar="N", help="fix the length of litert, and the batch to 1 (default: any)"
     )
     command.add_argument(
-        "--assets", metavar="DIR", help="of web: where npm installed transformers.js, to be copied (default: from a CDN)"
+        "--assets", metavar="DIR", help="of web: where npm installed transformers.js, to be copied (default: by a CDN)"
     )
     command.add_argument("--force", action="store_true", help="replace an export that is there already")
     command.add_argument("--no-verify", action="store_true", help="do not run what was written")

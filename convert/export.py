@@ -42,8 +42,9 @@ def export(directory, to, output, quantize=None, length=None, force=False, asset
             checkpoint.
         to: str, one of `FORMATS`.
         output: path. A file for `"litert"` and `"gguf"`, else a directory.
-        quantize: str. How the weights are rounded: `"int8"` for `"litert"`; `"int8"` or `"q4"` for `"onnx"` and `"web"`;
-            `"f16"`, `"q8_0"` or `"q4_0"` for `"gguf"`; `"none"` for float32. By default int8 for `"web"`, else float32.
+        quantize: str. How the weights are rounded: `"int8"` for `"litert"`; `"int8"` or `"q4"` for `"onnx"` and
+            `"web"`; `"f16"`, `"q8_0"` or `"q4_0"` for `"gguf"`; `"none"` for float32. By default `"int8"` for `"web"`,
+            else `"none"`.
         length: int. The fixed length of a `"litert"` file, whose batch then is 1; `None` leaves both open.
         force: bool. Whether to replace an export that is there already.
         assets: path. Of `"web"`: where npm installed transformers.js, which is copied; `None` names it on a CDN.
