@@ -61,8 +61,10 @@ async function continueText({ text, temperature, topP, length }) {
   const ends = [model.generation_config?.eos_token_id ?? model.config.eos_token_id].flat().map(Number);
   let ids = tokenizer.encode(text, { add_special_tokens: false });
   const stream = new TextStream(ids);
-  let count = 0, first, last;
+  let count = 0, first, last, added = "", told = 0;
   if (!ids.length) throw new Error("Type some text first.");
+  // The first token waited for the whole text before it.
+  const speed = () => (count > 1 ? (1000 * (count - 1)) / (last - first) : null);
   stopping = new InterruptableStoppingCriteria();
   while (count < length && !stopping.interrupted && !ends.includes(ids.at(-1))) {
     if (ids.length >= context) {
@@ -82,14 +84,18 @@ async function continueText({ text, temperature, topP, length }) {
         count += 1;
         last = performance.now();
         first ??= last;
-        const added = ends.includes(id) ? "" : stream.put(id);
-        // The first token waited for the whole text before it.
-        const speed = count > 1 ? (1000 * (count - 1)) / (last - first) : null;
-        self.postMessage({ type: "text", added, count, speed });
+        if (!ends.includes(id)) added += stream.put(id);
+        // A small model is faster than the page can show each token.
+        if (last - told < 40) return;
+        self.postMessage({ type: "text", added, count, speed: speed() });
+        told = last;
+        added = "";
       }),
     });
   }
-  self.postMessage({ type: "done", added: stream.end(), ended: ends.includes(ids.at(-1)) });
+  self.postMessage({
+    type: "done", added: added + stream.end(), count, speed: speed(), ended: ends.includes(ids.at(-1)),
+  });
 }
 
 function streamer(take) {

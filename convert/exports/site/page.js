@@ -16,19 +16,16 @@ const messages = {
   },
   text({ added, count, speed }) {
     append(added);
-    at("status").textContent = `Running: ${tokens(count)}${speed ? `, ${perSecond(speed)}` : ""}`;
-    Object.assign(form.dataset, { count, speed: speed ?? "" });
+    at("status").textContent = `Running: ${measured(count, speed)}`;
   },
   context({ kept, context }) {
     at("notice").textContent =
       `The text is longer than the ${context} tokens that the model reads at once: it goes on from the last ${kept}.`;
     at("notice").hidden = false;
   },
-  done({ added, ended }) {
+  done({ added, count, speed, ended }) {
     append(added);
-    const { count, speed } = form.dataset;
-    const how = ended ? "The text ended" : "Ready";
-    show("ready", `${how}: ${tokens(count)}${speed ? `, ${perSecond(speed)}` : ""}`);
+    show("ready", `${ended ? "The text ended" : "Ready"}: ${measured(count, speed)}`);
   },
   error({ during, message }) {
     isReady = during !== "load";
@@ -93,7 +90,6 @@ function run() {
   }
   before = text.value;
   at("notice").hidden = true;
-  Object.assign(form.dataset, { count: 0, speed: "" });
   show("running", "Reading the text");
   worker.postMessage({
     type: "continue",
@@ -144,12 +140,9 @@ function element(tag, content) {
   return Object.assign(document.createElement(tag), { textContent: content });
 }
 
-function tokens(count) {
-  return `${count} ${Number(count) === 1 ? "token" : "tokens"}`;
-}
-
-function perSecond(speed) {
-  return `${Number(speed) < 10 ? Number(speed).toFixed(1) : Math.round(speed)} tokens/s`;
+function measured(count, speed) {
+  const tokens = `${count} ${count === 1 ? "token" : "tokens"}`;
+  return speed ? `${tokens}, ${speed < 10 ? speed.toFixed(1) : Math.round(speed)} tokens/s` : tokens;
 }
 
 function megabytes(bytes) {
