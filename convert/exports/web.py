@@ -7,6 +7,7 @@ from pathlib import Path
 
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.compare import read_runs
+from algpt2.data.tokenizer import start_ids
 from algpt2.errors import InputError
 from algpt2.training.model_card import text_name, validation_name
 from algpt2.training.run_directory import ARGUMENTS_FILE
@@ -60,6 +61,7 @@ def write(checkpoint, path, quantize=None, assets=None):
         "dtype": DTYPES[quantize],
         "bytes": (path / "model" / onnx.FILES[quantize]).stat().st_size,
         "context": checkpoint.config.n_positions,
+        "start": start_ids(checkpoint.tokenizer),
         "card": "model/README.md" if (path / "model" / "README.md").is_file() else None,
         "facts": facts(checkpoint),
         "libraries": _copied(sources, path / "lib") if sources else _on_cdn(),

@@ -59,7 +59,7 @@ async function continueText({ text, temperature, topP, length }) {
   const { Tensor, InterruptableStoppingCriteria } = library;
   const context = described.context;
   const ends = [model.generation_config?.eos_token_id ?? model.config.eos_token_id].flat().map(Number);
-  let ids = tokenizer.encode(text, { add_special_tokens: false });
+  let ids = [...described.start, ...tokenizer.encode(text, { add_special_tokens: false })];
   const stream = new TextStream(ids);
   let count = 0, first, last, added = "", told = 0;
   if (!ids.length) throw new Error("Type some text first.");
