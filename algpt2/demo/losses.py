@@ -120,10 +120,12 @@ def draw(curves, label, marks=()):
         axes.xaxis.set_major_formatter("{x:,.0f}")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    shown = [perplexity(loss) for points in curves.values() for _, loss in points]
+    if shown and max(shown) > 10 * min(shown):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter("{x:,.6g}")
-    axes.set(xlabel=label, ylabel="perplexity")
+    axes.set(xlabel=label, ylabel="perplexity", title=f"Perplexity by {label}")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     return figure

@@ -19,6 +19,7 @@ from algpt2.generation.continuation import continue_text, prepare_prompts
 MODULES = {"pytorch": "torch", "tensorflow": "tensorflow"}
 # More would take long to draw.
 MOST_DEPTHS = 8
+PADDED = 64
 
 
 class DemoModel:
@@ -186,7 +187,10 @@ def _losses_in_rows(function, ids, length):
         raise InputError("the text has no token to predict; give more text")
     losses = np.full(len(ids), np.nan)
     for start in range(0, len(ids), length):
-        row = np.array([ids[start : start + length]], "int32")
-        if row.shape[1] > 1:
-            losses[start + 1 : start + row.shape[1]] = function(row)[0]
+        part = ids[start : start + length]
+        # Padded on the right, which no token sees: TensorFlow compiles a function once for each length.
+        row = np.zeros((1, min(length, -(-len(part) // PADDED) * PADDED)), "int32")
+        row[0, : len(part)] = part
+        if len(part) > 1:
+            losses[start + 1 : start + len(part)] = function(row)[0, : len(part) - 1]
     return losses

@@ -80,7 +80,7 @@ def _continuation_tab(gr, models):
         stop = gr.Button("Stop", variant="stop", elem_id="stop")
     with gr.Row():
         outputs = [
-            gr.Textbox(label=model.name, info=model.summary, lines=12, elem_id=f"continuation-{number}")
+            gr.Textbox(label=model.name, info=model.summary, lines=14, max_lines=14, elem_id=f"continuation-{number}")
             for number, model in enumerate(models)
         ]
 
@@ -143,8 +143,8 @@ def _perplexity_tab(gr, models):
     run = gr.Button("Draw", variant="primary", elem_id="draw")
     gr.Markdown("Perplexity is per token of each model's own tokenizer. Dotted: the depth of the checkpoint.")
     with gr.Row():
-        position = gr.Plot(label="By position", elem_id="by-position")
-        depth = gr.Plot(label="By depth", elem_id="by-depth")
+        position = gr.Plot(label="By position", show_label=False, elem_id="by-position")
+        depth = gr.Plot(label="By depth", show_label=False, elem_id="by-depth")
 
     def draw(value):
         with _errors_shown(gr):
