@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": ("convert.cli", "inspect, convert, verify or export a checkpoint"),
     "tokenization": ("algpt2.tokenization", "train a tokenizer"),
     "tfrecords": ("algpt2_tf.tfrecords", "write a tokenized text as TFRecords, to train from a bucket"),
+    "demo": ("algpt2.demo.command", "try checkpoints in a browser"),
     "hub": ("algpt2.hub", "upload a directory to the Hugging Face hub"),
 }
 # The commands whose own parser expects the name of the command as its first argument.

@@ -23,13 +23,14 @@ class _Emitter(BaseStreamer):
         pass
 
 
-def token_generator(model, sampling, stop_token_id):
+def token_generator(model, sampling, stop_token_id, stream=True):
     """The function that `algpt2.generation.continuation.continue_tokens` takes, over transformers' `generate`.
 
     Args:
         model: `ALGPT2LMHeadModel`. Its generation configuration is replaced by what the arguments say.
         sampling: `algpt2.generation.continuation.Sampling`.
         stop_token_id: int.
+        stream: bool. Not used: it always streams.
     """
     set_seed(sampling.seed)
     options = {"repetition_penalty": sampling.repetition_penalty, "do_sample": not sampling.is_greedy}
@@ -53,9 +54,9 @@ def token_generator(model, sampling, stop_token_id):
 
 
 def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
-    """`token_generator` with the model of a checkpoint; it always streams."""
+    """`token_generator` with the model of a checkpoint."""
     model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
-    return token_generator(model, sampling, stop_token_id)
+    return token_generator(model, sampling, stop_token_id, stream)
 
 
 def run(arguments):

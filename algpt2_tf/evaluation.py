@@ -9,6 +9,21 @@ from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 
+def open_model(checkpoint):
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
+
+    Returns:
+        `TFALGPT2LMHeadModel`, without a preprocessor.
+
+    Raises:
+        algpt2.errors.InputError: if the checkpoint cannot be read.
+    """
+    return TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None)
+
+
 def token_loss_function(model):
     """A compiled function from ids, int32 (batch, length), to the losses of their successors, (batch, length - 1).
 
@@ -66,7 +81,7 @@ def losses_at_depths(checkpoint, depths, arguments):
     Yields:
         function of `token_loss_function`.
     """
-    loaded = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None)
+    loaded = open_model(checkpoint)
     for depth in depths:
         model = loaded
         if depth and depth != loaded.config.n_layer:

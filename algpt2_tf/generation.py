@@ -7,7 +7,7 @@ from keras import ops
 from keras_hub.samplers import GreedySampler, RandomSampler, TopKSampler, TopPSampler
 
 from algpt2.generation.command import run_generation
-from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+from algpt2_tf.evaluation import open_model
 
 
 class TopKTopPSampler(TopPSampler):
@@ -75,8 +75,7 @@ def token_generator(model, sampling, stop_token_id, stream=False):
 
 def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
     """`token_generator` with the model of a checkpoint."""
-    model = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None)
-    return token_generator(model, sampling, stop_token_id, stream)
+    return token_generator(open_model(checkpoint), sampling, stop_token_id, stream)
 
 
 def run(arguments):

@@ -89,15 +89,20 @@ def _add_verification(command):
 
 def _add_export(command):
     command.add_argument("directory", help="a checkpoint of any system")
-    command.add_argument("--to", choices=("savedmodel", "litert", "onnx", "gguf"), required=True, help="the format")
+    formats = ("savedmodel", "litert", "onnx", "gguf", "web")
+    command.add_argument("--to", choices=formats, required=True, help="the format")
     command.add_argument("--output", metavar="PATH", required=True, help="a directory, or a .tflite or .gguf file")
     command.add_argument(
         "--quantize",
-        choices=("int8", "q4", "f16", "q8_0", "q4_0"),
-        help="round the weights: int8 of litert, int8 or q4 of onnx, f16, q8_0 or q4_0 of gguf",
+        choices=("none", "int8", "q4", "f16", "q8_0", "q4_0"),
+        help="round the weights: int8 of litert, int8 or q4 of onnx and web, f16, q8_0 or q4_0 of gguf "
+        "(default: int8 of web, else none)",
     )
     command.add_argument(
         "--length", type=positive_int, metavar="N", help="fix the length of litert, and the batch to 1 (default: any)"
+    )
+    command.add_argument(
+        "--assets", metavar="DIR", help="of web: where npm installed transformers.js, to be copied (default: by a CDN)"
     )
     command.add_argument("--force", action="store_true", help="replace an export that is there already")
     command.add_argument("--no-verify", action="store_true", help="do not run what was written")
@@ -184,7 +189,9 @@ def _export(arguments):
 
     options = {"quantize": arguments.quantize, "length": arguments.length}
     checkpoint = opened(arguments.directory)
-    target = export(checkpoint, arguments.to, arguments.output, force=arguments.force, **options)
+    target = export(
+        checkpoint, arguments.to, arguments.output, force=arguments.force, assets=arguments.assets, **options
+    )
     print(f"wrote {describe_size(checkpoint, target)}", flush=True)
     if arguments.no_verify:
         return None

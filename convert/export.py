@@ -19,7 +19,10 @@ FORMATS = {
     "litert": "convert.exports.litert",
     "onnx": "convert.exports.onnx",
     "gguf": "convert.exports.gguf",
+    "web": "convert.exports.web",
 }
+# What only some formats take, by their `OPTIONS`.
+OPTIONS = {"length": "litert", "assets": "web"}
 # What rounding the weights may change: a logit, relative to the largest logit; and the predictions, by their mean
 # Kullback-Leibler divergence in nats. The loss rises by that divergence on text that the checkpoint itself would write.
 ROUNDED_TOLERANCES = {
@@ -31,18 +34,20 @@ ROUNDED_TOLERANCES = {
 }
 
 
-def export(directory, to, output, quantize=None, length=None, force=False):
-    """Write a checkpoint in a format for deployment, with float32 weights if they are not quantized.
+def export(directory, to, output, quantize=None, length=None, force=False, assets=None):
+    """Write a checkpoint in a format for deployment.
 
     Args:
         directory: str or path. A checkpoint directory of any system, or the id of a hub repository; or an open
             checkpoint.
         to: str, one of `FORMATS`.
         output: path. A file for `"litert"` and `"gguf"`, else a directory.
-        quantize: str. How the weights are rounded: `"int8"` for `"litert"`; `"int8"` or `"q4"` for `"onnx"`; `"f16"`,
-            `"q8_0"` or `"q4_0"` for `"gguf"`.
+        quantize: str. How the weights are rounded: `"int8"` for `"litert"`; `"int8"` or `"q4"` for `"onnx"` and
+            `"web"`; `"f16"`, `"q8_0"` or `"q4_0"` for `"gguf"`; `"none"` for float32. By default `"int8"` for `"web"`,
+            else `"none"`.
         length: int. The fixed length of a `"litert"` file, whose batch then is 1; `None` leaves both open.
         force: bool. Whether to replace an export that is there already.
+        assets: path. Of `"web"`: where npm installed transformers.js, which is copied; `None` names it on a CDN.
 
     Returns:
         `Path`: the output.
@@ -56,11 +61,12 @@ def export(directory, to, output, quantize=None, length=None, force=False):
     """
     target = importlib.import_module(FORMATS[to])
     _check_packages(to, target.PACKAGES)
-    if quantize and quantize not in target.QUANTIZATIONS:
-        known = ", ".join(target.QUANTIZATIONS) or "none"
-        raise InputError(f"--quantize {quantize} is not for --to {to}, which takes {known}")
-    if length and not hasattr(target, "TAKES_LENGTH"):
-        raise InputError(f"--length is for --to litert, not for {to}")
+    quantize = quantization(to, quantize)
+    given = {"length": length, "assets": assets}
+    options = {name: given.pop(name) for name in getattr(target, "OPTIONS", ())}
+    for name, value in given.items():
+        if value:
+            raise InputError(f"--{name} is for --to {OPTIONS[name]}, not for {to}")
     checkpoint, output = opened(directory), Path(output)
     if length and length > checkpoint.config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {checkpoint.config.n_positions}")
@@ -71,8 +77,33 @@ def export(directory, to, output, quantize=None, length=None, force=False):
         if path.is_dir():
             # The writer makes it.
             path.rmdir()
-        target.write(checkpoint, path, quantize, length)
+        target.write(checkpoint, path, quantize, **options)
     return output
+
+
+def quantization(to, quantize=None):
+    """How a format rounds the weights.
+
+    Args:
+        to, quantize: as in `export`.
+
+    Returns:
+        str, or `None` for float32.
+
+    Raises:
+        InputError: if the format does not take it.
+
+    Example:
+        >>> quantization("web"), quantization("web", "none"), quantization("onnx")
+        ('int8', None, None)
+    """
+    target = importlib.import_module(FORMATS[to])
+    if quantize is None:
+        return getattr(target, "DEFAULT_QUANTIZATION", None)
+    if quantize != "none" and quantize not in target.QUANTIZATIONS:
+        known = ", ".join(target.QUANTIZATIONS) or "none"
+        raise InputError(f"--quantize {quantize} is not for --to {to}, which takes {known}")
+    return None if quantize == "none" else quantize
 
 
 def compare_export(directory, to, output, quantize=None, length=None):
@@ -91,6 +122,7 @@ def compare_export(directory, to, output, quantize=None, length=None):
         >>> compare_export("runs/demo", "litert", "model.tflite", quantize="int8")  # doctest: +SKIP
     """
     target, checkpoint, output = importlib.import_module(FORMATS[to]), opened(directory), Path(output)
+    quantize = quantization(to, quantize)
     side = open_side(checkpoint, "float32", target.FRAMEWORK or _installed_framework())
     functions = [side.outputs, target.outputs(output, quantize)]
     tolerance, divergence = ROUNDED_TOLERANCES[quantize] if quantize else (TOLERANCES["float32"], None)

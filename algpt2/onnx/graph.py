@@ -35,7 +35,7 @@ ACTIVATIONS = {
 }
 
 
-def language_model(config, weights, precision="float32"):
+def language_model(config, weights, precision="float32", unpack=False):
     """The ONNX model of a configuration and its weights.
 
     Its inputs are `input_ids` and `position_ids`, int64 (batch, length), `attention_mask`, int64 (batch, past +
@@ -49,6 +49,8 @@ def language_model(config, weights, precision="float32"):
             heads are left out.
         precision: str, one of `PRECISIONS`. In `int8` and `q4` matrices are quantized by blocks, the position
             embeddings, biases and norms stay float32.
+        unpack: bool. Whether quantized matrices become float32 when the model is loaded: where products by them are
+            slow, as in browsers, only the file is to be small.
 
     Returns:
         `onnx.ModelProto`.
@@ -69,7 +71,7 @@ def language_model(config, weights, precision="float32"):
         raise InputError(
             f"a head is n_embd / n_head = {head_width} wide; ONNX Runtime's attention takes multiples of {HEAD_WIDTH}"
         )
-    graph = _Graph(weights, PRECISIONS[precision])
+    graph = _Graph(weights, PRECISIONS[precision], unpack)
     total, last, bias = _past_and_mask(graph)
     past_shape = _past_shape(graph, config)
     head = "transformer.wte" if config.tie_word_embeddings else "lm_head"
@@ -111,10 +113,10 @@ def language_model(config, weights, precision="float32"):
 class _Graph:
     """Nodes and stored tensors as they are added; the tensors are named as the canonical weights."""
 
-    def __init__(self, weights, bits):
+    def __init__(self, weights, bits, unpack):
         self.weights = {name: np.asarray(weight, "float32") for name, weight in weights.items()}
-        self.bits = bits
-        self.nodes, self.stored = [], {}
+        self.bits, self.unpack = bits, unpack
+        self.nodes, self.stored, self.whole = [], {}, {}
 
     def node(self, operator, inputs, outputs, domain="", **attributes):
         name = f"{operator}_{len(self.nodes)}"
@@ -149,26 +151,37 @@ class _Graph:
             self.store(f"{name}.scales", scales)
         return f"{name}.levels", f"{name}.scales"
 
-    def embed(self, name, ids):
-        """The rows of an embedding matrix (V, E)."""
-        if self.bits == 32:
-            return self.gather(name, ids)
-        matrix = self.weights[f"{name}.weight"]
-        # In plain operators: browsers have no GatherBlockQuantized.
-        levels, scales = (self.op("Gather", stored, ids) for stored in self.quantized(name, matrix))
+    def unpacked(self, levels, scales, columns, axes=1):
+        """The float32 rows of quantized ones, with the shape (axes of the rows, blocks, bytes)."""
+        # In plain operators, which browsers have, and which have constants computed when a model is loaded.
         levels = self.op("Cast", levels, to=TensorProto.FLOAT)
         if self.bits == 4:
             upper = self.op("Floor", self.op("Mul", levels, self.number(1 / 16, "float32")))
             lower = self.op("Sub", levels, self.op("Mul", upper, self.number(16, "float32")))
             last = self.number([-1])
             levels = self.op("Concat", *(self.op("Unsqueeze", half, last) for half in (lower, upper)), axis=-1)
-            # (batch, length, blocks, block)
-            levels = self.op("Reshape", levels, self.number([0, 0, -1, BLOCK_SIZES[self.bits]]))
+            levels = self.op("Reshape", levels, self.number([0] * axes + [-1, BLOCK_SIZES[self.bits]]))
         levels = self.op("Sub", levels, self.number(1 << (self.bits - 1), "float32"))
         rows = self.op("Mul", levels, self.op("Unsqueeze", scales, self.number([-1])))
-        rows = self.op("Reshape", rows, self.number([0, 0, -1]))
+        rows = self.op("Reshape", rows, self.number([0] * axes + [-1]))
         # The last block of a row may be filled up.
-        return self.op("Slice", rows, self.number([0]), self.number([matrix.shape[1]]), self.number([-1]))
+        return self.op("Slice", rows, self.number([0]), self.number([columns]), self.number([-1]))
+
+    def unpacked_matrix(self, name, matrix):
+        """A quantized matrix (rows, columns) in float32, computed once."""
+        if name not in self.whole:
+            self.whole[name] = self.unpacked(*self.quantized(name, matrix), matrix.shape[1])
+        return self.whole[name]
+
+    def embed(self, name, ids):
+        """The rows of an embedding matrix (V, E)."""
+        if self.bits == 32:
+            return self.gather(name, ids)
+        matrix = self.weights[f"{name}.weight"]
+        if self.unpack:
+            return self.op("Gather", self.unpacked_matrix(name, matrix), ids)
+        levels, scales = (self.op("Gather", stored, ids) for stored in self.quantized(name, matrix))
+        return self.unpacked(levels, scales, matrix.shape[1], axes=2)
 
     def linear(self, x, name, matrix=None):
         """The product with a matrix (out, in), by default the weight of the layer, plus the layer's bias."""
@@ -176,17 +189,21 @@ class _Graph:
         bias = self.weight(f"{name}.bias")
         if self.bits == 32:
             return self.op("Add", self.op("MatMul", x, self.store(f"{name}.weight", matrix.T)), bias)
+        if self.unpack:
+            transposed = self.op("Transpose", self.unpacked_matrix(name, matrix), perm=[1, 0])
+            return self.op("Add", self.op("MatMul", x, transposed), bias)
         return self._multiply_quantized(x, name, matrix, f"value.{len(self.nodes)}", ["", "", bias])
 
     def multiply_rows(self, x, name, output):
         """The products with the rows of a matrix (V, E), which may be an embedding too."""
         matrix = self.weights[f"{name}.weight"]
-        if self.bits == 32:
-            flat = self.op("Reshape", x, self.number([-1, matrix.shape[1]]))
-            product = self.op("Gemm", flat, self.weight(f"{name}.weight"), transB=1)
-            shape = self.op("Concat", self.op("Shape", "input_ids"), self.number([len(matrix)]), axis=0)
-            return self.node("Reshape", [product, shape], [output])[0]
-        return self._multiply_quantized(x, name, matrix, output, [])
+        if self.bits != 32 and not self.unpack:
+            return self._multiply_quantized(x, name, matrix, output, [])
+        rows = self.weight(f"{name}.weight") if self.bits == 32 else self.unpacked_matrix(name, matrix)
+        flat = self.op("Reshape", x, self.number([-1, matrix.shape[1]]))
+        product = self.op("Gemm", flat, rows, transB=1)
+        shape = self.op("Concat", self.op("Shape", "input_ids"), self.number([len(matrix)]), axis=0)
+        return self.node("Reshape", [product, shape], [output])[0]
 
     def _multiply_quantized(self, x, name, matrix, output, more):
         rows, columns = matrix.shape

@@ -129,7 +129,7 @@ def _architecture(config):
 
 
 def _training(arguments, records):
-    rows = {"data": _text_name(arguments.get("dataset"))}
+    rows = {"data": text_name(arguments.get("dataset"))}
     rows["steps"] = f"{max((record['step'] for record in records), default=0):,}"
     rows["tokens"] = f"{max((record['tokens'] for record in records), default=0):,}"
     speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
@@ -139,7 +139,7 @@ def _training(arguments, records):
         # `--max-steps` replaces the epochs.
         unused = key == "epochs" and arguments.get("max_steps")
         if key not in LEFT_OUT and not unused and value not in (None, False, [], ""):
-            rows[f"`{key}`"] = _text_name(value)
+            rows[f"`{key}`"] = text_name(value)
     return markdown_table([("", "value"), *rows.items()]) + "\n"
 
 
@@ -153,7 +153,7 @@ def _evaluation(arguments, evaluations, step, setting, has_figure):
         for which, record in (("last", evaluations[-1]), ("best", best))
     ]
     of_tokens = "; perplexity is per token of this model's own tokenizer" if "eval_perplexity" in best else ""
-    text = f"On {_validation_name(arguments)}, {setting}{of_tokens}.\n\n"
+    text = f"On {validation_name(arguments)}, {setting}{of_tokens}.\n\n"
     header = ("evaluation", "step", *(key.removeprefix("eval_").replace("_", " ") for key in keys))
     text += markdown_table([header, *rows]) + "\n"
     if step:
@@ -162,11 +162,11 @@ def _evaluation(arguments, evaluations, step, setting, has_figure):
 
 
 def _eval_results(arguments, record, setting):
-    text = _validation_name(arguments)
+    text = validation_name(arguments)
     return [
         EvalResult(
             task_type=_pipeline(arguments),
-            dataset_type=_text_name(arguments.get("validation") or arguments.get("dataset")),
+            dataset_type=text_name(arguments.get("validation") or arguments.get("dataset")),
             dataset_name=text,
             metric_type=key.removeprefix("eval_"),
             metric_name=f"{key.removeprefix('eval_').replace('_', ' ')} ({setting})",
@@ -188,14 +188,30 @@ def _use(name, framework, classifies):
     )
 
 
-def _validation_name(arguments):
+def validation_name(arguments):
+    """str: the text that a run was evaluated on, for readers elsewhere.
+
+    Args:
+        arguments: dict. The command line of the training.
+    """
     if arguments.get("validation"):
-        return _text_name(arguments["validation"])
-    return f"the held-out part of {_text_name(arguments.get('dataset'))}"
+        return text_name(arguments["validation"])
+    return f"the held-out part of {text_name(arguments.get('dataset'))}"
 
 
-def _text_name(value):
-    """A value for readers elsewhere: of a local path only its name, which is all that means something to them."""
+def text_name(value):
+    """A value for readers elsewhere: of a local path only its name, which is all that means something to them.
+
+    Args:
+        value: anything that a command line holds.
+
+    Returns:
+        str.
+
+    Example:
+        >>> text_name("/home/me/texts/wiki.train.tokens")
+        'wiki.train.tokens'
+    """
     if isinstance(value, str) and (os.path.isabs(value) or glob.has_magic(value) or os.path.exists(value)):
         return Path(value).name
     if isinstance(value, list | tuple):

@@ -31,14 +31,13 @@ NORMAL, CONTROL = 1, 3
 BLOCK = 32
 
 
-def write(checkpoint, path, quantize=None, length=None):
+def write(checkpoint, path, quantize=None):
     """Write the GPT-2 that computes the same as a checkpoint.
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint` with a tokenizer.
         path: `Path` of the file.
         quantize: str, one of `QUANTIZATIONS`, of the matrices; `None` means float32.
-        length: not used.
 
     Raises:
         InputError: if llama.cpp does not compute or split texts as the checkpoint does.

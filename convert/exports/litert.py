@@ -11,7 +11,7 @@ PACKAGES = {"tensorflow": "tf", "ai_edge_litert": "export"}
 FRAMEWORK = "tensorflow"
 SUFFIX = ".tflite"
 QUANTIZATIONS = ("int8",)
-TAKES_LENGTH = True
+OPTIONS = ("length",)
 FILE_LIMIT = 2**31
 
 

@@ -19,14 +19,14 @@ QUANTIZATIONS = ("int8", "q4")
 FILE_LIMIT = 2**31
 
 
-def write(checkpoint, path, quantize=None, length=None):
+def write(checkpoint, path, quantize=None, unpack=False):
     """Write the graph, config.json of a GPT-2 of the same depth, and the tokenizer.
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         path: `Path` of a new directory.
         quantize: str, one of `QUANTIZATIONS`; `None` means float32.
-        length: not used.
+        unpack: bool. As of `algpt2.onnx.graph.language_model`.
 
     Raises:
         InputError: if one file cannot hold the weights, or ONNX Runtime cannot compute the model.
@@ -37,7 +37,8 @@ def write(checkpoint, path, quantize=None, length=None):
     if parameter_count(metadata.config) * PRECISIONS[precision] // 8 >= FILE_LIMIT:
         raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize")
     weights = checkpoint.read_weights()
-    model = language_model(metadata.config, {name: weights[name] for name in weight_shapes(metadata.config)}, precision)
+    weights = {name: weights[name] for name in weight_shapes(metadata.config)}
+    model = language_model(metadata.config, weights, precision, unpack)
     file = path / FILES[quantize]
     file.parent.mkdir(parents=True)
     file.write_bytes(model.SerializeToString())

@@ -13,13 +13,13 @@ MARKER = "saved_model.pb"
 QUANTIZATIONS = ()
 
 
-def write(checkpoint, path, quantize=None, length=None):
+def write(checkpoint, path, quantize=None):
     """Write a SavedModel; see `algpt2_tf.export.export_saved_model`.
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         path: `Path` of a new directory.
-        quantize, length: not used.
+        quantize: not used.
     """
     from algpt2_tf import export
 
