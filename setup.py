@@ -1,9 +1,5 @@
 """ALGPT2: GPT-2 with shared blocks and factorized embeddings, in PyTorch and in Keras."""
 
-from pathlib import Path
-
-from setuptools import find_packages, setup
-
 PT = ["torch>=2.6", "transformers>=5.17", "accelerate>=1.1"]
 # jinja2 makes the model card of push_to_hub.
 TF = ["tensorflow>=2.20", "tensorflow-text>=2.20", "keras>=3.15", "keras-nlp>=0.32", "jinja2"]
