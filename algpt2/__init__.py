@@ -4,12 +4,12 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
+from algpt2.errors import InputError
 from algpt2.lazy import lazy_names, register_with
 
 if TYPE_CHECKING:
     from algpt2.checkpoints.weights import parameter_count
     from algpt2.configuration import PRESETS, ALGPT2Config, layer_schedule
-    from algpt2.errors import InputError
 
 __all__ = ["PRESETS", "ALGPT2Config", "InputError", "layer_schedule", "parameter_count"]
 
@@ -18,7 +18,6 @@ __getattr__, __dir__ = lazy_names(
     {
         "algpt2.configuration": ("PRESETS", "ALGPT2Config", "layer_schedule"),
         "algpt2.checkpoints.weights": ("parameter_count",),
-        "algpt2.errors": ("InputError",),
     },
 )
 

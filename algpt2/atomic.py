@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from algpt2.errors import InputError
+from algpt2.errors import InputError, interruptible
 
 # The files that have not taken their place yet, and in it the names of those that are to be removed.
 INCOMPLETE, REMOVED = ".algpt2-incomplete", ".algpt2-removed"
@@ -59,6 +59,7 @@ def writing(target):
     """
     path = Path(os.path.realpath(target))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(interruptible())
         with _errors_of(target):
             stack.enter_context(_parents(path))
             is_first = stack.enter_context(_locked(path, target))

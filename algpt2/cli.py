@@ -1,12 +1,15 @@
 """What the command lines share: their help, their number types, and the arguments of a checkpoint."""
 
 import argparse
+import difflib
 import importlib
+import itertools
+import math
 import re
 import sys
 from typing import NamedTuple
 
-from algpt2.errors import InputError, exit_on_error
+from algpt2.errors import InputError, exit_on_error, one_line
 
 
 class Framework(NamedTuple):
@@ -38,6 +41,62 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line, with the flag or the value that was probably meant.
+
+    Args:
+        takes_all: bool. Whether arguments that it does not know are left to another one.
+        **kwargs: as in `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *args, takes_all=False, formatter_class=HelpFormatter, **kwargs):
+        super().__init__(*args, formatter_class=formatter_class, **kwargs)
+        self.takes_all = takes_all
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = list(sys.argv[1:] if args is None else args)
+        if not self.takes_all and self._subparsers is None:
+            # An unknown flag is told of first: what follows it would be taken for something else.
+            for name in (arg.partition("=")[0] for arg in itertools.takewhile("--".__ne__, args)):
+                flags = self._option_string_actions
+                if name.startswith("--") and " " not in name and not any(flag.startswith(name) for flag in flags):
+                    hint = did_you_mean(name, flags) or "; --help names those that there are"
+                    self.error(f"unknown argument {name}{hint}")
+        arguments, rest = super().parse_known_args(args, namespace)
+        if rest and not self.takes_all:
+            self.error(f"unrecognized arguments: {' '.join(rest)}; --help names those that there are")
+        return arguments, rest
+
+    def _check_value(self, action, value):
+        choices = action.choices
+        if choices is not None and value not in choices:
+            hint = did_you_mean(value, choices)
+            names = ", ".join(map(str, choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}; choose one of {names}")
+
+    def error(self, message):
+        """Print a message in one line, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def did_you_mean(found, possible):
+    """The end of a message about an unknown name.
+
+    Args:
+        found: str.
+        possible: iterable of str. The names that there are.
+
+    Returns:
+        str, empty if none of them is similar.
+
+    Example:
+        >>> did_you_mean("--epoch-count", ["--epochs", "--eval-steps"])
+        '; did you mean --epochs?'
+    """
+    closest = difflib.get_close_matches(str(found), list(map(str, possible)), n=1)
+    return f"; did you mean {closest[0]}?" if closest else ""
+
+
 def _number(convert, low, name, high=sys.float_info.max):
     def parse(text):
         value = convert(text)
@@ -63,6 +122,8 @@ natural_int = _number(int, 0, "non-negative integer")
 positive_float = _number(float, sys.float_info.min, "positive number")
 natural_float = _number(float, 0, "non-negative number")
 probability = _number(float, sys.float_info.min, "probability above 0", high=1)
+share = _number(float, 0, "number from 0 to 1", high=1)
+fraction = _number(float, sys.float_info.min, "number between 0 and 1", high=math.nextafter(1, 0))
 seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)
 
 
@@ -77,14 +138,28 @@ def checkpoint_parser(framework, program, description):
     Returns:
         `argparse.ArgumentParser`; a framework may add its own arguments.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {FRAMEWORKS[framework].package}.{program}",
         description=f"{description}, in {FRAMEWORKS[framework].title}.",
-        formatter_class=HelpFormatter,
     )
     parser.set_defaults(framework=framework)
     parser.add_argument("checkpoint", help="a checkpoint directory, or the id of a hub repository")
     return parser
+
+
+def add_device_argument(group, verb):
+    """Add the argument that chooses a device.
+
+    Args:
+        group: group of an `argparse.ArgumentParser`.
+        verb: str. What is done there.
+    """
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help=f"{verb} on the CPU, on GPUs, or on GPUs if there are (auto)",
+    )
 
 
 def run_command(parser, function, argv=None):

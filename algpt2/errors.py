@@ -55,8 +55,6 @@ def exit_on_error(program):
         program: str. The name that starts the message.
     """
     _open_standard_streams()
-    if signal.getsignal(signal.SIGINT) is _exit_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
         sys.stdout.flush()
@@ -102,14 +100,36 @@ def _exit_at_once(number, frame):
     os._exit(130)
 
 
+@contextlib.contextmanager
+def interruptible():
+    """Have Ctrl-C raise a KeyboardInterrupt, for what has to be cleaned up; elsewhere it ends a command at once."""
+    at_once = signal.getsignal(signal.SIGINT) is _exit_at_once and _is_main_thread()
+    if at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if at_once:
+            signal.signal(signal.SIGINT, _exit_at_once)
+
+
+def _is_main_thread():
+    return threading.current_thread() is threading.main_thread()
+
+
 def _is_command():
-    """Whether Python was started with a command of this project, whose modules are still being loaded."""
-    started = sys.argv[0] if sys.argv else ""
-    if started == "-m" and "-m" in sys.orig_argv[:-1]:
-        return sys.orig_argv[sys.orig_argv.index("-m") + 1].partition(".")[0] in PACKAGES
-    return os.path.basename(started) == "algpt2"
+    """Whether Python was started with a command of this project."""
+    arguments = iter(sys.orig_argv[1:])
+    for argument in arguments:
+        if argument == "-m":
+            return next(arguments, "").partition(".")[0] in PACKAGES
+        if argument in ("-W", "-X"):
+            next(arguments, None)
+        elif not argument.startswith("-"):
+            return os.path.basename(argument) == "algpt2"
+    return False
 
 
-# Ctrl-C while the frameworks load would end in a traceback of what they were loading.
-if _is_command() and threading.current_thread() is threading.main_thread():
+# Libraries that are being loaded would turn a KeyboardInterrupt into errors of their own, or lose it.
+if _is_command() and _is_main_thread():
     signal.signal(signal.SIGINT, _exit_at_once)

@@ -6,7 +6,7 @@ from algpt2.evaluation.arguments import evaluate_parser
 
 def add_quantization(parser, choices=("int8",)):
     """Add the argument of rounded weights to a command line; returns it."""
-    parser.add_argument("--quantize", choices=choices, help="on a CPU: round the weights, for speed")
+    parser.devices.add_argument("--quantize", choices=choices, help="round the weights, for speed on a CPU")
     return parser
 
 

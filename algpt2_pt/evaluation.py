@@ -40,9 +40,23 @@ def open_model(checkpoint, quantize=None, model_class=None, **kwargs):
     return quantize_int8(model) if quantize else model
 
 
-def inference_device(quantize=None):
-    """str: where a model is evaluated and generates."""
-    return "cuda" if torch.cuda.is_available() and not quantize else "cpu"
+def open_on_device(checkpoint, arguments):
+    """`open_model`, on the device that the arguments name.
+
+    Args:
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
+        arguments: `argparse.Namespace` with `quantize` and `device`.
+
+    Raises:
+        algpt2.errors.InputError: if there is no such device, or the checkpoint cannot be read.
+    """
+    quantize, device, has_gpu = arguments.quantize, arguments.device, torch.cuda.is_available()
+    if device == "gpu" and quantize:
+        raise InputError(f"--quantize {quantize} computes on a CPU; leave out --device gpu")
+    if device == "gpu" and not has_gpu:
+        raise InputError("--device gpu: PyTorch finds no GPU; leave --device out, or install a build with CUDA")
+    model = open_model(checkpoint, quantize)
+    return model.to("cuda" if has_gpu and device != "cpu" and not quantize else "cpu")
 
 
 def token_loss_function(model):
@@ -109,12 +123,12 @@ def losses_at_depths(checkpoint, depths, arguments):
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         depths: list of int; `None` for the checkpoint's own.
-        arguments: `argparse.Namespace` with `quantize`, as in `open_model`.
+        arguments: `argparse.Namespace`, as in `open_on_device`.
 
     Yields:
         function of `token_loss_function`, good until the next one.
     """
-    model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
+    model = open_on_device(checkpoint, arguments)
     losses = token_loss_function(model)
     for depth in depths:
         config = checkpoint.at_depth(depth)

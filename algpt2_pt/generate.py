@@ -15,8 +15,11 @@ def build_parser():
         `argparse.ArgumentParser`.
     """
     parser = add_quantization(generate_parser("pytorch"), ("int8", "q4"))
-    parser.add_argument(
-        "--runtime", choices=PROGRAMS, default="pytorch", help="what computes; onnx also takes an ONNX directory"
+    parser.devices.add_argument(
+        "--runtime",
+        choices=PROGRAMS,
+        default="pytorch",
+        help="compute by PyTorch or by ONNX Runtime, which also takes an ONNX directory",
     )
     return parser
 

@@ -5,7 +5,7 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation import BaseStreamer
 
 from algpt2.generation.command import run_generation
-from algpt2_pt.evaluation import inference_device, open_model
+from algpt2_pt.evaluation import open_on_device
 
 
 class _Emitter(BaseStreamer):
@@ -34,8 +34,9 @@ def token_generator(model, sampling, stop_token_id, stream=True):
     """
     set_seed(sampling.seed)
     options = {"repetition_penalty": sampling.repetition_penalty, "do_sample": not sampling.is_greedy}
+    options |= {"num_beams": sampling.num_beams}
     if not sampling.is_greedy:
-        options |= {"temperature": sampling.temperature or 1.0}
+        options |= {"temperature": sampling.temperature or 1.0, "min_p": sampling.min_p}
         options |= {"top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
     # `generate` takes what is not given from the model's own, which may hold anything.
     model.generation_config = GenerationConfig()
@@ -45,8 +46,9 @@ def token_generator(model, sampling, stop_token_id, stream=True):
         configuration = GenerationConfig(
             max_new_tokens=count, eos_token_id=stop_token_id, pad_token_id=stop_token_id, **options
         )
+        streamer = _Emitter(emit) if sampling.num_beams == 1 else None
         output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=configuration, streamer=_Emitter(emit)
+            ids, attention_mask=torch.ones_like(ids), generation_config=configuration, streamer=streamer
         )
         return output[0, len(context) :].tolist()
 
@@ -54,9 +56,8 @@ def token_generator(model, sampling, stop_token_id, stream=True):
 
 
 def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
-    """`token_generator` with the model of a checkpoint."""
-    model = open_model(checkpoint, arguments.quantize).to(inference_device(arguments.quantize))
-    return token_generator(model, sampling, stop_token_id, stream)
+    """`token_generator` with the model of a checkpoint; it streams, unless it searches with beams."""
+    return token_generator(open_on_device(checkpoint, arguments), sampling, stop_token_id)
 
 
 def run(arguments):

@@ -11,7 +11,8 @@ from algpt2.checkpoints.checkpoint import (
     read_config,
     read_stored_config,
 )
-from algpt2.checkpoints.formats import find_weights, read_weights
+from algpt2.checkpoints.formats import find_weights, read_weights, weight_files
+from algpt2.checkpoints.formats.pytorch import check_checksums
 from algpt2.checkpoints.generation_config import check_generation_config
 from algpt2.checkpoints.weight_maps import find_dialect, is_wrapped
 from algpt2.checkpoints.weight_maps.own import PYTORCH
@@ -117,4 +118,9 @@ def _transformers_loads(directory, config, variant):
         return is_own
     kind, path = found[0]
     tensors = read_weights(kind, path)
-    return find_dialect(kind.naming, stored, tensors)[0] is PYTORCH and not is_wrapped(tensors)
+    if find_dialect(kind.naming, stored, tensors)[0] is not PYTORCH or is_wrapped(tensors):
+        return False
+    for file in weight_files(kind, path):
+        # transformers does not.
+        check_checksums(file)
+    return True

@@ -13,7 +13,7 @@ SCHEDULER_TYPES = {
 }
 
 
-def create_optimizer(model, name, learning_rate, weight_decay):
+def create_optimizer(model, name, learning_rate, weight_decay, constants=None):
     """An optimizer of the parameters of a model that require a gradient.
 
     Args:
@@ -21,6 +21,7 @@ def create_optimizer(model, name, learning_rate, weight_decay):
         name: str, one of `algpt2.training.optimization.OPTIMIZERS`.
         learning_rate: float. The peak of the schedule.
         weight_decay: float. Not applied to vectors, which are the biases and the layer norms.
+        constants: dict as of `algpt2.training.optimization.hyperparameters`, which gives them by default.
 
     Returns:
         `torch.optim.Optimizer`, with one group of parameters that decay and one of those that do not.
@@ -33,7 +34,7 @@ def create_optimizer(model, name, learning_rate, weight_decay):
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.01, 0.0]
     """
-    constants = hyperparameters(name)
+    constants = constants or hyperparameters(name)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay}
     vectors = {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}

@@ -16,14 +16,15 @@ The path of a batch:
 
 from algpt2.cli import import_module
 from algpt2.errors import exit_on_error
-from algpt2.training.arguments import parse_train_arguments, train_parser
+from algpt2.training.arguments import parse_train_arguments
+from algpt2.training.command_line import train_parser
 
 
 def parser():
     """The command line: that of both frameworks, and `--fsdp`."""
     result = train_parser("pytorch", "transformers' Trainer")
-    result.add_argument_group("devices").add_argument(
-        "--fsdp", action="store_true", help="under torchrun: shard weights and optimizer over the processes (FSDP2)"
+    result.devices.add_argument(
+        "--fsdp", action="store_true", help="shard weights and optimizer over the processes of torchrun (FSDP2)"
     )
     return result
 

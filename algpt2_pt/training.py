@@ -1,6 +1,7 @@
 """transformers' Trainer for a run: its samples, its optimizer, its evaluation and its checkpoints."""
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -8,6 +9,7 @@ from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import divergence
+from algpt2.training.optimization import optimizer_constants
 from algpt2.training.run import evaluate_run
 from algpt2_pt.evaluation import class_logits_function, order_function, token_loss_function
 from algpt2_pt.optimization import create_optimizer, create_scheduler
@@ -51,7 +53,11 @@ class RunTrainer(Trainer):
         arguments = self.run.arguments
         if self.optimizer is None:
             self.optimizer = create_optimizer(
-                model or self.model, arguments.optimizer, arguments.learning_rate, arguments.weight_decay
+                model or self.model,
+                arguments.optimizer,
+                arguments.learning_rate,
+                arguments.weight_decay,
+                optimizer_constants(arguments),
             )
         return self.optimizer
 
@@ -79,7 +85,11 @@ class RunTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        metrics = self.history.log_evaluation(step, *_evaluation(run, model))
+        evaluated = [_evaluation(run, model)]
+        if self.accelerator.num_processes > 1:
+            # All processes know the same loss, so that they end at the same step.
+            broadcast_object_list(evaluated)
+        metrics = self.history.log_evaluation(step, *evaluated[0])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.history.restart_clock(step)

@@ -1,5 +1,6 @@
 """The training state of a PyTorch run in and out of a checkpoint, in the files that transformers' Trainer writes."""
 
+import contextlib
 import operator
 import random
 
@@ -9,9 +10,10 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
-from algpt2.checkpoints.formats.pytorch import check_checksums
+from algpt2.checkpoints.formats.pytorch import check_checksums, load_reason
 from algpt2.errors import InputError
 from algpt2.reading import INDEX_BYTES, read_json
+from algpt2.training.optimization import optimizer_constants
 from algpt2.training.run_directory import damaged_checkpoint
 from algpt2.training.state import TrainingState, check_training_state, moment_shapes
 from algpt2_pt.optimization import create_optimizer, create_scheduler
@@ -44,22 +46,27 @@ def read_training_state(directory, model, arguments):
         for pattern in (TRAINER_STATE_NAME, "optimizer.*", SCHEDULER_NAME, "rng_state*.pth"):
             if not list(directory.glob(pattern)):
                 raise InputError(f"{directory / pattern}: no such file")
-        step = _read_trainer_state(directory / TRAINER_STATE_NAME).global_step
+        with _named(directory / TRAINER_STATE_NAME) as path:
+            step = _read_trainer_state(path).global_step
         for path in directory.glob("rng_state*.pth"):
-            _check_random_states(path)
-        iterations = operator.index(_load(directory / SCHEDULER_NAME)["last_epoch"])
-        moments = {
-            f"{name}.{moment}": tensor.numpy()
-            for name, moments_of_weight in _optimizer_state(directory, model, arguments).items()
-            for moment, tensor in moments_of_weight.items()
-            if moment != "step"
-        }
+            with _named(path):
+                _check_random_states(path)
+        with _named(directory / SCHEDULER_NAME) as path:
+            iterations = operator.index(_load(path)["last_epoch"])
+        with _named(next(directory.glob("optimizer.*"))):
+            moments = {
+                f"{name}.{moment}": tensor.numpy()
+                for name, moments_of_weight in _optimizer_state(directory, model, arguments).items()
+                for moment, tensor in moments_of_weight.items()
+                if moment != "step"
+            }
         loss_scale = None
         if arguments.precision == "fp16":
-            scaler = torch.amp.GradScaler("cpu")
-            scaler.load_state_dict(_load(directory / SCALER_NAME))
-            loss_scale = (float(scaler.get_scale()), int(scaler._get_growth_tracker()))
-    except Exception as error:  # torch raises errors of many kinds
+            with _named(directory / SCALER_NAME) as path:
+                scaler = torch.amp.GradScaler("cpu")
+                scaler.load_state_dict(_load(path))
+                loss_scale = (float(scaler.get_scale()), int(scaler._get_growth_tracker()))
+    except InputError as error:
         raise damaged_checkpoint(directory, error) from error
     weights = {name: tuple(parameter.shape) for name, parameter in _trained(model)}
     state = TrainingState(step, iterations, moments, loss_scale)
@@ -67,13 +74,24 @@ def read_training_state(directory, model, arguments):
     return state
 
 
+@contextlib.contextmanager
+def _named(path):
+    """The path of a file; errors in reading it as an InputError that names it."""
+    try:
+        yield path
+    except InputError:
+        raise
+    except Exception as error:  # torch raises errors of many kinds
+        raise InputError(f"{path.name} holds something else ({load_reason(error)})") from error
+
+
 def _read_trainer_state(path):
     state = TrainerState(**read_json(path, INDEX_BYTES))
     for name, value in vars(state).items():
         if not isinstance(value, TRAINER_STATE_TYPES.get(name, object)):
-            raise InputError(f"{name} in {path.name} is {value!r}")
+            raise ValueError(f"{name} is {value!r}")
     if "TrainerControl" not in state.stateful_callbacks:
-        raise InputError(f"stateful_callbacks in {path.name} has no TrainerControl, which Trainer replaces as it saves")
+        raise ValueError("stateful_callbacks has no TrainerControl, which Trainer replaces as it saves")
     return state
 
 
@@ -145,7 +163,9 @@ def write_training_state(state, directory, model, arguments):
 
 
 def _optimizer(model, arguments):
-    return create_optimizer(model, arguments.optimizer, arguments.learning_rate, arguments.weight_decay)
+    return create_optimizer(
+        model, arguments.optimizer, arguments.learning_rate, arguments.weight_decay, optimizer_constants(arguments)
+    )
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ from algpt2.training.flops import peak_flops
 DTYPE_POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
-def select_strategy(name, device="auto"):
+def select_strategy(name, device="auto", compiled=False):
     """The distribution strategy of a run; to be called before TensorFlow has started its devices.
 
     Args:
         name: str. `"single"` device; `"mirrored"` over all GPUs of the machine; `"multiworker"`, over the machines
             that the environment variable TF_CONFIG lists; or `"tpu"`, the one that TPU_NAME names.
         device: str. `"cpu"` hides the GPUs; `"gpu"` wants one; `"auto"` takes what there is.
+        compiled: bool. Whether XLA is to compile the step, which TensorFlow's deterministic operations do not allow.
 
     Returns:
         `tf.distribute.Strategy`.
@@ -26,18 +27,38 @@ def select_strategy(name, device="auto"):
     Raises:
         InputError: if the devices or workers are not there.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    if device == "gpu" and not gpus:
-        raise InputError("--device gpu: TensorFlow finds no GPU; leave --device out, or install tensorflow[and-cuda]")
-    if device == "cpu":
-        tf.config.set_visible_devices([], "GPU")
-        gpus = []
-    if not gpus:
+    if device != "auto" and name == "tpu":
+        raise InputError(f"--device {device} would have no effect beside --strategy tpu; leave it out")
+    gpus = select_device(device)
+    if device == "gpu" and name == "mirrored" and len(gpus) < 2:
+        raise InputError(f"--device gpu --strategy mirrored needs two GPUs, found {len(gpus)}; leave one of them out")
+    if not gpus and not compiled:
         # Bit-equal results when a run is resumed; on GPUs it would cost speed.
         tf.config.experimental.enable_op_determinism()
     return {"single": tf.distribute.get_strategy, "mirrored": _mirrored, "multiworker": _multiworker, "tpu": _tpu}[
         name
     ]()
+
+
+def select_device(device):
+    """Hide the GPUs if the CPU is asked for; to be called before TensorFlow has started its devices.
+
+    Args:
+        device: str, as `--device`.
+
+    Returns:
+        list: the GPUs that are used.
+
+    Raises:
+        InputError: if a GPU is asked for, and there is none.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "gpu" and not gpus:
+        raise InputError("--device gpu: TensorFlow finds no GPU; leave --device out, or install tensorflow[and-cuda]")
+    if device == "cpu" and gpus:
+        tf.config.set_visible_devices([], "GPU")
+        return []
+    return gpus
 
 
 def is_first(strategy):

@@ -3,9 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
+from algpt2.errors import InputError
 from algpt2.evaluation.command import run_evaluation
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+from algpt2_tf.devices import select_device
+from algpt2_tf.tfrecord_blocks import TFRecordBlocks
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 
@@ -90,6 +93,27 @@ def losses_at_depths(checkpoint, depths, arguments):
         yield token_loss_function(model)
 
 
+def packed_text(dataset, protocol):
+    """The text that TFRecords hold out.
+
+    Args:
+        dataset: str. Their directory.
+        protocol: str. How it is to be cut.
+
+    Returns:
+        `algpt2.data.packing.TokenizedText`.
+
+    Raises:
+        algpt2.errors.InputError: if they are damaged, or hold it for another protocol.
+    """
+    blocks = TFRecordBlocks(dataset)
+    found = blocks.index["eval_protocol"]
+    if (protocol == "line") != (found == "line"):
+        raise InputError(f"{dataset}: holds its text for --protocol {found}, not {protocol}; give a --dataset")
+    return blocks.validation()
+
+
 def run(arguments):
     """The program of evaluation: see `algpt2.evaluation.command.run_evaluation`."""
-    run_evaluation(arguments, losses_at_depths)
+    select_device(arguments.device)
+    run_evaluation(arguments, losses_at_depths, packed_text)

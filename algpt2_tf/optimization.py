@@ -9,7 +9,7 @@ from keras import ops
 from algpt2.training.optimization import final_decay_steps, hyperparameters
 
 
-def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):
+def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None, constants=None):
     """An optimizer to compile a model with; to be called in the scope of the strategy.
 
     Args:
@@ -17,6 +17,7 @@ def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):
         learning_rate: float or `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: float. Not applied to vectors, which are the biases and the layer norms.
         max_grad_norm: float. The norm of all gradients together that they are clipped to; `None` does not clip.
+        constants: dict as of `algpt2.training.optimization.hyperparameters`, which gives them by default.
 
     Returns:
         `keras.optimizers.Optimizer`.
@@ -28,7 +29,7 @@ def create_optimizer(name, learning_rate, weight_decay, max_grad_norm=None):
         >>> create_optimizer("lamb", 1e-3, weight_decay=0.01).weight_decay
         0.01
     """
-    constants = hyperparameters(name)
+    constants = constants or hyperparameters(name)
     options = {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
     if name == "sgd":
         return SGD(learning_rate, momentum=constants["momentum"], **options)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from algpt2.data.corpus import read_corpus, text_options
+from algpt2.data.corpus import read_corpus, require_options_used, text_options
 from algpt2.data.packing import TokenizedText, pack_corpus
 from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
@@ -317,6 +317,7 @@ def run(arguments):
     tokenizer = load_tokenizer(arguments.tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
+    require_options_used(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, text_options(arguments))
     blocks, validation = pack_corpus(corpus, tokenizer, arguments.length, arguments.packing, arguments.eval_protocol)
     write_tfrecords(

@@ -17,7 +17,8 @@ The path of a batch:
 
 from algpt2.cli import import_module
 from algpt2.errors import exit_on_error
-from algpt2.training.arguments import parse_train_arguments, train_parser
+from algpt2.training.arguments import parse_train_arguments
+from algpt2.training.command_line import train_parser
 
 STRATEGIES = ("single", "mirrored", "multiworker", "tpu")
 
@@ -25,12 +26,12 @@ STRATEGIES = ("single", "mirrored", "multiworker", "tpu")
 def parser():
     """The command line: that of both frameworks, and `--strategy`."""
     result = train_parser("tensorflow", "Keras's fit")
-    result.add_argument_group("devices").add_argument(
+    result.devices.add_argument(
         "--strategy",
         choices=STRATEGIES,
         default="single",
-        help="one device; all GPUs of this machine (two logical CPU devices if there are not two); "
-        "the machines of TF_CONFIG; or the TPU of TPU_NAME",
+        help="train on one device; on all GPUs of this machine (two logical CPU devices if there are not two); "
+        "on the machines of TF_CONFIG; or on the TPU of TPU_NAME",
     )
     return result
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
+from tqdm.auto import tqdm
 
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.tokenizer import save_tokenizer
@@ -175,6 +176,10 @@ class Reporter(keras.callbacks.Callback):
         self.stopped = False
         self._restart_means(run.step)
 
+    def on_train_begin(self, logs=None):
+        if self.run.arguments.eval_on_start and not self.run.step:
+            self._evaluate(0)
+
     def on_train_batch_end(self, batch, logs=None):
         run, arguments, step = self.run, self.run.arguments, self.run.step + batch + 1
         self.sums = {name: self.sums.get(name, 0.0) + np.asarray(value).item() for name, value in logs.items()}
@@ -193,8 +198,7 @@ class Reporter(keras.callbacks.Callback):
             self._restart_means(step)
         ends = False
         if step % arguments.eval_steps == 0 or is_last or saves:
-            self.report(step, self.history.log_evaluation(step, *self.evaluation()))
-            self.history.restart_clock(step)
+            self._evaluate(step)
             ends = self.history.has_stopped_improving()
         if saves or (ends and arguments.save_steps):
             self._save(step)
@@ -208,6 +212,10 @@ class Reporter(keras.callbacks.Callback):
             import wandb
 
             wandb.finish()
+
+    def _evaluate(self, step):
+        self.report(step, self.history.log_evaluation(step, *self.evaluation()))
+        self.history.restart_clock(step)
 
     def _restart_means(self, step):
         self.sums, self.mean_start = {}, step
@@ -240,13 +248,27 @@ def _evaluation_function(run, model):
     return evaluate
 
 
+class Progress(keras.callbacks.Callback):
+    """A progress bar on a terminal, as that of transformers' Trainer; the history prints the numbers."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.bar = tqdm(total=run.steps, initial=run.step, dynamic_ncols=True, disable=None)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+
+    def on_train_end(self, logs=None):
+        self.bar.close()
+
+
 def _report_function(run):
     """A function from a step and its values to wandb or TensorBoard, as `--report-to` asks."""
     if run.arguments.report_to == "wandb":
         import wandb
 
         config = {**vars(run.arguments), "parameters": parameter_count(run.config)}
-        wandb_run = wandb.init(dir=run.directory, config=config)
+        wandb_run = wandb.init(name=run.arguments.run_name, dir=run.directory, config=config)
         return lambda step, values: wandb_run.log(values, step=step)
     if run.arguments.report_to == "tensorboard":
         writer = tf.summary.create_file_writer(str(run.directory / "tensorboard"))

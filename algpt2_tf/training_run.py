@@ -2,12 +2,12 @@
 
 import contextlib
 import re
-import sys
 
 import keras
 import tensorflow as tf
 
 from algpt2.errors import InputError, RunError
+from algpt2.training.optimization import optimizer_constants
 from algpt2.training.preparation import check_batch, prepare_run
 from algpt2.training.run import best_weights, finish_run, finished, start_run
 from algpt2.training.run_directory import writing_run
@@ -18,7 +18,7 @@ from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_op
 from algpt2_tf.pretraining import language_model_class
 from algpt2_tf.text_classifier import TFALGPT2TextClassifier
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks, is_tfrecords
-from algpt2_tf.training import ClassifierTrainingModel, Reporter, TrainingModel, batches
+from algpt2_tf.training import ClassifierTrainingModel, Progress, Reporter, TrainingModel, batches
 from algpt2_tf.training_state import load_training_state
 from algpt2_tf.weights import assign_weights
 
@@ -32,8 +32,11 @@ def run(arguments):
     Raises:
         algpt2.errors.InputError: for anything wrong in the arguments or the data.
     """
-    strategy = select_strategy(arguments.strategy, arguments.device)
-    check_batch(arguments, strategy.num_replicas_in_sync)
+    strategy = select_strategy(arguments.strategy, arguments.device, arguments.compile)
+    replicas = strategy.num_replicas_in_sync
+    if arguments.compile and replicas > 1:
+        raise InputError(f"--compile: XLA compiles the step on one device, not over {replicas}; leave it out")
+    check_batch(arguments, replicas)
     with contextlib.ExitStack() as stack:
         run = _prepare(arguments, strategy, stack)
         if run.is_finished:
@@ -67,15 +70,20 @@ def train(run, strategy):
             arguments.lr_schedule, arguments.learning_rate, run.warmup_steps, run.steps, run.decay_steps
         )
         optimizer = create_optimizer(
-            arguments.optimizer, schedule, arguments.weight_decay, max_grad_norm=arguments.max_grad_norm
+            arguments.optimizer,
+            schedule,
+            arguments.weight_decay,
+            max_grad_norm=arguments.max_grad_norm,
+            constants=optimizer_constants(arguments),
         )
         if arguments.precision == "fp16":
             optimizer = LossScaleOptimizer(optimizer)
         training_class = TrainingModel if run.measures_perplexity else ClassifierTrainingModel
         training_model = training_class(model, arguments.gradient_accumulation)
         optimizer.build(model.trainable_variables)
-        # XLA compiles the step on one device, but not the collective operations over several.
-        jit_compile = "auto" if strategy.num_replicas_in_sync == 1 else False
+        # XLA compiles the step on one device, but not the collective operations over several. By itself Keras compiles
+        # on GPUs only.
+        jit_compile = (arguments.compile or "auto") if strategy.num_replicas_in_sync == 1 else False
         training_model.compile(optimizer=optimizer, jit_compile=jit_compile)
         if run.step:
             load_training_state(model, optimizer, run.checkpoints.path(run.step))
@@ -85,8 +93,9 @@ def train(run, strategy):
     with StopRequest() if alone else contextlib.nullcontext() as request:
         reporter = Reporter(run, model, schedule, strategy, request)
         if run.step < run.steps and not reporter.history.has_stopped_improving():
-            verbose = 1 if sys.stdout.isatty() and run.is_first else 0
-            training_model.fit(batches(run), shuffle=False, callbacks=[reporter], verbose=verbose)
+            # The bar of `fit` and the lines of the history would write over each other.
+            callbacks = [reporter, *([Progress(run)] if run.is_first else [])]
+            training_model.fit(batches(run), shuffle=False, callbacks=callbacks, verbose=0)
     if reporter.stopped:
         raise KeyboardInterrupt
     best = best_weights(run, reporter.history.evaluation_losses())
@@ -101,6 +110,7 @@ def train(run, strategy):
 
 def initial_model(run):
     """The model that a run starts or goes on with; to be called in the scope of the strategy."""
+    weights = run.starting_weights()
     backbone = TFALGPT2Backbone(
         run.config,
         dtype=DTYPE_POLICIES[run.arguments.precision],
@@ -108,7 +118,6 @@ def initial_model(run):
     )
     classifies = run.arguments.task == "classify"
     model = (TFALGPT2TextClassifier if classifies else language_model_class(run.arguments.sop))(backbone)
-    weights = run.starting_weights()
     if weights:
         assign_weights(model, weights, source=run.directory)
     return model
@@ -150,7 +159,7 @@ def _packed(arguments):
     """The tokenizer, blocks and validation text of `--dataset`, if it holds TFRecords."""
     if not is_tfrecords(arguments.dataset):
         return None
-    fixed = ("validation", "tokenizer", "vocab_size", "text_column", "detokenize", "control_code")
+    fixed = ("validation", "tokenizer", "vocab_size", "text_column", "streaming", "detokenize", "control_code")
     for name in fixed:
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')}: leave it out, the TFRecords have settled it")

@@ -13,6 +13,7 @@ from models import both_models, pytorch_model, random_config, random_weights, ti
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.generation import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -262,12 +263,21 @@ def test_generation_stops_at_the_stop_token_and_streams_before_it_ends():
 def test_top_k_and_top_p_draw_from_the_tokens_that_transformers_keeps():
     draw = np.random.default_rng(0)
     logits = torch.tensor(draw.normal(0, 1.5, size=(1, 50)), dtype=torch.float32)
-    for options in ({"top_k": 6}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.6}, {"temperature": 0.5, "top_p": 0.8}):
+    for options in (
+        {"top_k": 6},
+        {"top_p": 0.6},
+        {"top_k": 12, "top_p": 0.6},
+        {"temperature": 0.5, "top_p": 0.8},
+        {"min_p": 0.2},
+        {"top_k": 12, "top_p": 0.9, "min_p": 0.15},
+    ):
         warpers = LogitsProcessorList([TemperatureLogitsWarper(options.get("temperature", 1.0))])
         if "top_k" in options:
             warpers.append(TopKLogitsWarper(options["top_k"]))
         if "top_p" in options:
             warpers.append(TopPLogitsWarper(options["top_p"]))
+        if "min_p" in options:
+            warpers.append(MinPLogitsWarper(options["min_p"]))
         expected = torch.softmax(warpers(None, logits), dim=-1)[0].numpy()
         sampler = select_sampler(Sampling(**options, seed=1))
         probabilities = sampler.compute_probabilities(np.repeat(logits.numpy(), 20_000, axis=0))
@@ -325,6 +335,66 @@ def test_a_terminal_sees_text_as_it_comes(shared, framework, capsys, monkeypatch
         assert (len(terminal.parts) > 20) == (not option)
 
 
+class Typed(io.TextIOWrapper):
+    """Standard input: what is typed on a terminal, or comes from a pipe."""
+
+    def __init__(self, text, is_terminal=True):
+        super().__init__(io.BytesIO(text.encode()), encoding="utf-8")
+        self.is_terminal = is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_beams_find_the_text_that_transformers_finds(gpt2, text_tokenizer, framework, capsys):
+    directory, model = gpt2
+    prompt = "The value of"
+    ids = text_tokenizer(prompt, return_tensors="pt")
+    expected = model.generate(**ids, num_beams=4, do_sample=False, max_new_tokens=24, eos_token_id=None)[0]
+    greedy = model.generate(**ids, do_sample=False, max_new_tokens=24, eos_token_id=None)[0]
+    assert 0 not in expected and expected.tolist() != greedy.tolist()
+    code, out, err = run(
+        capsys, f"algpt2_{framework}.generate", directory, prompt, "--num-beams", 4, "--max-new-tokens", 24, "--stream"
+    )
+    assert (code, out) == (0, f"{text_tokenizer.decode(expected)}\n"), err
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_continuation_ends_before_a_stop_text(shared, framework, capsys):
+    arguments = (f"algpt2_{framework}.generate", shared[0], "The value of", "--max-new-tokens", 40)
+    whole = run(capsys, *arguments)[1]
+    start = next(i for i in range(30, len(whole)) if whole[i : i + 2].isalpha() and whole.index(whole[i : i + 2]) == i)
+    stop = whole[start : start + 2]
+    for extra in ([], ["--stream"]):
+        out = run(capsys, *arguments, "--stop", "no such text", "--stop", stop, *extra)[1]
+        assert out == f"{whole[:start]}\n"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_prompt_from_standard_input(shared, framework, capsys, monkeypatch):
+    expected = run(capsys, f"algpt2_{framework}.generate", shared[0], "The value\nof")[1]
+    for prompt in ([], ["-"]):
+        monkeypatch.setattr("sys.stdin", Typed("The value\nof\n", is_terminal=False))
+        assert run(capsys, f"algpt2_{framework}.generate", shared[0], *prompt)[1] == expected
+
+
+def test_a_conversation_goes_on_from_all_of_its_text(shared, capsys, monkeypatch):
+    options = (shared[0], "--max-new-tokens", 3)
+    alone = run(capsys, "algpt2_pt.generate", *options, "an object")[1].removeprefix("an object")
+    # Random weights make bytes that are no characters after most texts.
+    for word in TEXT.split():
+        text = run(capsys, "algpt2_pt.generate", *options, word)[1].removesuffix("\n")
+        whole = run(capsys, "algpt2_pt.generate", *options, f"{text}\nan object")[1]
+        first, second = text.removeprefix(word), whole.removeprefix(f"{text}\nan object")
+        if "\ufffd" not in whole and first and second not in ("\n", alone):
+            break
+    assert "\ufffd" not in whole and first and second not in ("\n", alone)
+    for framework in FRAMEWORKS:
+        monkeypatch.setattr("sys.stdin", Typed(f"{word}\nan object\n", is_terminal=False))
+        assert run(capsys, f"algpt2_{framework}.generate", *options, "--interactive")[:2] == (0, f"{first}\n{second}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -334,8 +404,15 @@ def test_a_terminal_sees_text_as_it_comes(shared, framework, capsys, monkeypatch
         (["RUN", "text", "--temperature", "0"], "invalid positive number"),
         (["RUN", "text", "--top-p", "1.5"], "invalid probability above 0"),
         (["RUN", "text", "--repetition-penalty", "0"], "invalid positive number"),
-        (["RUN", "text", "--num-samples", "2"], "--num-samples 2: greedy search would give the same text"),
-        (["RUN"], "one of the arguments prompt --prompt-file is required"),
+        (["RUN", "text", "--num-samples", "2"], "--num-samples 2: a search would give the same text"),
+        (["RUN"], "there is no prompt; give one, --prompt-file, --interactive, or text on standard input"),
+        (["RUN", "text", "--min-p", "2"], "invalid probability above 0"),
+        (["RUN", "text", "--stop", ""], "--stop is followed by an empty text"),
+        (["RUN", "text", "--num-beams", "3", "--top-k", "2"], "--num-beams 3 searches the likeliest text"),
+        (["RUN", "text", "--num-beams", "3", "--num-samples", "2"], "a search would give the same text every time"),
+        (["RUN", "--interactive", "--prompt-file", "FILE"], "--interactive reads what is typed"),
+        (["RUN", "text", "--device", "gpu"], "finds no GPU"),
+        (["RUN", "text", "--max-tokens", "5"], "unknown argument --max-tokens; did you mean --max-new-tokens?"),
         (["RUN", "text", "--prompt-file", "FILE"], "not allowed with argument"),
         (["RUN", "--prompt-file", "no/such.txt"], "no/such.txt: cannot be read (No such file or directory)"),
         (["RUN", "--prompt-file", "EMPTY"], "holds no prompt"),
@@ -343,7 +420,8 @@ def test_a_terminal_sees_text_as_it_comes(shared, framework, capsys, monkeypatch
         (["RUN", "--prompt-file", "."], ".: cannot be read"),
     ],
 )
-def test_wrong_generations(shared, arguments, message, tmp_path, capsys):
+def test_wrong_generations(shared, arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Typed(""))
     (tmp_path / "empty").write_text("\n \n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     names = {"RUN": shared[0], "FILE": "f", "EMPTY": tmp_path / "empty", "BINARY": tmp_path / "binary"}

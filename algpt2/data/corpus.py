@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 from typing import NamedTuple
 
 from algpt2.data import hub_datasets
-from algpt2.data.files import cut_pieces, endings, find_files, has_text_ending, hash_file, read_file
+from algpt2.data.files import cut_pieces, endings, find_files, has_rows, has_text_ending, hash_file, read_file
 from algpt2.data.lines import line_count, lines_with_ends
 from algpt2.data.wikitext import detokenize_wikitext
 from algpt2.errors import InputError
@@ -339,11 +339,13 @@ def add_dataset_arguments(parser, dataset_help):
     """
     parser.add_argument("--dataset", default=PYTHON_DOCS, metavar="NAME", help=dataset_help)
     parser.add_argument(
-        "--text-column", metavar="NAME", help="the column of the text, in JSON, .parquet and hub data (default: text)"
+        "--text-column",
+        metavar="NAME",
+        help="read the text from this column of JSON, .parquet and hub data (default: text)",
     )
     parser.add_argument("--streaming", action="store_true", help="read a hub data set as it is used")
     parser.add_argument("--detokenize", choices=DETOKENIZERS, help="undo the tokenization of WikiText")
-    parser.add_argument("--control-code", metavar="TEXT", help="what every document starts with, such as '<|wiki|> '")
+    parser.add_argument("--control-code", metavar="TEXT", help="start every document with a text, such as '<|wiki|> '")
 
 
 def text_options(arguments):
@@ -356,3 +358,21 @@ def text_options(arguments):
         `algpt2.data.corpus.TextOptions`.
     """
     return TextOptions(arguments.text_column, arguments.streaming, arguments.detokenize, arguments.control_code)
+
+
+def require_options_used(arguments):
+    """Raise an InputError for an option that none of the texts has a use for.
+
+    Args:
+        arguments: `argparse.Namespace` of a parser with `add_dataset_arguments`, and maybe a `validation` text.
+    """
+    if not (arguments.streaming or arguments.text_column):
+        return
+    texts = [arguments.dataset, getattr(arguments, "validation", None)]
+    files = {text: _files(text) for text in texts if text is not None and not _is_python_docs(text)}
+    has_hub_data = any(not found for found in files.values())
+    names = " and ".join(text for text in texts if text is not None)
+    if arguments.streaming and not has_hub_data:
+        raise InputError(f"--streaming would have no effect: it is for data sets of the hub, not {names}; leave it out")
+    if arguments.text_column and not has_hub_data and not any(map(has_rows, itertools.chain(*files.values()))):
+        raise InputError(f"--text-column would have no effect: {names} has no columns; leave it out")

@@ -94,6 +94,11 @@ def endings(path):
     return [ending.lower() for ending in path.suffixes]
 
 
+def has_rows(path):
+    """bool: whether a file, a `Path`, has rows with columns, as JSON and Parquet do."""
+    return _ending(path) in ROW_READERS
+
+
 def _ending(path):
     *_, ending = ["", *endings(path)[: -1 if _is_zipped(path) else None]]
     return ending

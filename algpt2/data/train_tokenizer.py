@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
 from algpt2.atomic import files_replaced_in
-from algpt2.data.corpus import Documents, has_splits, read_documents, text_options
+from algpt2.data.corpus import Documents, has_splits, read_documents, require_options_used, text_options
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import (
     END_OF_TEXT,
@@ -158,6 +158,7 @@ def run(arguments):
     directory = Path(arguments.output_dir)
     if (directory / TOKENIZER_FILE).exists() and not arguments.overwrite:
         raise InputError(f"{directory}: holds a tokenizer; give another --output-dir, or --overwrite to replace it")
+    require_options_used(arguments)
     splits = arguments.splits or ("train" if has_splits(arguments.dataset) else None)
     documents = read_documents(arguments.dataset, text_options(arguments), splits)
     tokenizer = train_tokenizer(

@@ -1,6 +1,6 @@
 """The command line of evaluation, the same for both frameworks."""
 
-from algpt2.cli import checkpoint_parser, positive_int
+from algpt2.cli import add_device_argument, checkpoint_parser, positive_int
 from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
 from algpt2.evaluation import PROTOCOLS
 
@@ -14,26 +14,35 @@ def evaluate_parser(framework):
         framework: str, one of `algpt2.cli.FRAMEWORKS`: the one that computes.
 
     Returns:
-        `argparse.ArgumentParser`; a framework may add its own arguments.
+        `algpt2.cli.Parser`; a framework may add its own arguments to its group `devices`, the last but one.
     """
-    parser = checkpoint_parser(framework, "evaluate", "Perplexity of a checkpoint")
+    parser = checkpoint_parser(framework, "evaluate", "Measure the perplexity of a checkpoint")
     text = parser.add_argument_group("text")
-    add_dataset_arguments(text, f"a file, folder, quoted glob or hub data set, or {PYTHON_DOCS} for its held-out part")
+    add_dataset_arguments(
+        text,
+        "evaluate on a file, a folder, a quoted glob, or what a hub data set or "
+        f"{PYTHON_DOCS} holds out (default: the held-out text of the run, or else {PYTHON_DOCS})",
+    )
+    parser.set_defaults(dataset=None)
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        default="stream",
-        help="one token stream cut into blocks; every line by itself; or a window that slides over the stream",
+        help="cut one token stream into blocks, take every line by itself, or slide a window over the stream "
+        "(default: as the run was evaluated, or else stream)",
     )
-    protocol.add_argument("--length", type=positive_int, metavar="N", help="tokens in a row (default: n_positions)")
+    protocol.add_argument(
+        "--length",
+        type=positive_int,
+        metavar="N",
+        help="let a row have N tokens at most (default: as the run, or else n_positions)",
+    )
     protocol.add_argument(
         "--stride",
         type=positive_int,
         metavar="N",
-        help="tokens between windows, of sliding (default: half a row)",
+        help="slide the window by N tokens (default: half a row)",
     )
-    protocol.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="rows at once")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--depth",
@@ -41,8 +50,19 @@ def evaluate_parser(framework):
         metavar="N[,N...]",
         help="apply the same blocks this often; several give a table and a figure (default: n_layer)",
     )
+    parser.devices = parser.add_argument_group("devices")
+    add_device_argument(parser.devices, "evaluate")
+    parser.devices.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="compute N rows at once, for the same result",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--figure", metavar="FILE", help=f"of several depths (default: {FIGURE_FILE})")
+    output.add_argument(
+        "--figure", metavar="FILE", help=f"draw the perplexity of several depths here (default: {FIGURE_FILE})"
+    )
     output.add_argument("--json", action="store_true", help="print JSON: an object, or a list of one for each depth")
     return parser
 

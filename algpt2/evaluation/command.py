@@ -1,68 +1,93 @@
 """The program of evaluation, the same for both frameworks."""
 
+import argparse
+import dataclasses
 import json
 import sys
+from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import opened
 from algpt2.cli import FRAMEWORKS
-from algpt2.data.corpus import text_options
+from algpt2.data.corpus import PYTHON_DOCS, require_options_used, text_options
+from algpt2.data.packing import block_length
 from algpt2.errors import InputError
 from algpt2.evaluation.arguments import FIGURE_FILE
 from algpt2.evaluation.perplexity import evaluate, validation_text
 from algpt2.evaluation.report import check_figure, draw_depths, evaluation_table, record
+from algpt2.training.recorded_run import find_run, open_newest
+
+# What a directory of TFRecords holds.
+TFRECORDS_FILE = "tfrecords.json"
 
 
-def run_evaluation(arguments, losses_at_depths):
+def run_evaluation(arguments, losses_at_depths, packed_text=None):
     """Evaluate a checkpoint, and print what was found.
+
+    Text, length and protocol are those of the run that the checkpoint is of, where the arguments name no others.
 
     Args:
         arguments: `argparse.Namespace` of `algpt2.evaluation.arguments.evaluate_parser`.
         losses_at_depths: function from an `algpt2.checkpoints.checkpoint.Checkpoint`, a list of depths, `None` for its
             own, and the arguments, an `argparse.Namespace`, to an iterator over the functions that
             `algpt2.evaluation.perplexity.evaluate` takes, one for each depth.
+        packed_text: function from a directory of TFRecords and a protocol to the `TokenizedText` that they hold out;
+            `None` for a framework that cannot read them.
 
     Raises:
         InputError: for anything wrong in the arguments, the checkpoint or the text.
     """
-    if arguments.stride and arguments.protocol != "sliding":
-        raise InputError("--stride is for --protocol sliding")
     depths = arguments.depth or [None]
     figure = arguments.figure or FIGURE_FILE
     if arguments.figure and len(depths) == 1:
         raise InputError("--figure draws perplexity over depth; give several depths, such as --depth 2,4,6")
     check_figure(figure)
-    checkpoint = opened(arguments.checkpoint, arguments.framework)
+    checkpoint = open_newest(arguments.checkpoint, arguments.framework)
     for depth in depths:
         checkpoint.at_depth(depth)
     own_depth = checkpoint.config.n_layer
-    text, length = validation_text(
-        checkpoint,
-        arguments.dataset,
-        arguments.length,
-        by="line" if arguments.protocol == "line" else "document",
-        options=text_options(arguments),
-    )
+    settled = arguments.dataset and arguments.length and arguments.protocol
+    run = None if settled else find_run(checkpoint.directory)
+    protocol = arguments.protocol or (run.arguments["eval_protocol"] if run else "stream")
+    if arguments.stride and protocol != "sliding":
+        raise InputError("--stride is for --protocol sliding")
+    length = block_length(arguments.length or (run and run.arguments["length"]), checkpoint.config)
+    text, name = _text(arguments, checkpoint, run, protocol, length, packed_text)
     context = {"checkpoint": str(arguments.checkpoint), "framework": FRAMEWORKS[arguments.framework].title}
-    context["dataset"] = arguments.dataset
+    context["dataset"] = name
     records = []
     for depth, losses in zip(depths, losses_at_depths(checkpoint, depths, arguments), strict=True):
-        result = evaluate(
-            losses, text, length, arguments.batch_size, arguments.protocol, arguments.stride, progress=True
-        )
+        result = evaluate(losses, text, length, arguments.batch_size, protocol, arguments.stride, progress=True)
         records.append(record(result, **context, depth=depth or own_depth))
     if arguments.json:
         print(json.dumps(records if len(records) > 1 else records[0], allow_nan=False))
     elif len(records) > 1:
-        print(f"{arguments.dataset}, protocol {result.name}\n\n{evaluation_table(records)}")
+        print(f"{name}, protocol {result.name}\n\n{evaluation_table(records)}")
     else:
         print(
-            f"{arguments.dataset}, protocol {result.name}: {result.tokens} tokens, loss {result.loss:.6f}, "
+            f"{name}, protocol {result.name}: {result.tokens} tokens, loss {result.loss:.6f}, "
             f"perplexity {result.perplexity:.4f}, word perplexity {_shown(result.word_perplexity)}, "
             f"bits per byte {_shown(result.bits_per_byte)}"
         )
     if len(records) > 1:
         draw_depths(records, own_depth, figure)
         print(f"wrote {figure}", file=sys.stderr)
+
+
+def _text(arguments, checkpoint, run, protocol, length, packed_text):
+    """The tokens to evaluate on, and what messages call them."""
+    by = "line" if protocol == "line" else "document"
+    if arguments.dataset or not run:
+        name = arguments.dataset or PYTHON_DOCS
+        require_options_used(argparse.Namespace(**{**vars(arguments), "dataset": name}))
+        return validation_text(checkpoint, name, length, by, text_options(arguments))[0], name
+    dataset = run.arguments["dataset"]
+    if (Path(dataset) / TFRECORDS_FILE).is_file():
+        if packed_text is None:
+            raise InputError(f"the text of {run.directory} is TFRecords, which TensorFlow reads; give a --dataset")
+        return packed_text(dataset, protocol), run.text_name
+    # What is given beside the text of the run says how to read it.
+    given = {key: value for key, value in dataclasses.asdict(text_options(arguments)).items() if value}
+    run = dataclasses.replace(run, arguments={**run.arguments, **given})
+    return validation_text(checkpoint, run.documents(), length, by)[0], run.text_name
 
 
 def _shown(value):

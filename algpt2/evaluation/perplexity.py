@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from algpt2.data.corpus import DEFAULT_OPTIONS, read_documents
+from algpt2.data.corpus import DEFAULT_OPTIONS, Documents, read_documents
 from algpt2.data.packing import block_length, tokenize
 from algpt2.errors import InputError
 from algpt2.evaluation import PROTOCOLS
@@ -159,10 +159,10 @@ def validation_text(checkpoint, dataset, length=None, by="document", options=DEF
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`, with a tokenizer.
-        dataset: str. As `--dataset`.
+        dataset: str, as `--dataset`; or `algpt2.data.corpus.Documents`.
         length: int. The tokens of a row; `None` means the configuration's `n_positions`.
         by: str. What a row of the text is, as in `algpt2.data.packing.tokenize`.
-        options: `algpt2.data.corpus.TextOptions`.
+        options: `algpt2.data.corpus.TextOptions`, for a str.
 
     Returns:
         tuple of the `TokenizedText` and the length of a row.
@@ -172,8 +172,8 @@ def validation_text(checkpoint, dataset, length=None, by="document", options=DEF
     """
     length = block_length(length, checkpoint.config)
     tokenizer = checkpoint.require_tokenizer()
-    documents = read_documents(dataset, options)
+    documents = dataset if isinstance(dataset, Documents) else read_documents(dataset, options)
     text = tokenize(documents, tokenizer, by)
     if len(text.tokens) < 2:
-        raise InputError(f"{dataset}: there is no token to predict; give more text")
+        raise InputError(f"{documents.name}: there is no token to predict; give more text")
     return text, length

@@ -1,16 +1,17 @@
 """The program of generation, the same for both frameworks."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import sys
 
-from algpt2.checkpoints.checkpoint import opened
 from algpt2.errors import InputError
-from algpt2.generation.continuation import Sampling, continue_text, prepare_prompts
+from algpt2.generation.continuation import Sampling, continue_text, prepare_prompts, prompt_length
+from algpt2.training.recorded_run import open_newest
 
 
-def run_generation(arguments, open_generator, open_checkpoint=opened):
+def run_generation(arguments, open_generator, open_checkpoint=open_newest):
     """Continue texts, and print them.
 
     Args:
@@ -25,25 +26,101 @@ def run_generation(arguments, open_generator, open_checkpoint=opened):
         InputError: for anything wrong in the arguments, the checkpoint or the prompts.
     """
     sampling = Sampling(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)})
-    if arguments.num_samples > 1 and sampling.is_greedy:
-        raise InputError(
-            f"--num-samples {arguments.num_samples}: greedy search would give the same text every time; "
-            "add --temperature, --top-k or --top-p"
-        )
-    prompts = [arguments.prompt] if arguments.prompt_file is None else read_prompts(arguments.prompt_file)
+    _check(arguments, sampling)
+    prompts = _prompts(arguments)
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.framework)
     tokenizer, config = prepare_prompts(checkpoint, prompts), checkpoint.config
     stream = sys.stdout.isatty() if arguments.stream is None else arguments.stream
+    # The likeliest of several texts is known at their end.
+    stream = stream and sampling.num_beams == 1
     if sampling.top_k and sampling.top_k > config.vocab_size:
         sampling = dataclasses.replace(sampling, top_k=config.vocab_size)
     generate = open_generator(checkpoint, sampling, tokenizer.eos_token_id, stream, arguments)
+
+    def write_continuation(prompt, write):
+        parts = []
+        limits = arguments.max_new_tokens, config.n_positions
+        options = {"stop": arguments.stop or (), "at_once": sampling.num_beams > 1}
+        continue_text(generate, tokenizer, prompt, *limits, write if stream else parts.append, **options)
+        write("".join(parts))
+
+    if arguments.interactive:
+        _converse(tokenizer, write_continuation, *prompts)
+        return
+    write = functools.partial(print, end="", flush=True)
     for (number, prompt), sample in itertools.product(enumerate(prompts, 1), range(1, arguments.num_samples + 1)):
         if len(prompts) * arguments.num_samples > 1:
             print(f"=== prompt {number}, sample {sample} ===")
-        parts = []
-        write = functools.partial(print, end="", flush=True) if stream else parts.append
-        continue_text(generate, tokenizer, prompt, arguments.max_new_tokens, config.n_positions, write)
-        print("".join(parts), flush=True)
+        write(prompt)
+        write_continuation(prompt, write)
+        print(flush=True)
+
+
+def _check(arguments, sampling):
+    if sampling.num_beams > 1 and not sampling.is_greedy:
+        raise InputError(
+            f"--num-beams {sampling.num_beams} searches the likeliest text and draws nothing; leave out --temperature, "
+            "--top-k, --top-p and --min-p"
+        )
+    if arguments.num_samples > 1 and sampling.is_greedy:
+        raise InputError(
+            f"--num-samples {arguments.num_samples}: a search would give the same text every time; "
+            "add --temperature, --top-k, --top-p or --min-p"
+        )
+    if arguments.interactive and (arguments.prompt_file or arguments.num_samples > 1 or arguments.prompt == "-"):
+        raise InputError("--interactive reads what is typed; leave out --prompt-file, --num-samples and -")
+    if "" in (arguments.stop or ()):
+        raise InputError("--stop is followed by an empty text, with which every text ends; give some text")
+
+
+def _prompts(arguments):
+    if arguments.prompt_file is not None:
+        return read_prompts(arguments.prompt_file)
+    if arguments.interactive:
+        return [arguments.prompt] if arguments.prompt else []
+    if arguments.prompt not in (None, "-"):
+        return [arguments.prompt]
+    if arguments.prompt is None and sys.stdin.isatty():
+        raise InputError("there is no prompt; give one, --prompt-file, --interactive, or text on standard input")
+    return [_text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")]
+
+
+def _converse(tokenizer, write_continuation, text=""):
+    """Go on from every line that is typed, with all of the text so far before it, until standard input ends."""
+    shown = "> " if sys.stdin.isatty() else ""
+    if shown:
+        with contextlib.suppress(ImportError):
+            # It lets `input` edit lines.
+            import readline  # noqa: F401
+
+    def write(part):
+        nonlocal text
+        text += part
+        print(part, end="", flush=True)
+
+    def go_on():
+        # Ctrl-C ends a continuation, not the conversation.
+        with contextlib.suppress(KeyboardInterrupt):
+            write_continuation(text, write)
+        print(flush=True)
+
+    if text:
+        print(text, end="", flush=True)
+        go_on()
+    while True:
+        try:
+            line = input(shown)
+        except EOFError:
+            return
+        before = text
+        text += ("\n" if text and not text.endswith("\n") else "") + line
+        try:
+            prompt_length(tokenizer, text)
+        except InputError as error:
+            text = before
+            print(error, file=sys.stderr)
+        else:
+            go_on()
 
 
 def read_prompts(path):
@@ -59,12 +136,20 @@ def read_prompts(path):
         InputError: if the file cannot be read or holds none.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            prompts = [line.rstrip("\n") for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason}); convert it first") from error
+        with open(path, "rb") as file:
+            text = _text_of(file.read(), path)
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
+    prompts = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
     if not prompts:
         raise InputError(f"{path}: holds no prompt; write one in each line")
     return prompts
+
+
+def _text_of(content, source):
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 text ({error.reason}); convert it first") from error

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from algpt2.data.tokenizer import encode, tokenizer_errors
 from algpt2.errors import InputError
 
+# The tokens that are made at once where a text may end a continuation, which only the text can tell.
+TOKENS_BETWEEN_STOPS = 16
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -15,28 +18,34 @@ class Sampling:
         temperature: float. The logits are divided by it; `None` means 1.
         top_k: int. Only this many of the likeliest tokens are drawn from; `None` means all.
         top_p: float. Only the likeliest tokens that have this probability together are drawn from; `None` means all.
+        min_p: float. Only tokens of at least this share of the likeliest one's probability are drawn from; `None` means
+            all.
+        num_beams: int. The texts that beam search follows at once; 1 is no beam search. Nothing is drawn there.
         repetition_penalty: float. The positive logits of tokens in the context are divided by it, the negative ones
             multiplied; 1 leaves them.
         seed: int.
 
     References:
-        top_p: Holtzman et al., 2019, https://arxiv.org/abs/1904.09751. repetition_penalty: Keskar et al., 2019 (CTRL),
+        top_p: Holtzman et al., 2019, https://arxiv.org/abs/1904.09751. min_p: Nguyen et al., 2024,
+        https://arxiv.org/abs/2407.01082. repetition_penalty: Keskar et al., 2019 (CTRL),
         https://arxiv.org/abs/1909.05858, section 4.1.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    num_beams: int = 1
     repetition_penalty: float = 1.0
     seed: int = 0
 
     @property
     def is_greedy(self):
         """bool: whether nothing is drawn."""
-        return not (self.temperature or self.top_k or self.top_p)
+        return not (self.temperature or self.top_k or self.top_p or self.min_p)
 
 
-def continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, stop_token_id, put):
+def continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, stop_token_id, put, ends=None):
     """Continue a prompt, past the context of the model if need be.
 
     When the context is full, or the prompt does not fit, the older tokens are dropped: the model goes on from the last
@@ -51,6 +60,7 @@ def continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, stop_toke
         n_positions: int. The context of the model in tokens, at least 2.
         stop_token_id: int. The token that ends a text.
         put: function of int, called with every new id but `stop_token_id`.
+        ends: function without arguments, asked now and then whether to end before `stop_token_id`; `None` does not.
 
     Returns:
         list of int, the new ids; the last of them is `stop_token_id` if it came.
@@ -68,11 +78,12 @@ def continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, stop_toke
         if token != stop_token_id:
             put(token)
 
-    while len(new) < max_new_tokens and new[-1:] != [stop_token_id]:
+    at_once = max_new_tokens if ends is None else TOKENS_BETWEEN_STOPS
+    while len(new) < max_new_tokens and new[-1:] != [stop_token_id] and not (ends and ends()):
         if len(context) >= n_positions:
             context = context[-(n_positions - n_positions // 2) :]
         before = len(new)
-        ids = generate(context, min(n_positions - len(context), max_new_tokens - before), emit)
+        ids = generate(context, min(n_positions - len(context), max_new_tokens - before, at_once), emit)
         for token in ids[len(new) - before :]:
             emit(token)
         context += ids
@@ -125,20 +136,66 @@ class TextStream:
             return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, write):
-    """Write a prompt and its continuation.
+class StopTexts:
+    """Writes text as it comes, up to the first of some texts.
+
+    Args:
+        texts: list of str, none of them empty.
+        write: function of str.
+
+    Attributes:
+        found: bool. Whether one of them has come.
+
+    Example:
+        >>> parts = []
+        >>> stop = StopTexts(["END"], parts.append)
+        >>> for text in ("some ", "text E", "NDED"):
+        ...     stop.write(text)
+        >>> parts, stop.found
+        (['some ', 'text '], True)
+    """
+
+    def __init__(self, texts, write):
+        self.texts, self._write, self._held, self.found = texts, write, "", False
+
+    def write(self, text):
+        """Take more text."""
+        if self.found:
+            return
+        text = self._held + text
+        places = [place for place in map(text.find, self.texts) if place >= 0]
+        self.found = bool(places)
+        # What may be the beginning of one of them waits.
+        held = next((n for n in range(len(text), 0, -1) if any(t.startswith(text[-n:]) for t in self.texts)), 0)
+        end = min(places, default=len(text) - held)
+        self._held = text[end:]
+        if text[:end]:
+            self._write(text[:end])
+
+    def end(self):
+        """Write what has waited."""
+        if self._held and not self.found:
+            self._write(self._held)
+
+
+def continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, write, stop=(), at_once=False):
+    """Write the continuation of a prompt.
 
     Args:
         generate, max_new_tokens, n_positions: as in `continue_tokens`.
         tokenizer: `transformers.PreTrainedTokenizerFast`, with an end-of-text token.
         prompt: str, of at least one token.
-        write: function of str, called for each part of the text as it comes.
+        write: function of str, called for each part of the continuation as it comes.
+        stop: sequence of str. Texts that end the continuation before them.
+        at_once: bool. Whether the tokens are to be made at once even so, as beam search has to.
     """
     prompt_ids = encode(tokenizer, prompt)
-    stream = TextStream(tokenizer, prompt_ids, write)
-    write(prompt)
-    continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, tokenizer.eos_token_id, stream.put)
+    texts = StopTexts(stop, write)
+    stream = TextStream(tokenizer, prompt_ids, texts.write)
+    ends = (lambda: texts.found) if stop and not at_once else None
+    continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, tokenizer.eos_token_id, stream.put, ends)
     stream.end()
+    texts.end()
 
 
 def prepare_prompts(checkpoint, prompts):
@@ -160,13 +217,7 @@ def prepare_prompts(checkpoint, prompts):
     if n_positions < 2:
         raise InputError(f"{checkpoint.directory}: n_positions is {n_positions}; a text to continue needs at least 2")
     for prompt in prompts:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the prompt {prompt!r} is not valid Unicode text") from error
-        length = len(encode(tokenizer, prompt))
-        if not length:
-            raise InputError("the prompt has 0 tokens; give some text")
+        length = prompt_length(tokenizer, prompt)
         if length >= n_positions:
             kept = n_positions - n_positions // 2
             print(
@@ -174,3 +225,15 @@ def prepare_prompts(checkpoint, prompts):
                 file=sys.stderr,
             )
     return tokenizer
+
+
+def prompt_length(tokenizer, prompt):
+    """The tokens, int, of a prompt, str; an InputError if there are none, or it is not valid text."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt {prompt!r} is not valid Unicode text") from error
+    length = len(encode(tokenizer, prompt))
+    if not length:
+        raise InputError("the prompt has 0 tokens; give some text")
+    return length

@@ -39,6 +39,9 @@ def distribution(logits, context, sampling):
         unlikely = softmax(logits)[order].cumsum() <= 1 - sampling.top_p
         # The likeliest stays in any case.
         logits[order[:-1][unlikely[:-1]]] = -np.inf
+    if sampling.min_p:
+        probabilities = softmax(logits)
+        logits[probabilities < sampling.min_p * probabilities.max()] = -np.inf
     return softmax(logits)
 
 

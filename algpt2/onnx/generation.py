@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from algpt2.checkpoints.checkpoint import opened, read_config
+from algpt2.checkpoints.checkpoint import read_config
 from algpt2.checkpoints.weights import weight_shapes
 from algpt2.configuration import ALGPT2Config
 from algpt2.data.tokenizer import load_tokenizer
@@ -14,6 +14,7 @@ from algpt2.generation.command import run_generation
 from algpt2.generation.sampling import choose
 from algpt2.onnx import FILES
 from algpt2.onnx.session import OnnxLanguageModel
+from algpt2.training.recorded_run import open_newest
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class ExportedCheckpoint:
 
 
 def open_either(directory, framework="pytorch"):
-    """An `ExportedCheckpoint`, or else a `Checkpoint`; the arguments are those of `opened`."""
+    """An `ExportedCheckpoint`, or else a `Checkpoint`; the arguments are those of `open_newest`."""
     directory = Path(directory)
     if any((directory / name).is_file() for name in FILES.values()):
         return ExportedCheckpoint(directory, read_config(directory))
-    return opened(directory, framework)
+    return open_newest(directory, framework)
 
 
 def open_model(checkpoint, quantize=None):
@@ -98,6 +99,10 @@ def token_generator(model, sampling, stop_token_id):
 
 def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
     """`token_generator` with the model of a checkpoint."""
+    if sampling.num_beams > 1:
+        raise InputError("--num-beams: ONNX Runtime has no beam search here; leave it out, or take --runtime pytorch")
+    if arguments.device == "gpu":
+        raise InputError("--device gpu: ONNX Runtime computes on the CPU here; leave it out")
     return token_generator(open_model(checkpoint, arguments.quantize), sampling, stop_token_id)
 
 

@@ -1,188 +1,35 @@
-"""The arguments of training: what can be given, and what a resumed run takes from its record."""
+"""The arguments of training: those of the command line, of a file, and of the record of a run that goes on."""
 
 import argparse
 from pathlib import Path
 
-from algpt2.cli import FRAMEWORKS, HelpFormatter, natural_float, natural_int, positive_float, positive_int, seed
-from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
+import yaml
+
+from algpt2.cli import FRAMEWORKS, did_you_mean
 from algpt2.errors import InputError
-from algpt2.reading import read_json
-from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
+from algpt2.reading import parse_json, read_bytes, read_json
+from algpt2.training.optimization import HYPERPARAMETERS
 from algpt2.training.run_directory import ARGUMENTS_FILE
 
-TASKS = ("language-model", "classify")
-PRECISIONS = ("fp32", "bf16", "fp16")
-# As in algpt2.configuration, which imports a framework, and that the help need not wait for.
-PRESETS = (
-    *("gpt2", "algpt2", "algpt2-no-dropout", "algpt2-factorized-256", "algpt2-factorized-512"),
-    *("algpt2-medium", "algpt2-large", "algpt2-xl", "algpt2-tiny"),
-)
-PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
 # What may differ when a run is resumed, since the weights do not depend on it.
 CHANGEABLE = {
     *("resume", "overwrite", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
     *("device", "strategy", "push_to_hub", "load_best", "early_stopping_patience"),
+    *("eval_batch_size", "eval_on_start", "run_name"),
 }
 # With another length a run goes on from where it is, also after its end.
 LENGTHS = {"max_steps", "epochs"}
-
-
-def train_parser(framework, loop):
-    """The command line of training, the same for both frameworks.
-
-    Args:
-        framework: str, of `algpt2.cli.FRAMEWORKS`, recorded with the arguments.
-        loop: str. Whose loop trains.
-
-    Returns:
-        `argparse.ArgumentParser`; a framework may add its own arguments.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {FRAMEWORKS[framework].package}.train",
-        description=f"Train ALGPT2 in {FRAMEWORKS[framework].title}, with {loop}.",
-        formatter_class=HelpFormatter,
-    )
-    # The text is recorded, so that a resumed run recognizes it, and so are the steps, for readers of the record.
-    parser.set_defaults(framework=framework, text=None, steps=None)
-    _add_task_arguments(parser.add_argument_group("task"))
-    _add_model_arguments(parser.add_argument_group("model"))
-    _add_data_arguments(parser.add_argument_group("data"))
-    _add_training_arguments(parser.add_argument_group("training"))
-    _add_output_arguments(parser.add_argument_group("output"))
-    return parser
-
-
-def _add_task_arguments(group):
-    group.add_argument(
-        "--task",
-        choices=TASKS,
-        default=TASKS[0],
-        help="train a language model, or fine-tune the one of --init-from to class the texts of a .csv or .jsonl",
-    )
-    group.add_argument("--label-column", default="label", metavar="NAME", help="the column of the class, to classify")
-
-
-def _add_model_arguments(group):
-    base = group.add_mutually_exclusive_group()
-    base.add_argument(
-        "--preset", choices=PRESETS, default="algpt2-tiny", metavar="NAME", help=f"one of {', '.join(PRESETS)}"
-    )
-    base.add_argument(
-        "--config", metavar="FILE", help="a config.json, a directory that holds one, or the name of one of configs/"
-    )
-    base.add_argument("--init-from", metavar="DIR", help="a checkpoint to go on from, with its tokenizer")
-    group.add_argument(
-        "--sharing", metavar="PATTERN", help=f"one of {', '.join(PATTERNS)}, or the block of every depth: 0,0,1,1"
-    )
-    group.add_argument("--embedding-size", type=natural_int, metavar="N", help="embedding width, 0: not factorized")
-    group.add_argument("--depth", type=positive_int, metavar="N", help="layers")
-    group.add_argument("--dropout", type=natural_float, metavar="X", help="of embeddings, attention and residuals")
-    group.add_argument(
-        "--config-override", action="append", metavar="KEY=VALUE", help="any field of the configuration; repeatable"
-    )
-
-
-def _add_data_arguments(group):
-    add_dataset_arguments(
-        group, f"{PYTHON_DOCS} (built in), a file, folder or quoted glob of text, or a data set of the hub"
-    )
-    group.add_argument(
-        "--validation",
-        metavar="FILE",
-        help="held-out text (default: the data set's own, or else the last twentieth of the lines)",
-    )
-    group.add_argument("--tokenizer", metavar="DIR", help="a directory with tokenizer.json (default: train one)")
-    group.add_argument(
-        "--vocab-size", type=positive_int, metavar="N", help="size of the tokenizer to train (default: the model's)"
-    )
-    group.add_argument("--length", type=positive_int, metavar="N", help="tokens in a block (default: n_positions)")
-    group.add_argument(
-        "--packing",
-        choices=("stream", "line"),
-        default="stream",
-        help="blocks cut from one stream of tokens, or one line a block, padded",
-    )
-    group.add_argument("--max-train-blocks", type=positive_int, metavar="N", help="train on the first N blocks only")
-    group.add_argument(
-        "--eval-protocol", choices=("stream", "line"), default="stream", help="how the held-out text is cut"
-    )
-
-
-def _add_training_arguments(group):
-    duration = group.add_mutually_exclusive_group()
-    duration.add_argument("--epochs", type=positive_float, default=3.0, metavar="X", help="passes over the data")
-    duration.add_argument("--max-steps", type=positive_int, metavar="N", help="optimizer steps, instead of epochs")
-    group.add_argument(
-        "--batch-size", type=positive_int, default=16, metavar="N", help="blocks in a step, over all devices"
-    )
-    group.add_argument(
-        "--gradient-accumulation",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="parts that a step's batch is computed in, to save memory",
-    )
-    group.add_argument("--gradient-checkpointing", action="store_true", help="recompute the blocks, to save memory")
-    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the computations")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="see docs/optimization.md")
-    group.add_argument("--learning-rate", type=positive_float, default=1e-3, metavar="X", help="its peak")
-    group.add_argument(
-        "--warmup-steps", type=natural_int, metavar="N", help="steps to reach the peak (default: a tenth of all)"
-    )
-    group.add_argument("--lr-schedule", choices=SCHEDULES, default="linear", help="the decay after warm-up")
-    group.add_argument(
-        "--decay-steps", type=positive_int, metavar="N", help="the final decay of wsd (default: a tenth of all)"
-    )
-    group.add_argument(
-        "--weight-decay", type=natural_float, default=0.01, metavar="X", help="not on biases and layer norms"
-    )
-    group.add_argument("--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="gradient clipping")
-    group.add_argument("--sop", action="store_true", help="learn the order of a block's halves too, as ALBERT")
-    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights, dropout and order")
-    group.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: GPUs if there are")
-
-
-def _add_output_arguments(group):
-    group.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="the run directory")
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
-    existing.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="CHECKPOINT",
-        help="go on with the run, with its arguments, from its newest checkpoint or from this one, as checkpoint-200; "
-        "with more --max-steps or --epochs also after its end",
-    )
-    group.add_argument("--logging-steps", type=positive_int, default=10, metavar="N", help="steps between losses")
-    group.add_argument("--eval-steps", type=positive_int, default=100, metavar="N", help="steps between evaluations")
-    group.add_argument("--save-steps", type=positive_int, metavar="N", help="steps between checkpoints (default: none)")
-    group.add_argument(
-        "--save-total-limit", type=positive_int, metavar="N", help="checkpoints to keep, and the best (default: all)"
-    )
-    group.add_argument(
-        "--load-best",
-        action="store_true",
-        help="end with the weights of the best checkpoint (without --save-steps: as --eval-steps, and one kept)",
-    )
-    group.add_argument(
-        "--early-stopping-patience",
-        type=positive_int,
-        metavar="N",
-        help="end after N evaluations without a lower loss (default: never)",
-    )
-    group.add_argument(
-        "--report-to", choices=("none", "wandb", "tensorboard"), default="none", help="log there as well"
-    )
-    group.add_argument("--push-to-hub", metavar="REPO", help="upload the finished run to this hub repository")
+# What a record of a run has that another run does not take from it.
+OF_ONE_RUN = {"framework", "text", "steps", "resume", "overwrite"}
+# What only one framework has, with the value that means nothing to the other.
+OF_ONE_FRAMEWORK = {"fsdp": False, "strategy": "single"}
 
 
 def parse_train_arguments(parser, argv=None):
     """The arguments of a run; those of a resumed run are the recorded ones.
 
     Args:
-        parser: `argparse.ArgumentParser` of `train_parser`.
+        parser: `argparse.ArgumentParser` of `algpt2.training.command_line.train_parser`.
         argv: list of str; `None` means the command line.
 
     Returns:
@@ -192,26 +39,128 @@ def parse_train_arguments(parser, argv=None):
         InputError: if there is no run to resume, or the arguments given differ from those of it.
     """
     arguments = parser.parse_args(argv)
+    file = arguments.arguments
     if arguments.resume is False:
+        if file is not None:
+            arguments = argparse.Namespace(**{**vars(arguments), **_from_file(parser, file, given(parser, argv))})
+        del arguments.arguments
+        _require_used(arguments)
         return arguments
+    if file is not None:
+        raise InputError("--resume goes on with the arguments of the run; leave out --arguments")
     if not arguments.resume:
         raise InputError("--resume is followed by an empty name; give that of a checkpoint, or none")
     directory = Path(arguments.output_dir)
     if not directory.exists():
         raise InputError(f"{directory}: no such directory, and no run to resume; leave out --resume to start one")
     recorded = vars(read_arguments(directory, parser))
-    # argparse leaves alone what a namespace already has, so that what stays None was not given.
-    unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))
-    given = {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
-    for key in sorted(given.keys() - CHANGEABLE - LENGTHS - {"output_dir"}):
-        if given[key] != recorded[key]:
+    changes = given(parser, argv)
+    for key in sorted(changes.keys() - CHANGEABLE - LENGTHS - {"output_dir"}):
+        if changes[key] != recorded[key]:
             raise InputError(
-                f"--{key.replace('_', '-')} is {given[key]!r}, but the run to resume has {recorded[key]!r}; "
+                f"{flag(key)} is {changes[key]!r}, but the run to resume has {recorded[key]!r}; "
                 "leave it out, or start a new run"
             )
-    if "epochs" in given:
+    if "epochs" in changes:
         recorded["max_steps"] = None
-    return argparse.Namespace(**{**recorded, **given})
+    return argparse.Namespace(**{**recorded, **changes})
+
+
+def given(parser, argv=None):
+    """What a command line gives, without defaults.
+
+    Args:
+        parser: `argparse.ArgumentParser`.
+        argv: list of str; `None` means the command line of the process.
+
+    Returns:
+        dict of str to value.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> _ = parser.add_argument("--seed", type=int, default=0), parser.add_argument("--depth", default=2)
+        >>> given(parser, ["--seed", "0"])
+        {'seed': 0}
+    """
+    # argparse leaves alone what a namespace already has, so that what stays None was not given.
+    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv))))
+    return {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
+
+
+def flag(name):
+    """The flag, str, of an argument's name, str."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _from_file(parser, path, on_top):
+    """What a file of arguments gives, and what the command line gives on top, by name."""
+    # As on a command line, so that it is checked as there. Messages name the file.
+    program, parser.prog = parser.prog, f"{parser.prog}: {path}"
+    try:
+        values = given(parser, _as_command_line(_read_values(path), vars(parser.parse_args([])), path))
+    finally:
+        parser.prog = program
+    for group in parser._mutually_exclusive_groups:
+        names = {action.dest for action in group._group_actions}
+        if names & on_top.keys():
+            values = {name: value for name, value in values.items() if name not in names}
+    return {**values, **on_top}
+
+
+def _read_values(path):
+    content = read_bytes(path)
+    if str(path).endswith(".json"):
+        values = parse_json(content, path)
+    else:
+        try:
+            values = yaml.safe_load(content)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not readable as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected arguments and their values, such as max-steps: 500")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if values.get("warmup_ratio") is not None or values.get("warmup_steps") == (values.get("steps") or 0) // 10:
+        # A record says the steps of a warm-up that were not given.
+        values.pop("warmup_steps", None)
+    return values
+
+
+def _as_command_line(values, defaults, path):
+    argv = []
+    for name, value in values.items():
+        if name in OF_ONE_RUN or value in (None, False) or value == OF_ONE_FRAMEWORK.get(name, defaults.get(name)):
+            continue
+        if name not in defaults or name == "arguments":
+            raise InputError(f"{path}: unknown argument {name!r}{did_you_mean(name, defaults)}")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict | list):
+                raise InputError(f"{path}: {name} is {value!r}; expected one value")
+            argv.append(flag(name) if one is True else f"{flag(name)}={one}")
+    return argv
+
+
+def _require_used(arguments):
+    """Raise an InputError for an argument that would change nothing beside another."""
+    overridden = {override.partition("=")[0] for override in arguments.config_override or ()}
+    dropout = {"embd_pdrop", "attn_pdrop", "resid_pdrop"}
+    depth = {"n_layer", "num_hidden_layers", "layer_schedule"}
+    has_adam = "betas" in HYPERPARAMETERS[arguments.optimizer]
+    saves = arguments.save_steps or arguments.load_best
+    # Arguments that are without effect, and why.
+    for names, is_unused, why in (
+        (("vocab_size",), arguments.tokenizer, "the tokenizer is that of --tokenizer"),
+        (("vocab_size",), arguments.init_from, "the tokenizer is that of --init-from"),
+        (("decay_steps",), arguments.lr_schedule != "wsd", "it is for --lr-schedule wsd"),
+        (("adam_beta1", "adam_beta2", "adam_epsilon"), not has_adam, f"{arguments.optimizer} has no such constant"),
+        (("save_total_limit",), not saves, "no checkpoint is kept without --save-steps"),
+        (("run_name",), arguments.report_to != "wandb", "it is for --report-to wandb"),
+        (("depth", "sharing"), depth & overridden, "--config-override sets the depth"),
+        (("embedding_size",), "embedding_size" in overridden, "--config-override sets embedding_size"),
+        (("dropout",), dropout & overridden, "--config-override sets a dropout"),
+    ):
+        for name in names:
+            if is_unused and getattr(arguments, name) is not None:
+                raise InputError(f"{flag(name)} would have no effect: {why}; leave one of them out")
 
 
 def read_arguments(directory, parser):
@@ -219,7 +168,8 @@ def read_arguments(directory, parser):
 
     Args:
         directory: path of the run.
-        parser: `argparse.ArgumentParser` of `train_parser`, of the framework that the run was made in.
+        parser: `argparse.ArgumentParser` of `algpt2.training.command_line.train_parser`, of the framework that the run
+            was made in.
 
     Returns:
         `argparse.Namespace`.
@@ -231,6 +181,7 @@ def read_arguments(directory, parser):
     if not record.is_file():
         raise InputError(f"{record}: no such file; {directory} is not the directory of a run")
     expected = parser.parse_args([])
+    del expected.arguments
     recorded = read_json(record)
     framework = recorded.get("framework")
     if not isinstance(framework, str) or framework not in FRAMEWORKS:
@@ -256,7 +207,7 @@ def _is_possible(action, value):
     """Whether a recorded value is one that an argument of the command line gives."""
     if value is None:
         return action.default is None
-    if isinstance(value, bool):
+    if isinstance(value, bool) or action.nargs == 0:
         return any(value is one for one in (action.default, action.const))
     if isinstance(action, argparse._AppendAction):
         return isinstance(value, list) and all(isinstance(item, str) for item in value)

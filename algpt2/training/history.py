@@ -1,8 +1,12 @@
 """The record of a run: losses, speed and evaluations, as they come."""
 
+import datetime
 import json
 import math
+import sys
 import time
+
+from tqdm.auto import tqdm
 
 from algpt2.atomic import write_text
 from algpt2.errors import InputError, RunError
@@ -52,12 +56,15 @@ class History:
         self._last = (step, now)
         perplexities = {"train_perplexity": perplexity(loss)} if self.run.measures_perplexity else {}
         values = {"train_loss": loss, **perplexities, "learning_rate": learning_rate, **values}
+        remaining = ""
         if steps:
+            seconds_left = round(seconds / steps * (self.run.steps - step))
+            remaining = f"  eta {datetime.timedelta(seconds=seconds_left)}" if seconds_left else ""
             speed = steps * self._tokens_per_step / seconds
             values["tokens_per_second"] = speed
             if self.peak_flops:
                 values["flops_share"] = speed * training_flops(self.run.config, self.run.length) / self.peak_flops
-        return self._append(step, loss, values)
+        return self._append(step, loss, values, remaining)
 
     def log_evaluation(self, step, evaluation, values):
         """Record an evaluation; the time it took does not count as training.
@@ -79,7 +86,7 @@ class History:
         recorded = self._append(step, evaluation.loss, values)
         if self.has_stopped_improving() and self.run.is_first:
             patience = self.run.arguments.early_stopping_patience
-            print(f"no lower evaluation loss for {patience} evaluations: the run ends at step {step}", flush=True)
+            _print(f"no lower evaluation loss for {patience} evaluations: the run ends at step {step}")
         return recorded
 
     def evaluation_losses(self):
@@ -94,7 +101,7 @@ class History:
         """Count the speed of training from this step and moment on."""
         self._last = (step, time.perf_counter())
 
-    def _append(self, step, loss, values):
+    def _append(self, step, loss, values, note=""):
         if not math.isfinite(loss):
             raise divergence(step, f"the loss is {loss}")
         values = {name: float(value) for name, value in values.items()}
@@ -103,8 +110,14 @@ class History:
         if self.run.is_first:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+            _print(f"step {step}/{self.run.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()) + note)
         return values
+
+
+def _print(line):
+    # Above a progress bar, if there is one.
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def evaluation_losses(records):

@@ -13,7 +13,7 @@ def model_config(arguments, source=None):
     """The model that the arguments describe.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
         source: `algpt2.checkpoints.checkpoint.Checkpoint` of `--init-from`, if it is given.
 
     Returns:

@@ -13,11 +13,12 @@ OPTIMIZERS = tuple(HYPERPARAMETERS)
 SCHEDULES = ("linear", "cosine", "constant", "wsd")
 
 
-def hyperparameters(optimizer):
+def hyperparameters(optimizer, beta1=None, beta2=None, epsilon=None):
     """The constants of an optimizer.
 
     Args:
         optimizer: str, one of `OPTIMIZERS`.
+        beta1, beta2, epsilon: float. Other constants of `"adamw"` or `"lamb"`.
 
     Returns:
         dict of str to float or tuple of float.
@@ -26,12 +27,29 @@ def hyperparameters(optimizer):
         InputError: for another name.
 
     Example:
-        >>> hyperparameters("sgd")
-        {'momentum': 0.9}
+        >>> hyperparameters("sgd"), hyperparameters("adamw", beta2=0.95)
+        ({'momentum': 0.9}, {'betas': (0.9, 0.95), 'epsilon': 1e-08})
     """
     if optimizer not in HYPERPARAMETERS:
         raise InputError(f"the optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
-    return HYPERPARAMETERS[optimizer]
+    constants = dict(HYPERPARAMETERS[optimizer])
+    if "betas" in constants:
+        default1, default2 = constants["betas"]
+        constants["betas"] = (beta1 or default1, beta2 or default2)
+        constants["epsilon"] = epsilon or constants["epsilon"]
+    return constants
+
+
+def optimizer_constants(arguments):
+    """The constants of the optimizer of a run.
+
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+
+    Returns:
+        as `hyperparameters`.
+    """
+    return hyperparameters(arguments.optimizer, arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon)
 
 
 def final_decay_steps(schedule, warmup_steps, steps, decay_steps=None):

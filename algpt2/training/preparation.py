@@ -8,7 +8,7 @@ from pathlib import Path
 from algpt2.checkpoints.checkpoint import opened, read_config
 from algpt2.checkpoints.formats import find_weights
 from algpt2.configuration import ALGPT2Config
-from algpt2.data.corpus import read_corpus, text_options
+from algpt2.data.corpus import read_corpus, require_options_used, text_options
 from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
@@ -31,7 +31,7 @@ def prepare_run(arguments, is_first=True, data=None):
     """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
         is_first: bool. Whether this process makes the run directory; the others find it there.
         data: tuple of tokenizer, `Blocks` and validation `TokenizedText` that were packed before; `None` packs
             `--dataset`.
@@ -86,7 +86,9 @@ def prepare_run(arguments, is_first=True, data=None):
     if arguments.batch_size > block_count:
         raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {block_count} blocks")
     steps = arguments.max_steps or max(1, round(arguments.epochs * block_count / arguments.batch_size))
-    warmup_steps = steps // 10 if arguments.warmup_steps is None else arguments.warmup_steps
+    warmup_steps = arguments.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = steps // 10 if arguments.warmup_ratio is None else math.ceil(steps * arguments.warmup_ratio)
     decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
 
     goes_on = isinstance(arguments.resume, str) or (arguments.resume and arguments.steps not in (None, steps))
@@ -109,7 +111,7 @@ def check_batch(arguments, devices):
     """Raise an InputError unless the batch of a step can be split.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
         devices: int. The devices that share a batch.
     """
     if arguments.batch_size % (devices * arguments.gradient_accumulation):
@@ -140,6 +142,8 @@ def _given_tokenizer(arguments, source):
 
 
 def _read_data(arguments, config, length, tokenizer):
+    if not arguments.resume:
+        require_options_used(arguments)
     options = text_options(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, options)
     text = f"{corpus.train.fingerprint()} {corpus.validation.fingerprint()}"

@@ -139,7 +139,7 @@ def evaluate_run(run, token_losses, sentence_orders):
         one.
     """
     arguments = run.arguments
-    batch_size = min(arguments.batch_size, EVALUATION_BATCH)
+    batch_size = arguments.eval_batch_size or min(arguments.batch_size, EVALUATION_BATCH)
     evaluation = evaluate(token_losses, run.validation, run.length, batch_size, arguments.eval_protocol)
     if not arguments.sop or len(run.validation.tokens) < 2 * run.length:
         return evaluation, {}

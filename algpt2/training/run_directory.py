@@ -226,7 +226,7 @@ def run_sources(arguments):
     """What a run reads, as `require_free` takes it.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
 
     Returns:
         dict of str to str or `None`.
@@ -243,7 +243,7 @@ def new_run_directory(directory, arguments, config, tokenizer):
 
     Args:
         directory: `Path`.
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
         config: `ALGPT2Config`.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
 
@@ -268,7 +268,7 @@ def record_arguments(directory, arguments):
 
     Args:
         directory: `Path` of the run.
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
     """
     write_text(directory / ARGUMENTS_FILE, json.dumps({**vars(arguments), "resume": False}, indent=2) + "\n")
 

@@ -126,3 +126,16 @@ def test_gguf_is_refused(load, tmp_path):
     with pytest.raises(InputError, match="ALGPT2 reads no GGUF") as refused:
         load(directory, config=CONFIG, gguf_file="model.gguf")
     assert "\n" not in str(refused.value)
+
+
+def test_a_bin_file_is_checked_by_its_checksums(tmp_path):
+    directory = save_checkpoint(tmp_path, CONFIG, WEIGHTS)
+    (directory / "model.safetensors").unlink()
+    torch.save({name: torch.from_numpy(array) for name, array in WEIGHTS.items()}, directory / "pytorch_model.bin")
+    assert_loads(lambda: AutoModelForCausalLM.from_pretrained(directory), logits_of(WEIGHTS))
+    content = bytearray((directory / "pytorch_model.bin").read_bytes())
+    content[content.index(WEIGHTS["transformer.wpe.weight"].tobytes()) + 100] ^= 1
+    (directory / "pytorch_model.bin").write_bytes(content)
+    for load in (AutoModelForCausalLM.from_pretrained, ALGPT2LMHeadModel.from_pretrained):
+        with pytest.raises(InputError, match=r"pytorch_model\.bin: damaged \(the checksum of"):
+            load(directory)

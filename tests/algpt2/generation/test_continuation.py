@@ -1,9 +1,17 @@
 """Continuing past the context, and text as it comes."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from algpt2.generation.continuation import TextStream, continue_text, continue_tokens
+from algpt2.generation.continuation import (
+    TOKENS_BETWEEN_STOPS,
+    StopTexts,
+    TextStream,
+    continue_text,
+    continue_tokens,
+)
 
 STOP = 99
 
@@ -53,9 +61,38 @@ def test_characters_over_several_tokens_come_whole(text_tokenizer, text):
     assert text.isascii() or len(ids) > len(text)
     generate = lambda context, count, emit: [*ids, 0]  # noqa: E731
     continue_text(generate, text_tokenizer, prompt, 100, 200, parts.append)
-    assert "".join(parts) == prompt + text
-    assert parts[0] == prompt and all("\ufffd" not in part or "\ufffd" in text for part in parts)
-    assert len(parts) > 2 or text == "\n\n"
+    assert "".join(parts) == text
+    assert all("\ufffd" not in part or "\ufffd" in text for part in parts)
+    assert len(parts) > 1 or text == "\n\n"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stop_texts_end_a_text_before_the_first_of_them_wherever_it_is_cut(seed):
+    draw = np.random.default_rng(seed)
+    text = "".join(draw.choice(list("ab"), size=60))
+    stops = ["".join(draw.choice(list("ab"), size=size)) for size in (5, 7)]
+    cuts = [0, *sorted(draw.integers(0, 60, size=20).tolist()), 60]
+    parts = []
+    found = StopTexts(stops, parts.append)
+    for start, end in itertools.pairwise(cuts):
+        found.write(text[start:end])
+        # Nothing is held back that cannot become one of them.
+        assert found.found or len(text[:end]) - len("".join(parts)) < 7
+    found.end()
+    first = min((text.index(stop) for stop in stops if stop in text), default=None)
+    assert "".join(parts) == text[:first] and found.found == (first is not None)
+
+
+def test_no_token_is_made_long_after_a_stop_text(text_tokenizer):
+    made, parts = [], []
+
+    def generate(context, count, emit):
+        new = text_tokenizer.encode("word " * 100)[:count]
+        made.extend(new)
+        return new
+
+    continue_text(generate, text_tokenizer, "A ", 500, 1000, parts.append, stop=["d w"])
+    assert "".join(parts) == "wor" and len(made) == TOKENS_BETWEEN_STOPS
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -27,8 +28,9 @@ CONTEXT = [3, 7, 7, 12]
         {"top_k": 90},
         {"top_p": 0.8},
         {"top_p": 0.01},
+        {"min_p": 0.1},
         {"repetition_penalty": 1.7},
-        {"temperature": 1.6, "top_k": 20, "top_p": 0.9, "repetition_penalty": 0.8},
+        {"temperature": 1.6, "top_k": 20, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 0.8},
     ],
 )
 def test_probabilities_are_those_of_transformers(options):
@@ -37,6 +39,7 @@ def test_probabilities_are_those_of_transformers(options):
         "temperature": TemperatureLogitsWarper,
         "top_k": TopKLogitsWarper,
         "top_p": TopPLogitsWarper,
+        "min_p": MinPLogitsWarper,
     }
     processors = LogitsProcessorList(makers[name](options[name]) for name in makers if name in options)
     expected = processors(torch.tensor([CONTEXT]), torch.tensor(LOGITS[None])).softmax(-1)[0].numpy()
