@@ -64,7 +64,7 @@ def language_model(config, weights, precision="float32", unpack=False):
         >>> config = ALGPT2Config.from_preset("algpt2-tiny")
         >>> weights = {name: np.zeros(shape) for name, shape in weight_shapes(config).items()}
         >>> len(language_model(config, weights, "q4").graph.input)
-        7
+        11
     """
     head_width = config.n_embd // config.n_head
     if head_width % HEAD_WIDTH:
