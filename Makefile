@@ -3,7 +3,7 @@ BIN := .venv/bin
 # TensorFlow's notes about the machine are not for the readers of a demo.
 QUIET := TF_CPP_MIN_LOG_LEVEL=2 HF_HUB_OFFLINE=1
 
-.PHONY: install demo test lint docs clean
+.PHONY: install demo test quick lint docs clean
 
 install: .venv/installed
 
@@ -20,6 +20,9 @@ demo: install
 
 test: install
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+quick: install
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests
 
 lint: install
 	$(BIN)/ruff check .
