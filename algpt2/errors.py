@@ -13,6 +13,7 @@ import threading
 # The most characters of a message, of which the last ones say what to do.
 LONGEST, END = 1500, 300
 PACKAGES = ("algpt2", "algpt2_pt", "algpt2_tf", "convert")
+_WRONG_LOCALE = "error: names and texts need a locale with UTF-8; set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
 
 
 def one_line(text):
@@ -55,6 +56,10 @@ def exit_on_error(program):
         program: str. The name that starts the message.
     """
     _open_standard_streams()
+    is_utf8 = sys.getfilesystemencoding() == "utf-8"
+    if not is_utf8 and _is_command() and not "".join(sys.argv).isascii():
+        # Libraries that are not written in Python would look for other files.
+        _exit(program, _WRONG_LOCALE, 2)
     try:
         yield
         sys.stdout.flush()
@@ -65,19 +70,40 @@ def exit_on_error(program):
     except KeyboardInterrupt:
         _exit(program, "interrupted", 130)
     except BrokenPipeError:
-        # As of a process that SIGPIPE ends, since nobody reads on. Python flushes once more as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # As of a process that SIGPIPE ends, since nobody reads on.
+        _give_up_output()
         sys.exit(128 + signal.SIGPIPE)
-    except UnicodeEncodeError as error:
-        if sys.getfilesystemencoding() == "utf-8":
+    except UnicodeEncodeError:
+        if is_utf8:
             raise
-        problem = f"error: the encoding of this locale is {error.encoding}, which not all names and texts have"
-        _exit(program, f"{problem}; set LC_ALL=C.UTF-8, or PYTHONUTF8=1", 2)
+        _exit(program, _WRONG_LOCALE, 2)
+    except OSError as error:
+        _exit(program, f"error: {one_line(error)}", 2)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _exit(program, f"error: out of memory ({one_line(error)}); try a smaller batch, length or model", 1)
+
+
+def _is_out_of_memory(error):
+    words = ("allocate", "out of memory")
+    names = ("OutOfMemoryError", "ResourceExhaustedError")
+    is_said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, MemoryError) or type(error).__name__ in names or is_said
 
 
 def _exit(program, message, code):
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_output()
     print(f"{program}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _give_up_output():
+    # Python writes what is left once more as it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_standard_streams():
