@@ -1,7 +1,6 @@
 """transformers' Trainer for a run: its samples, its optimizer, its evaluation and its checkpoints."""
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -85,11 +84,7 @@ class RunTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        evaluated = [_evaluation(run, model)]
-        if self.accelerator.num_processes > 1:
-            # All processes know the same loss, so that they end at the same step.
-            broadcast_object_list(evaluated)
-        metrics = self.history.log_evaluation(step, *evaluated[0])
+        metrics = self.history.log_evaluation(step, *_evaluation(run, model))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.history.restart_clock(step)
