@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ import tensorflow as tf
 import torch
 import wandb
 from command_lines import FRAMEWORKS, history, run
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainingArguments
 
 import algpt2_pt.train
 from algpt2.checkpoints.checkpoint import read_config
 from algpt2.data.corpus import read_corpus
+from algpt2.training.arguments import parse_train_arguments
 from algpt2.training.preparation import prepare_run
 from algpt2_pt.training import Samples
 from algpt2_tf.training import batches
@@ -35,7 +38,8 @@ def files(tmp_path_factory):
 def train_arguments(files, output, *extra):
     return [
         "--config", files / "config.json", "--dataset", files / "train.txt", "--validation", files / "valid.txt",
-        "--vocab-size", 400, "--batch-size", 4, "--max-steps", 12, "--logging-steps", 4, "--eval-steps", 6,
+        *([] if "--tokenizer" in extra else ["--vocab-size", 400]),
+        "--batch-size", 4, "--max-steps", 12, "--logging-steps", 4, "--eval-steps", 6,
         "--learning-rate", 1e-2, "--seed", 7, "--output-dir", output, *extra,
     ]  # fmt: skip
 
@@ -149,6 +153,51 @@ def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokenizer", "DIR", "--vocab-size", "400"], "--vocab-size would have no effect"),
+        (["--init-from", "DIR", "--vocab-size", "400"], "--vocab-size would have no effect"),
+        (["--decay-steps", "4"], "--decay-steps would have no effect: it is for --lr-schedule wsd"),
+        (["--optimizer", "sgd", "--adam-beta2", "0.9"], "--adam-beta2 would have no effect: sgd has no such constant"),
+        (["--save-total-limit", "2"], "--save-total-limit would have no effect"),
+        (["--run-name", "x"], "--run-name would have no effect: it is for --report-to wandb"),
+        (["--depth", "3", "--config-override", "n_layer=4"], "--depth would have no effect"),
+        (["--sharing", "full", "--config-override", "layer_schedule=[0, 1]"], "--sharing would have no effect"),
+        (["--embedding-size", "8", "--config-override", "embedding_size=9"], "--embedding-size would have no effect"),
+        (["--dropout", "0.1", "--config-override", "attn_pdrop=0.2"], "--dropout would have no effect"),
+        (["--streaming"], "--streaming would have no effect: it is for data sets of the hub, not python-docs"),
+        (["--dataset", "TEXT", "--text-column", "a"], "--text-column would have no effect"),
+        (["--warmup-steps", "3", "--warmup-ratio", "0.1"], "not allowed with argument"),
+        (["--resume", "--arguments", "FILE"], "leave out --arguments"),
+    ],
+)
+def test_arguments_without_effect_are_refused(files, framework, arguments, message, tmp_path, capsys):
+    names = {"DIR": tmp_path / "model", "TEXT": files / "train.txt"}
+    arguments = [names.get(argument, argument) for argument in arguments]
+    code, _, err = run(capsys, f"algpt2_{framework}.train", *arguments, "--output-dir", tmp_path / "run")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch-count", "3"], "unknown argument --epoch-count; did you mean --epochs?"),
+        (["--preset", "algpt2-medum"], "invalid choice: 'algpt2-medum'; did you mean algpt2-medium?"),
+        (["--optimizer", "adam"], "invalid choice: 'adam'; did you mean adamw?"),
+        (["--zzz", "3"], "unknown argument --zzz; --help names those that there are"),
+        (["text.txt"], "unrecognized arguments: text.txt"),
+    ],
+)
+def test_a_mistyped_argument_is_one_line_with_what_was_meant(framework, arguments, message, capsys):
+    code, out, err = run(capsys, f"algpt2_{framework}.train", *arguments)
+    assert code == 2 and not out and err.count("\n") == 1 and message in err
+    assert err.startswith(f"python -m algpt2_{framework}.train: error: ")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("precious")
     for overwrite in ([], ["--overwrite"]):
@@ -236,3 +285,189 @@ def test_reports_to_wandb_offline_and_tensorboard(files, framework, tmp_path, ca
             names |= {value.tag for value in event.summary.value}
     assert any(name.endswith("loss") and "eval" not in name for name in names)
     assert any("eval" in name and name.endswith("perplexity") for name in names)
+
+
+def parsed(framework, *argv):
+    """The arguments of a new run."""
+    module = importlib.import_module(f"algpt2_{framework}.train")
+    return vars(parse_train_arguments(module.parser(), [str(argument) for argument in argv]))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_arguments_from_a_file_are_those_of_the_command_line(runs, framework, tmp_path):
+    flags = ["--config-override", "n_head=2", "--config-override", "n_layer=3", "--max-steps", 7, "--sop"]
+    flags += ["--learning-rate", "1e-05", "--warmup-ratio", 0.25, "--dataset", "a b.txt"]
+    (tmp_path / "a.yaml").write_text(
+        "# a comment\nconfig-override: [n_head=2, n_layer=3]\nmax_steps: 7\nsop: true\nlearning-rate: 1e-05\n"
+        "warmup-ratio: 0.25\ndataset: a b.txt\noverwrite: false\ndropout: null\n"
+    )
+    expected = parsed(framework, *flags)
+    assert parsed(framework, "--arguments", tmp_path / "a.yaml") == expected
+    # Flags come on top, also where two exclude each other.
+    on_top = ["--epochs", 2, "--warmup-steps", 4, "--dataset", "c"]
+    found = parsed(framework, "--arguments", tmp_path / "a.yaml", *on_top)
+    assert found == {
+        **expected,
+        "epochs": 2.0,
+        "max_steps": None,
+        "warmup_steps": 4,
+        "warmup_ratio": None,
+        "dataset": "c",
+    }
+    # The record of a run of either framework says how to make the same run.
+    for recorded in FRAMEWORKS:
+        record = json.loads((runs / recorded / "arguments.json").read_text())
+        found = parsed(framework, "--arguments", runs / recorded / "arguments.json", "--output-dir", "other")
+        own = {"framework", "output_dir", "text", "steps", "fsdp", "strategy", "warmup_steps"}
+        assert {k: v for k, v in found.items() if k not in own} == {k: v for k, v in record.items() if k not in own}
+        assert (found["text"], found["steps"], found["output_dir"]) == (None, None, "other")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("batchsize: 3", "unknown argument 'batchsize'; did you mean batch_size?"),
+        ("batch-size: many", "a.yaml: error: argument --batch-size: invalid positive integer value: 'many'"),
+        ("preset: algpt2-tny", "did you mean algpt2-tiny?"),
+        ("epochs: 1\nmax-steps: 3", "not allowed with argument"),
+        ("seed: {a: 3}", "seed is {'a': 3}; expected one value"),
+        ("- 3", "expected arguments and their values"),
+        ("a: [", "not readable as YAML"),
+        ("decay-steps: 3", "--decay-steps would have no effect"),
+    ],
+)
+def test_wrong_files_of_arguments(content, message, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(content)
+    code, _, err = run(capsys, "algpt2_pt.train", "--arguments", tmp_path / "a.yaml")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert "no such file" in run(capsys, "algpt2_pt.train", "--arguments", tmp_path / "b.yaml")[2]
+
+
+def test_constants_of_adam_and_the_warm_up_are_the_same_in_both_frameworks(runs, files, tmp_path, capsys):
+    constants = ["--adam-beta1", 0.8, "--adam-beta2", 0.9, "--adam-epsilon", 1e-3, "--warmup-ratio", 0.26]
+    base = ["--init-from", runs / "pt", "--dataset", files / "train.txt", "--validation", files / "valid.txt"]
+    base += ["--batch-size", 4, "--max-steps", 6, "--logging-steps", 1, "--save-steps", 6, "--dropout", 0]
+    found = {}
+    for framework in FRAMEWORKS:
+        for name, extra in (("given", constants), ("default", [])):
+            directory = tmp_path / framework / name
+            code, _, err = run(capsys, f"algpt2_{framework}.train", *base, *extra, "--output-dir", directory)
+            assert code == 0, err
+            found[framework, name] = [r["train_loss"] for r in history(directory) if "train_loss" in r]
+    np.testing.assert_allclose(found["pt", "given"], found["tf", "given"], rtol=1e-5)
+    assert not np.allclose(found["pt", "given"], found["pt", "default"], rtol=1e-4)
+    (group, _) = torch.load(tmp_path / "pt" / "given" / "checkpoint-6" / "optimizer.pt")["param_groups"]
+    assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-3)
+    # A warm-up of 26% of 6 steps takes 2 of them, as transformers rounds it.
+    warmup = TrainingArguments(output_dir=tmp_path, warmup_steps=0.26).get_warmup_steps(6)
+    rates = [r["learning_rate"] for r in history(tmp_path / "tf" / "given") if "train_loss" in r]
+    assert warmup == 2 == rates.index(max(rates))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_evaluation_before_the_first_step_and_the_time_that_is_left(files, framework, tmp_path, capsys):
+    arguments = train_arguments(files, tmp_path / "run", "--eval-on-start", "--eval-batch-size", 3, "--save-steps", 6)
+    code, out, _ = run(capsys, f"algpt2_{framework}.train", *arguments, "--learning-rate", 1e-30)
+    assert code == 0
+    losses = {record["step"]: record["eval_loss"] for record in history(tmp_path / "run") if "eval_loss" in record}
+    # At this learning rate nothing is learned, and the number of rows at once changes no loss.
+    assert list(losses) == [0, 6, 12] and np.ptp(list(losses.values())) < 1e-5
+    evaluated = run(capsys, f"algpt2_{framework}.evaluate", tmp_path / "run", "--batch-size", 16, "--json")[1]
+    assert np.isclose(json.loads(evaluated)["loss"], losses[12], rtol=1e-5)
+    lines = [line for line in out.splitlines() if "train_loss" in line]
+    assert [bool(re.search(r"  eta \d:\d\d:\d\d$", line)) for line in lines] == [True] * (len(lines) - 1) + [False]
+    # A run that goes on does not begin again.
+    code, _, err = run(
+        capsys, f"algpt2_{framework}.train", "--output-dir", tmp_path / "run", "--resume", "--max-steps", 14
+    )
+    assert code == 0, err
+    assert [r["step"] for r in history(tmp_path / "run") if "eval_loss" in r] == [0, 6, 12, 14]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_name_of_a_run_in_wandb(files, framework, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    names = []
+    init = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: (names.append(options["name"]), init(**options))[1])
+    arguments = train_arguments(files, tmp_path / "run", "--report-to", "wandb", "--run-name", "first try")
+    assert run(capsys, f"algpt2_{framework}.train", *arguments)[0] == 0
+    assert names == ["first try"]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_run_is_evaluated_on_its_own_text_unless_told_otherwise(runs, files, framework, tmp_path, capsys):
+    def evaluated(directory, *extra):
+        code, out, err = run(capsys, f"algpt2_{framework}.evaluate", directory, *extra, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    found = evaluated(runs / framework)
+    assert (found["dataset"], found["protocol"], found["length"]) == (str(files / "valid.txt"), "stream", 32)
+    assert np.isclose(found["loss"], history(runs / framework)[-1]["eval_loss"], rtol=1e-5)
+    assert evaluated(runs / framework / "checkpoint-12")["loss"] == found["loss"]
+    # The held-out part of a text, another length and another protocol.
+    arguments = [
+        "--config",
+        files / "config.json",
+        "--dataset",
+        files / "train.txt",
+        "--vocab-size",
+        400,
+        "--max-steps",
+        2,
+    ]
+    arguments += [
+        "--length",
+        20,
+        "--eval-protocol",
+        "line",
+        "--control-code",
+        "<|a|>",
+        "--output-dir",
+        tmp_path / "run",
+    ]
+    assert run(capsys, f"algpt2_{framework}.train", *arguments)[0] == 0
+    own = evaluated(tmp_path / "run")
+    assert (own["protocol"], own["length"]) == ("line", 20)
+    assert own["dataset"] == f"the held-out part of {files / 'train.txt'}"
+    assert np.isclose(own["loss"], history(tmp_path / "run")[-1]["eval_loss"], rtol=1e-5)
+    # What is given wins, one by one.
+    other = evaluated(tmp_path / "run", "--dataset", files / "valid.txt", "--protocol", "stream")
+    assert (other["dataset"], other["protocol"], other["length"]) == (str(files / "valid.txt"), "stream", 20)
+    assert evaluated(tmp_path / "run", "--control-code", "<|b|>")["loss"] != own["loss"]
+
+
+def test_a_held_out_text_that_has_changed_or_is_gone(runs, files, tmp_path, capsys):
+    directory = tmp_path / "run"
+    shutil.copytree(runs / "pt", directory)
+    record = json.loads((directory / "arguments.json").read_text())
+    (tmp_path / "other.txt").write_text("Another text than the one that was held out.\n" * 9)
+    (directory / "arguments.json").write_text(json.dumps({**record, "validation": str(tmp_path / "other.txt")}))
+    code, out, err = run(capsys, "algpt2_pt.evaluate", directory)
+    assert code == 0 and "other.txt: is not what it was when the run began" in err and "other.txt, protocol" in out
+    (tmp_path / "other.txt").unlink()
+    code, _, err = run(capsys, "algpt2_pt.evaluate", directory)
+    assert code == 2 and "other.txt: no such file" in err and "or give a --dataset" in err
+    (directory / "arguments.json").write_text(json.dumps({**record, "length": "long"}))
+    assert "length is 'long'" in run(capsys, "algpt2_pt.evaluate", directory)[2]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_of_a_run_that_is_not_finished_the_newest_checkpoint_is_taken(runs, framework, tmp_path, capsys):
+    directory = tmp_path / "run"
+    shutil.copytree(runs / framework, directory, symlinks=True)
+    for file in directory.glob("model.*"):
+        file.unlink()
+    said = "the run is not finished; taking its newest checkpoint, checkpoint-12"
+    code, out, err = run(capsys, f"algpt2_{framework}.evaluate", directory, "--json")
+    assert code == 0 and said in err
+    assert np.isclose(json.loads(out)["loss"], history(directory)[-1]["eval_loss"], rtol=1e-5)
+    code, out, err = run(capsys, f"algpt2_{framework}.generate", directory, "The value of")
+    assert code == 0 and said in err
+    assert out == run(capsys, f"algpt2_{framework}.generate", runs / framework, "The value of")[1]
+    shutil.rmtree(directory / "checkpoint-12")
+    shutil.rmtree(directory / "checkpoint-6")
+    code, _, err = run(capsys, f"algpt2_{framework}.evaluate", directory)
+    assert code == 2 and "the run is not finished, and has no checkpoint yet" in err

@@ -21,8 +21,8 @@ CHANGEABLE = {
 LENGTHS = {"max_steps", "epochs"}
 # What a record of a run has that another run does not take from it.
 OF_ONE_RUN = {"framework", "text", "steps", "resume", "overwrite"}
-# What only one framework has, with the value that means nothing to the other.
-OF_ONE_FRAMEWORK = {"fsdp": False, "strategy": "single"}
+# What only one framework has, and the other leaves alone: the devices that compute the same.
+OF_ONE_FRAMEWORK = {"fsdp", "strategy"}
 
 
 def parse_train_arguments(parser, argv=None):
@@ -128,7 +128,8 @@ def _read_values(path):
 def _as_command_line(values, defaults, path):
     argv = []
     for name, value in values.items():
-        if name in OF_ONE_RUN or value in (None, False) or value == OF_ONE_FRAMEWORK.get(name, defaults.get(name)):
+        is_left_out = name in OF_ONE_RUN or (name in OF_ONE_FRAMEWORK and name not in defaults)
+        if is_left_out or value is None or value is False or value == defaults.get(name):
             continue
         if name not in defaults or name == "arguments":
             raise InputError(f"{path}: unknown argument {name!r}{did_you_mean(name, defaults)}")

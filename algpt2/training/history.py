@@ -59,7 +59,7 @@ class History:
         remaining = ""
         if steps:
             seconds_left = round(seconds / steps * (self.run.steps - step))
-            remaining = f"  eta {datetime.timedelta(seconds=seconds_left)}" if seconds_left else ""
+            remaining = f"  eta {datetime.timedelta(seconds=seconds_left)}" if step < self.run.steps else ""
             speed = steps * self._tokens_per_step / seconds
             values["tokens_per_second"] = speed
             if self.peak_flops:
