@@ -181,6 +181,8 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Of heads that another model has.
+    _keys_to_ignore_on_load_unexpected = [r"^(lm_head|sop_classifier)\."]
     _can_record_outputs = {"attentions": OutputRecorder(ALGPT2Attention, index=1)}
 
     @torch.no_grad()
@@ -362,7 +364,6 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-    _keys_to_ignore_on_load_unexpected = [r"^sop_classifier\."]
 
     def __init__(self, config):
         super().__init__(config)

@@ -380,19 +380,20 @@ def test_a_prompt_from_standard_input(shared, framework, capsys, monkeypatch):
 
 
 def test_a_conversation_goes_on_from_all_of_its_text(shared, capsys, monkeypatch):
-    options = (shared[0], "--max-new-tokens", 3)
-    alone = run(capsys, "algpt2_pt.generate", *options, "an object")[1].removeprefix("an object")
+    options = ("--max-new-tokens", 3)
+    alone = run(capsys, "algpt2_pt.generate", shared[0], "an object", *options)[1].removeprefix("an object")
     # Random weights make bytes that are no characters after most texts.
     for word in TEXT.split():
-        text = run(capsys, "algpt2_pt.generate", *options, word)[1].removesuffix("\n")
-        whole = run(capsys, "algpt2_pt.generate", *options, f"{text}\nan object")[1]
+        text = run(capsys, "algpt2_pt.generate", shared[0], word, *options)[1].removesuffix("\n")
+        whole = run(capsys, "algpt2_pt.generate", shared[0], f"{text}\nan object", *options)[1]
         first, second = text.removeprefix(word), whole.removeprefix(f"{text}\nan object")
         if "\ufffd" not in whole and first and second not in ("\n", alone):
             break
     assert "\ufffd" not in whole and first and second not in ("\n", alone)
     for framework in FRAMEWORKS:
         monkeypatch.setattr("sys.stdin", Typed(f"{word}\nan object\n", is_terminal=False))
-        assert run(capsys, f"algpt2_{framework}.generate", *options, "--interactive")[:2] == (0, f"{first}\n{second}")
+        talk = run(capsys, f"algpt2_{framework}.generate", shared[0], *options, "--interactive")
+        assert talk[:2] == (0, f"{first}\n{second}")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def draw_perplexity(histories, path, protocol="stream"):
                 label=label,
                 color=colors[number % len(colors)],
                 linestyle=styles[number // len(colors) % len(styles)],
-                marker="o" if value == "eval_perplexity" else None,
+                # A line through one point does not show.
+                marker="o" if value == "eval_perplexity" or len(points) == 1 else None,
                 markersize=3,
             )
         axes.set(xlabel=key, yscale="log")
