@@ -134,7 +134,6 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
         (["--dataset", "no/such/file.txt"], "no/such/file.txt: no such file"),
         (["--length", "33"], "--length 33 must be at least 2 and at most n_positions, 32"),
         (["--config", "no/such.json"], "no/such.json: no such file or directory"),
-        (["--tokenizer", "no/such"], "no/such/tokenizer.json: no such file"),
         (["--vocab-size", "100"], "vocab_size 100 is too small"),
         (["--warmup-steps", "13"], "--warmup-steps 13 is more than the 12 steps of the run"),
         (["--batch-size", "0"], "argument --batch-size: invalid positive integer value: '0'"),

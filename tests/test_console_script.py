@@ -17,6 +17,7 @@ HELP = {
     ("convert", "pt2tf"): "python -m convert pt2tf",
     ("tokenization", "train"): "python -m algpt2.tokenization train",
     ("tfrecords",): "python -m algpt2_tf.tfrecords",
+    ("demo",): "python -m algpt2.demo",
     ("hub",): "python -m algpt2.hub",
 }
 

@@ -176,7 +176,7 @@ def test_commands_of_the_readme_exist(capsys):
     commands = re.findall(r"python -m ([\w.]+) ?((?:[^\n`]|\\\n)*)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert {command for command, _ in commands} >= {"algpt2_tf.train", "algpt2_pt.train", "convert"}
     for module, arguments in commands:
-        loaded = importlib.import_module(f"{module}.__main__" if module == "convert" else module)
+        loaded = importlib.import_module(f"{module}.__main__" if module in ("convert", "algpt2.demo") else module)
         with pytest.raises(SystemExit) as stopped:
             loaded.main([*arguments.split()[: module == "convert"], "--help"])
         assert stopped.value.code == 0

@@ -66,6 +66,7 @@ class DemoModel:
         stop = self.tokenizer.eos_token_id
 
         def produce(put):
+            put(prompt)
             generate = self._generation.token_generator(self.model, sampling, stop, stream=True)
             continue_text(generate, self.tokenizer, prompt, max_new_tokens, self.config.n_positions, put)
 
@@ -106,7 +107,7 @@ class DemoModel:
         chosen = {depths[place] for place in np.linspace(0, len(depths) - 1, MOST_DEPTHS).round().astype(int)}
         depths = sorted(chosen | {self.config.n_layer})
         ids = encode(self.tokenizer, text)
-        functions = self._evaluation.losses_at_depths(self.checkpoint, depths, Namespace(quantize=None))
+        functions = self._evaluation.losses_at_depths(self.checkpoint, depths, Namespace(quantize=None, device="auto"))
         return {
             depth: float(np.nanmean(_losses_in_rows(losses, ids, self.config.n_positions)))
             for depth, losses in zip(depths, functions, strict=True)

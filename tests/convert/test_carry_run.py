@@ -227,7 +227,8 @@ def without_history(run):
 
 
 def without_tokenizer(run):
-    (run / "checkpoint-10" / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (run / "checkpoint-10" / name).unlink()
 
 
 def without_state(run):
