@@ -10,7 +10,7 @@ import torch
 from command_lines import FRAMEWORKS, run
 from keras_hub.samplers import GreedySampler
 from models import both_models, pytorch_model, random_config, random_weights, tiny_config
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.generation import (
     LogitsProcessorList,
     MinPLogitsWarper,
