@@ -49,6 +49,7 @@ def arguments(data, output, *more, source="lm"):
     ]
 
 
+@pytest.mark.slow
 def test_both_frameworks_train_to_the_same_numbers(data, capsys, tmp_path):
     records = {}
     for framework in FRAMEWORKS:
@@ -71,6 +72,7 @@ def test_both_frameworks_train_to_the_same_numbers(data, capsys, tmp_path):
     assert np.mean([a == b for a, b in zip(answers, labels, strict=True)]) == pytest.approx(last["eval_accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_language_model_is_fine_tuned_and_the_run_resumed(framework, data, capsys, tmp_path):
     more = ("--save-steps", 20, "--learning-rate", 1e-2, "--max-steps", 40, "--eval-steps", 40)
@@ -138,6 +140,7 @@ def test_a_checkpoint_and_two_labels_are_needed(data, capsys, tmp_path):
     assert code == 2 and "have the label 'good'; expected at least two labels" in err
 
 
+@pytest.mark.slow
 def test_losses_of_an_accumulated_batch_are_those_of_the_whole():
     # transformers' Trainer leaves the mean over parts to models that take the number of items.
     assert ALGPT2ForSequenceClassification.accepts_loss_kwargs is False

@@ -55,6 +55,7 @@ def runs(files, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("framework", "weights"), [("pt", "model.safetensors"), ("tf", "model.weights.h5")])
 def test_run_directory(runs, framework, weights):
     directory = runs / framework
@@ -112,6 +113,7 @@ def test_evaluation_gives_the_last_loss_of_the_history(runs, files, framework, c
     assert np.isclose(found["perplexity"], np.exp(found["loss"]), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
     def losses(directory):
@@ -196,6 +198,7 @@ def test_a_mistyped_argument_is_one_line_with_what_was_meant(framework, argument
     assert err.startswith(f"python -m algpt2_{framework}.train: error: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("precious")
@@ -210,6 +213,7 @@ def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     assert code == 0 and not (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_intervals_that_do_not_divide_the_steps(files, framework, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--logging-steps", 5, "--eval-steps", 5)
@@ -219,6 +223,7 @@ def test_intervals_that_do_not_divide_the_steps(files, framework, tmp_path, caps
     assert [record["step"] for record in records if "eval_loss" in record] == [5, 10, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_diverged_run_fails_and_saves_no_weights(files, framework, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--learning-rate", 1e30)
@@ -245,6 +250,7 @@ def test_wrong_configurations(files, stored, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_unknown_fields_of_a_configuration_are_told(files, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "n_heads": 8}))
     arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
@@ -269,6 +275,7 @@ def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
     assert code == 2 and "--batch-size 3 must be divisible by 2 devices" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_reports_to_wandb_offline_and_tensorboard(files, framework, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

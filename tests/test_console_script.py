@@ -42,6 +42,7 @@ def test_a_framework_that_is_missing_is_one_line(capsys, monkeypatch):
     assert code == 2 and error.startswith("algpt2: error: absent.train cannot be imported") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_shipped_configurations_are_known_by_name(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("a line of some words\n" * 200)

@@ -61,6 +61,7 @@ def flipped(path, place=0.5):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_every_file_of_a_checkpoint_has_a_checksum(unfinished, resumed):
     _, whole = unfinished
     names = {path.name for path in (whole / "checkpoint-4").iterdir()} - {"checksums.json"}
@@ -204,6 +205,7 @@ def test_arguments_of_wrong_types(resumed):
             assert f"arguments.json: {name} is {value!r}" in message, message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
     [

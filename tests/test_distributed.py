@@ -17,6 +17,8 @@ import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.data.corpus import read_corpus
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 CONFIG = {**TINY_CONFIG, "vocab_size": 300, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LAUNCHERS = ("ddp", "fsdp", "accelerate", "multiworker")

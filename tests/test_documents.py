@@ -37,6 +37,7 @@ def test_every_rule_of_a_dialect_is_documented(dialect):
         assert row in text, row
 
 
+@pytest.mark.slow
 def test_every_canonical_name_is_documented():
     text = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
     for config in (ALGPT2Config(), ALGPT2Config(embedding_size=None, tie_word_embeddings=False)):

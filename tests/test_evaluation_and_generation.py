@@ -76,6 +76,7 @@ def transformers_losses(model, rows):
     return total, count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["stream", "line", "sliding"])
 def test_protocols_as_transformers_computes_them(gpt2, text_file, text_tokenizer, protocol, capsys):
     directory, model = gpt2
@@ -113,6 +114,7 @@ def test_protocols_as_transformers_computes_them(gpt2, text_file, text_tokenizer
         assert f"protocol {protocol}, length 20" in shown and f"perplexity {found['perplexity']:.4f}" in shown
 
 
+@pytest.mark.slow
 def test_depths_are_the_same_block_applied_as_often(shared, text_file, tmp_path, capsys, monkeypatch):
     directory, config = shared
     monkeypatch.chdir(tmp_path)
@@ -205,6 +207,7 @@ def plain_greedy_search(model, ids, count, n_positions, penalty):
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_search_past_the_context_in_both_frameworks(penalty):
     different = []
@@ -249,6 +252,7 @@ def test_penalized_logits_of_a_padded_batch_are_those_of_transformers():
             np.testing.assert_allclose(logits[row], expected[0].numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_generation_stops_at_the_stop_token_and_streams_before_it_ends():
     config = tiny_config(n_positions=20)
     free = open_both(config, Sampling())[0]([1, 2, 3], 12, lambda token: None)
@@ -286,6 +290,7 @@ def test_top_k_and_top_p_draw_from_the_tokens_that_transformers_keeps():
         assert np.abs(counts - expected).max() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_generation(shared, framework, capsys):
     arguments = (f"algpt2_{framework}.generate", shared[0], "The value of", "--max-new-tokens", 40)
@@ -299,6 +304,7 @@ def test_generation(shared, framework, capsys):
     assert run(capsys, *arguments, "--top-k", 10**6, "--top-p", 1e-6)[1] == out
 
 
+@pytest.mark.slow
 def test_the_same_greedy_text_in_both_frameworks_from_a_prompt_file(shared, tmp_path, capsys):
     prompts = ["The value of", "A naïve object ☃", "word " * 60]
     (tmp_path / "prompts.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
@@ -312,6 +318,7 @@ def test_the_same_greedy_text_in_both_frameworks_from_a_prompt_file(shared, tmp_
         assert "the context 32: continuing its last 16" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_terminal_sees_text_as_it_comes(shared, framework, capsys, monkeypatch):
     class Terminal(io.StringIO):
@@ -346,6 +353,7 @@ class Typed(io.TextIOWrapper):
         return self.is_terminal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_beams_find_the_text_that_transformers_finds(gpt2, text_tokenizer, framework, capsys):
     directory, model = gpt2
@@ -360,6 +368,7 @@ def test_beams_find_the_text_that_transformers_finds(gpt2, text_tokenizer, frame
     assert (code, out) == (0, f"{text_tokenizer.decode(expected)}\n"), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_continuation_ends_before_a_stop_text(shared, framework, capsys):
     arguments = (f"algpt2_{framework}.generate", shared[0], "The value of", "--max-new-tokens", 40)
@@ -371,6 +380,7 @@ def test_a_continuation_ends_before_a_stop_text(shared, framework, capsys):
         assert out == f"{whole[:start]}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_prompt_from_standard_input(shared, framework, capsys, monkeypatch):
     expected = run(capsys, f"algpt2_{framework}.generate", shared[0], "The value\nof")[1]
@@ -430,6 +440,7 @@ def test_wrong_generations(shared, arguments, message, tmp_path, capsys, monkeyp
         assert code == 2 and not out and message in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "code"),
     [

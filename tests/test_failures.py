@@ -21,6 +21,8 @@ import algpt2_tf.train
 from algpt2.data.corpus import read_corpus
 from algpt2_tf import TFALGPT2LMHeadModel
 
+pytestmark = pytest.mark.slow
+
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 ROOT = Path(__file__).parent.parent
 

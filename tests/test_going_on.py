@@ -14,6 +14,8 @@ import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.data.corpus import read_corpus
 
+pytestmark = pytest.mark.slow
+
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 # So high that the loss rises after the warm-up.
 RISING = ("--learning-rate", "1", "--warmup-steps", "12")

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from isolation import ROOT
+
+pytestmark = pytest.mark.slow
 
 CHECKS = {"ok", "left out"}
 

@@ -21,6 +21,7 @@ def modules_of(package):
     return [package, *(module.name for module in found if not module.name.endswith("__main__"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [
@@ -82,6 +83,7 @@ ORDERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_importing_a_package_registers_its_classes(order, tmp_path):
     from models import save_checkpoint
@@ -94,6 +96,7 @@ def test_importing_a_package_registers_its_classes(order, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "backend", "message"),
     [
@@ -125,6 +128,7 @@ def public_modules():
     return [name for package in ("algpt2", "algpt2_pt", "algpt2_tf", "convert") for name in modules_of(package)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", public_modules())
 def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -166,6 +170,7 @@ def checkpoint(text_tokenizer, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", readme_blocks("python"), ids=lambda code: code.splitlines()[0])
 def test_python_examples_of_the_readme_run(code, checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint)

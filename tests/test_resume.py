@@ -16,6 +16,8 @@ import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.data.corpus import read_corpus
 
+pytestmark = pytest.mark.slow
+
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 STATE = {"pt": "optimizer.pt", "tf": "training_state.safetensors"}
 # Dropout, so that the random state counts.

@@ -79,6 +79,7 @@ def test_wrong_inputs(way, case):
     assert str(refused.value) == message
 
 
+@pytest.mark.slow
 def test_a_dataset_with_wrong_ids_is_not_trained_on():
     import tensorflow as tf
 

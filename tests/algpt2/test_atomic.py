@@ -196,6 +196,7 @@ def test_a_directory_from_elsewhere_changes_nothing_outside_of_it(files, removed
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "message"),
     [

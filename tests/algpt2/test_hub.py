@@ -235,6 +235,7 @@ def test_wrong_arguments(directory, repository, message, hub, run_directory, tmp
     assert message in capsys.readouterr().err and not hub.repositories
 
 
+@pytest.mark.slow
 def test_both_frameworks_push_and_load(stand_in, run_directory, tmp_path):
     script = """
 import logging, sys

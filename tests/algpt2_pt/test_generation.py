@@ -71,6 +71,7 @@ def test_generation(model, options):
     assert len(outputs[0]) == options.get("num_return_sequences", 1)
 
 
+@pytest.mark.slow
 def test_continuous_batching_gives_what_generate_gives():
     config = tiny_config(layer_schedule=[0, 1, 0])
     model = pytorch_model(config, random_weights(config, "float32"))
@@ -163,6 +164,7 @@ def test_a_growing_cache_holds_what_a_dynamic_one_holds(seed):
             assert torch.equal(growing.keys, dynamic.keys) and torch.equal(growing.values, dynamic.values)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_takes_the_cache_of_generation(model):
     prompt = torch.tensor([[3, 5, 8, 3, 5]])
     options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}

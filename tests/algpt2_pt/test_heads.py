@@ -110,6 +110,7 @@ def test_the_head_reads_what_the_last_normalization_gives():
     assert outputs.hidden_states is None
 
 
+@pytest.mark.slow
 def test_pipelines_of_transformers_name_the_classes(text_tokenizer, tmp_path):
     config = tiny_config(vocab_size=len(text_tokenizer), id2label={0: "bad", 1: "good"}, pad_token_id=0)
     model = ALGPT2ForSequenceClassification(config)

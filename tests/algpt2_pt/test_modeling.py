@@ -118,6 +118,7 @@ def test_shared_blocks_are_unshared_ones_with_equal_weights():
     assert close(pytorch_model(config, weights)(ids).logits, expected(ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_attention_implementations_agree(model, batch, implementation):
     expected = model(**batch).logits
@@ -213,6 +214,7 @@ def test_gradient_checkpointing_drops_the_same_again(use_reentrant):
     assert all(close(f, e, 1e-10) for f, e in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_model_gives_the_same_logits(model, batch):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

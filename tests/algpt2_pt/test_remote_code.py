@@ -17,6 +17,8 @@ from algpt2_pt.cpu_kernels import use_plain_kernels
 from algpt2_tf import TFALGPT2LMHeadModel
 from convert import tf2pt
 
+pytestmark = pytest.mark.slow
+
 PROJECT = ("algpt2", "algpt2_pt", "algpt2_tf", "convert")
 IDS = torch.arange(20)[None]
 LOAD = """

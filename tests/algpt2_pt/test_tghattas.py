@@ -197,6 +197,7 @@ def test_the_published_parameter_counts(model, flags, vocabulary, parameters):
     assert (arguments.warmup_steps, arguments.weight_decay, arguments.optimizer) == (0, 0.01, "adamw")
 
 
+@pytest.mark.slow
 def test_from_text_to_evaluation(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")

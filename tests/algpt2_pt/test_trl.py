@@ -14,6 +14,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, Re
 
 from algpt2_pt import ALGPT2ForSequenceClassification, ALGPT2LMHeadModel
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"factorized": 10, "unfactorized": None, "as wide as the hidden states": 24}
 OPTIONS = {
     "max_steps": 5,

@@ -92,6 +92,7 @@ def outputs(models, saved_model, tmp_path_factory):
     return np.load(files["outputs"])
 
 
+@pytest.mark.slow
 def test_logits_of_a_saved_model(models, outputs):
     for number, batch in enumerate(int32_batches(models[0].config)):
         assert_same_logits(models[1], outputs[f"batch {number}/logits"], *batch)
@@ -118,6 +119,7 @@ def test_a_saved_model_refuses_sequences_that_are_too_long(saved_model):
             signature(token_ids=ids, padding_mask=tf.ones_like(ids))
 
 
+@pytest.mark.slow
 def test_a_saved_model_of_a_model_for_pretraining_with_a_repetition_penalty(tmp_path):
     tensorflow, pytorch = both_pretraining_models(tiny_config(), "float32")
     tensorflow.compile(sampler="greedy", repetition_penalty=1.5)
@@ -141,6 +143,7 @@ def test_a_streamer_cannot_be_exported(tmp_path):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.slow
 def test_logits_of_litert_at_any_shape(tmp_path):
     tensorflow, pytorch = both_models(random_config(5), "float32")
     export_litert(tensorflow, tmp_path / "model.tflite")
@@ -149,6 +152,7 @@ def test_logits_of_litert_at_any_shape(tmp_path):
         assert_same_logits(pytorch, runner(token_ids=ids, padding_mask=mask)["logits"], ids, mask)
 
 
+@pytest.mark.slow
 def test_litert_of_a_fixed_length_and_of_a_model_for_pretraining(tmp_path):
     tensorflow, pytorch = both_pretraining_models(tiny_config(), "float32")
     export_litert(tensorflow, tmp_path / "model.tflite", length=12)
@@ -165,6 +169,7 @@ def wide_models():
     return both_models(tiny_config(n_embd=96, embedding_size=32, vocab_size=512, layer_schedule=[0] * 4), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantize", "dtype"), [(None, np.float32), ("int8", np.int8)])
 def test_litert_stores_a_shared_block_once_and_uses_built_in_operations(quantize, dtype, wide_models, tmp_path):
     tensorflow, pytorch = wide_models
@@ -185,6 +190,7 @@ def test_litert_stores_a_shared_block_once_and_uses_built_in_operations(quantize
         assert sum(map(np.prod, shapes)) < 1.2 * parameter_count(tensorflow.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantize", "length"), [(None, None), (None, 4), ("int8", None)])
 def test_a_litert_file_goes_on_from_its_cache(models, quantize, length, tmp_path):
     tensorflow, pytorch = models

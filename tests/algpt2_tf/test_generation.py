@@ -28,6 +28,7 @@ def generate_without_cache(model, given):
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "length", "jit_compile"),
     [((5, 8), 20, True), ((5, 40), 48, True), ((34, 40), 72, True), ((5, 40), 48, False)],
@@ -39,6 +40,7 @@ def test_cached_generation_is_the_plain_model_again_and_again(lengths, length, j
     np.testing.assert_array_equal(found["token_ids"], generate_without_cache(model, given))
 
 
+@pytest.mark.slow
 def test_xla_compiles_generation_if_it_can(model):
     class ByNumpy(samplers.GreedySampler):
         """Greedy search by a function that XLA cannot call."""
@@ -70,6 +72,7 @@ def test_cache_has_an_entry_per_depth(model):
     assert not np.allclose(cache[0], cache[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -88,6 +91,7 @@ def test_every_sampler_keeps_the_prompt_and_stops(text_model, sampler):
     assert [text[:12].strip() for text in texts] == ["The value of", "An object is"]
 
 
+@pytest.mark.slow
 def test_generation_continues_what_transformers_would(text_model, text_tokenizer, tmp_path):
     from algpt2_pt import ALGPT2LMHeadModel
 
@@ -99,6 +103,7 @@ def test_generation_continues_what_transformers_would(text_model, text_tokenizer
     assert found == text_tokenizer.decode(output[0], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_generation_ends_at_the_stop_token(model):
     model.compile(sampler="greedy")
     given = prompt(model)
@@ -112,6 +117,7 @@ def test_generation_ends_at_the_stop_token(model):
         np.testing.assert_array_equal(found["padding_mask"][row], np.arange(20) < end)
 
 
+@pytest.mark.slow
 def test_padding_that_equals_the_stop_token_does_not_stop(model):
     model.compile(sampler="greedy")
     given = prompt(model)
@@ -121,6 +127,7 @@ def test_padding_that_equals_the_stop_token_does_not_stop(model):
     np.testing.assert_array_equal(model.generate(padded, stop_token_ids=[absent])["token_ids"], free)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "mixed_bfloat16", "float32"])
 @pytest.mark.parametrize("tie_projections", [False, True])
@@ -142,6 +149,7 @@ def test_xla_reads_half_precision_weights_as_they_are(rows, dtype, tie_projectio
     assert ("XlaOptimizationBarrier" in str(graph)) == is_streamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", [samplers.RandomSampler(seed=1), samplers.BeamSampler(num_beams=3), samplers.ContrastiveSampler(k=3)]
 )
@@ -157,6 +165,7 @@ def test_one_text_in_half_precision_by_every_kind_of_sampler(sampler):
     assert (found < model.config.vocab_size).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["shared"], indirect=True)
 def test_stop_tokens_are_integers_of_any_kind(model):
     model.compile(sampler="greedy", jit_compile=False)

@@ -12,6 +12,8 @@ from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 from algpt2_tf.devices import select_strategy
 from algpt2_tf.weights import assign_weights, canonical_weights
 
+pytestmark = pytest.mark.slow
+
 CONFIG = tiny_config(layer_schedule=[0, 1, 0], attn_pdrop=0.3, resid_pdrop=0.2, embd_pdrop=0.1)
 
 

@@ -101,6 +101,7 @@ def gpt2_loss(model, labels):
     return model(labels.clamp(min=0), labels=labels).loss, (labels[:, 1:] >= 0).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["single", "mirrored"])
 def test_fit_on_strings_trains_as_transformers_gpt2(strategy, gpt2, text_tokenizer, tmp_path):
     optimizer = torch.optim.SGD(gpt2.parameters(), 0.1)
@@ -158,6 +159,7 @@ def test_labels_that_are_ignored_and_weights_of_tokens(reduction):
     assert by_label == by_weight
 
 
+@pytest.mark.slow
 def test_a_step_without_a_label_that_counts_changes_nothing():
     model = TFALGPT2LMHeadModel(TFALGPT2Backbone(tiny_config(layer_schedule=[0])))
     before = canonical_weights(model)

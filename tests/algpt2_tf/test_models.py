@@ -34,6 +34,7 @@ class KerasHubTest(TestCase):
         tokenizer = TFALGPT2Tokenizer(self.tokenizer.backend_tokenizer)
         return TFALGPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
 
+    @pytest.mark.slow
     def test_backbone(self):
         ids = np.ones((2, 5), dtype="int32")
         for config in CONFIGS.values():
@@ -44,6 +45,7 @@ class KerasHubTest(TestCase):
                 expected_output_shape=(2, 5, config.embedding_width),
             )
 
+    @pytest.mark.slow
     def test_task(self):
         for name in ("shared", "unfactorized"):
             config = tiny_config(**{**CONFIGS[name].to_dict(), "vocab_size": len(self.tokenizer)})
@@ -54,6 +56,7 @@ class KerasHubTest(TestCase):
                 expected_output_shape=(2, 8, len(self.tokenizer)),
             )
 
+    @pytest.mark.slow
     def test_model_saving(self):
         ids = np.ones((2, 5), dtype="int32")
         inputs = {"token_ids": ids, "padding_mask": ids}
@@ -79,6 +82,7 @@ def inputs(config, padded=True):
     return {"token_ids": ids, "padding_mask": mask}
 
 
+@pytest.mark.slow
 def test_fit_on_strings_and_on_ids_learns(text_model):
     text_model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="auto")
     texts = ["The value of an object is its value."] * 8
@@ -90,6 +94,7 @@ def test_fit_on_strings_and_on_ids_learns(text_model):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_fit_on_strings_over_two_replicas(text_model):
     preprocessor = text_model.preprocessor
     with select_strategy("mirrored").scope():
@@ -105,6 +110,7 @@ def test_a_preset_takes_the_dtype_it_is_loaded_with(text_model, tmp_path):
     assert loaded.backbone.project_out.variable_dtype == loaded.backbone.variable_dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_preset_round_trip(text_model, tmp_path):
     text_model.compile(sampler="greedy")
     expected = text_model.generate("The value of", max_length=16)
@@ -116,6 +122,7 @@ def test_preset_round_trip(text_model, tmp_path):
         np.testing.assert_array_equal(canonical_weights(loaded)[name], array)
 
 
+@pytest.mark.slow
 def test_keras_file_round_trip(text_model, tmp_path):
     text_model.fit(["The value of an object"] * 4, batch_size=2, verbose=0)
     text_model.compile(sampler="greedy")
@@ -126,6 +133,7 @@ def test_keras_file_round_trip(text_model, tmp_path):
     assert loaded.generate("The value of", max_length=16) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_save_and_from_pretrained(seed, dtype, tmp_path):
@@ -158,6 +166,7 @@ def test_from_pretrained_builds_the_preprocessor(text_model, text_tokenizer, tmp
     assert TFALGPT2LMHeadModel.from_pretrained(tmp_path, preprocessor=None).preprocessor is None
 
 
+@pytest.mark.slow
 def test_training_state_is_neither_saved_nor_needed(text_model, tmp_path):
     text_model.fit(["The value of an object"] * 4, batch_size=2, verbose=0)
     text_model.save_pretrained(tmp_path)
@@ -181,6 +190,7 @@ def test_a_saved_gpt2_of_transformers_gives_the_same_logits(tmp_path):
     assert relative_difference(expected, model({"token_ids": ids, "padding_mask": np.ones_like(ids)})) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_low_precision_is_close_and_trains(policy):
     config = CONFIGS["cycle"]
@@ -196,6 +206,7 @@ def test_low_precision_is_close_and_trains(policy):
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_lora_trains_only_its_own_weights_and_merges(model, tmp_path):
     data = inputs(model.config)
     before = canonical_weights(model)
@@ -263,6 +274,7 @@ def test_too_long_sequences_are_named(model):
         model.generate({"token_ids": ids, "padding_mask": ids < 0}, stop_token_ids=None)
 
 
+@pytest.mark.slow
 def test_a_preset_of_keras_hub_is_read_by_every_way_in(text_tokenizer, tmp_path):
     config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
     preprocessor = TFALGPT2CausalLMPreprocessor(TFALGPT2Tokenizer(text_tokenizer), sequence_length=80)
@@ -312,6 +324,7 @@ def test_score_gives_logits_losses_and_what_is_between():
         model.score(ids, scoring_mode="loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", [keras_hub.samplers.ContrastiveSampler(k=3, alpha=0.3), keras_hub.samplers.BeamSampler(num_beams=2)]
 )

@@ -37,6 +37,7 @@ def layer(text_tokenizer):
     return TFALGPT2Tokenizer(text_tokenizer.backend_tokenizer)
 
 
+@pytest.mark.slow
 def test_every_line_of_a_text_has_the_same_ids(layer, lines, text_tokenizer):
     expected = text_tokenizer(lines)["input_ids"]
     assert len(lines) > 10_000
@@ -50,6 +51,7 @@ def test_every_line_of_a_text_has_the_same_ids(layer, lines, text_tokenizer):
     assert [row.numpy().tolist() for row in one_by_one] == expected[:500]
 
 
+@pytest.mark.slow
 def test_text_comes_back(layer, lines):
     assert list(layer.detokenize(layer(lines))) == lines
     assert layer.detokenize(layer("one text")) == "one text"

@@ -55,6 +55,7 @@ def test_the_order_is_read_from_the_last_token_on_either_side_of_the_padding(mod
     np.testing.assert_allclose(model(left)["sop_logits"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_default_loss_is_the_sum_of_both_cross_entropies(model, batch):
     def cross_entropy(logits, labels):
         logits = np.asarray(logits, dtype="float64")
@@ -73,6 +74,7 @@ def test_the_default_loss_is_the_sum_of_both_cross_entropies(model, batch):
     assert results["sop_logits_sparse_categorical_accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_learns_the_order(jit_compile):
     keras.utils.set_random_seed(0)
@@ -85,6 +87,7 @@ def test_fit_learns_the_order(jit_compile):
     np.testing.assert_array_equal(np.asarray(model(data)["sop_logits"]).argmax(-1), order)
 
 
+@pytest.mark.slow
 def test_generation_and_logits_are_those_of_the_language_model(model, batch):
     language_model = TFALGPT2LMHeadModel(TFALGPT2Backbone(CONFIG))
     assign_weights(language_model, random_weights(CONFIG, "float32"))
@@ -112,6 +115,7 @@ def test_keras_files_and_presets_keep_the_head(policy, batch, tmp_path):
         np.testing.assert_array_equal(loaded(batch)["sop_logits"], model(batch)["sop_logits"])
 
 
+@pytest.mark.slow
 def test_a_quantized_model_keeps_the_head_exact(model, batch, tmp_path):
     model.quantize("int8")
     expected = model(batch)
@@ -152,6 +156,7 @@ def test_damaged_files_are_input_errors(model, tmp_path):
         TFALGPT2ForPreTraining.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_half_a_head_is_refused():
     weights = pretraining_weights(CONFIG, "float32")
     del weights["sop_classifier.bias"]

@@ -86,6 +86,7 @@ def count(call, block, calls):
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "mode"), CASES)
 def test_a_quantized_model_computes_nearly_the_same(make, shape, mode):
     model = make(shape)
@@ -121,6 +122,7 @@ def test_lora_weights_are_saved_and_loaded(make, targets, tmp_path):
     np.testing.assert_array_equal(np.asarray(loaded(INPUTS)), adapted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "mode"), [*((shape, "int8") for shape in SHAPES), ("shared", "float8")])
 def test_a_quantized_model_is_saved_and_loaded(make, shape, mode, tmp_path):
     model = make(shape)
@@ -130,6 +132,7 @@ def test_a_quantized_model_is_saved_and_loaded(make, shape, mode, tmp_path):
     np.testing.assert_array_equal(np.asarray(loaded(INPUTS)), np.asarray(model(INPUTS)))
 
 
+@pytest.mark.slow
 def test_a_quantized_model_generates(make, tmp_path):
     model = make("shared")
     model.quantize("int8")

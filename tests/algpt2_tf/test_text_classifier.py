@@ -46,6 +46,7 @@ class KerasHubTest(TestCase):
     def _use_preprocessor(self, preprocessor):
         self.preprocessor = preprocessor
 
+    @pytest.mark.slow
     def test_task(self):
         for name in ("shared", "unfactorized"):
             config = tiny_config(**{**CONFIGS[name].to_dict(), "vocab_size": 600})
@@ -60,6 +61,7 @@ class KerasHubTest(TestCase):
                 expected_output_shape=(2, 3),
             )
 
+    @pytest.mark.slow
     def test_model_saving(self):
         ids = np.ones((2, 5), dtype="int32")
         for config in CONFIGS.values():
@@ -127,6 +129,7 @@ def test_logits_losses_and_gradients_are_those_of_gpt2(padding, tmp_path):
         assert relative_difference(gradient, before[name] - canonical_weights(model)[name]) < 1e-6
 
 
+@pytest.mark.slow
 def test_fit_on_strings_learns(preprocessor):
     keras.utils.set_random_seed(0)
     model = text_classifier(preprocessor)
@@ -206,6 +209,7 @@ def test_a_language_model_becomes_a_classifier(text_tokenizer, tmp_path, caplog)
     assert canonical_weights(language_model).keys() == random_weights(config).keys()
 
 
+@pytest.mark.slow
 def test_no_language_model_comes_of_a_classifier_without_its_head(tmp_path):
     config = tiny_config(num_labels=3, tie_word_embeddings=False)
     weights = classifier_weights(config, "float32")
@@ -216,6 +220,7 @@ def test_no_language_model_comes_of_a_classifier_without_its_head(tmp_path):
         TFALGPT2LMHeadModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_presets_and_keras_files_keep_the_head_and_the_names(preprocessor, tmp_path):
     model = text_classifier(preprocessor)
     model.save(tmp_path / "model.keras")
@@ -242,6 +247,7 @@ def test_the_preset_of_a_language_model_becomes_a_classifier(preprocessor, tmp_p
     np.testing.assert_array_equal(canonical_weights(model)[name], canonical_weights(language_model)[name])
 
 
+@pytest.mark.slow
 def test_weights_that_keras_saves_are_read(preprocessor, tmp_path):
     model = text_classifier(preprocessor)
     model.save_pretrained(tmp_path)

@@ -274,6 +274,7 @@ class TestOutput:
         code, _, err = run(capsys, main_module, command, directory, "--output", "/sys/kernel/algpt2")
         assert code == 2 and "/sys/kernel/algpt2: cannot be written" in err and "Traceback" not in err
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", ["to-pt", "to-tf", "to-gpt2"])
     def test_on_a_full_disk(self, command, tmp_path):
         directory = save_checkpoint(tmp_path / "checkpoint")

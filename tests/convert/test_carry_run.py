@@ -110,6 +110,7 @@ def difference(expected, found, first):
     return max(np.abs(there - here).max() / there[0] for there, here in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", TRAIN)
 def test_a_hundred_steps_and_a_hundred_in_the_other(framework, start, carry, tmp_path):
     other = OTHER[framework]
@@ -123,6 +124,7 @@ def test_a_hundred_steps_and_a_hundred_in_the_other(framework, start, carry, tmp
     np.testing.assert_allclose(rates(tmp_path / other), rates(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_there_and_back(variant, start, carry, tmp_path):
     overrides, extra, tolerance = VARIANTS[variant]
@@ -137,6 +139,7 @@ def test_there_and_back(variant, start, carry, tmp_path):
     np.testing.assert_allclose(rates(tmp_path / "back"), rates(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_files_of_pytorch_are_those_that_trainer_writes(optimizer, start, carry, tmp_path):
     expected = start("pt", tmp_path / "pt", "--optimizer", optimizer, "--sop", steps=10) / "checkpoint-10"
@@ -161,6 +164,7 @@ def test_the_files_of_pytorch_are_those_that_trainer_writes(optimizer, start, ca
     assert {path.name for path in expected.iterdir()} - {path.name for path in found.iterdir()} == {"training_args.bin"}
 
 
+@pytest.mark.slow
 def test_the_state_of_shards_is_read(finished, carry, tmp_path):
     carry("pt", finished["pt"], "--output", tmp_path / "expected")
     run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint-10"
@@ -180,6 +184,7 @@ def test_the_state_of_shards_is_read(finished, carry, tmp_path):
         np.testing.assert_array_equal(found[name], tensor)
 
 
+@pytest.mark.slow
 def test_the_scale_of_float16_is_carried_and_two_replicas_go_on(start, carry, tmp_path):
     expected = start("tf", tmp_path / "tf", "--precision", "fp16", "--strategy", "mirrored", steps=12)
     assert "32768" in carry("tf", expected / "checkpoint-10", "--output", tmp_path / "pt")[1]
@@ -196,6 +201,7 @@ def test_the_scale_of_float16_is_carried_and_two_replicas_go_on(start, carry, tm
     assert losses(tmp_path / "back") == losses(expected)
 
 
+@pytest.mark.slow
 def test_dropout_begins_anew_from_the_seed(start, carry, tmp_path):
     dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     start("pt", tmp_path / "pt", "--seed", "5", steps=12, **dropout)
@@ -324,6 +330,7 @@ def test_a_full_disk_leaves_nothing(framework, finished, carry, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", TRAIN)
 def test_a_finished_run_is_finished_in_the_other(framework, finished, carry, tmp_path, capsys):
     code, out, _ = carry(framework, finished[framework], "--output", tmp_path / "out")
@@ -333,6 +340,7 @@ def test_a_finished_run_is_finished_in_the_other(framework, finished, carry, tmp
     assert Path(tmp_path / "out" / "checkpoint-best").resolve().name == "checkpoint-10"
 
 
+@pytest.mark.slow
 def test_both_checkpoints_compute_the_same(finished, capsys, tmp_path):
     code, out, _ = run(
         capsys, convert.__main__, "pt2tf", finished["pt"], "--training-state", "--output", tmp_path / "tf"

@@ -129,6 +129,7 @@ def test_heads_that_keras_lacks_are_refused_before_anything_is_written(tmp_path)
     assert not (tmp_path / "tf").exists()
 
 
+@pytest.mark.slow
 def test_a_classifier_and_a_language_model_are_not_compared(capsys, tmp_path):
     config = tiny_config(layer_schedule=[0, 1, 0])
     checkpoint(tmp_path / "classifier")

@@ -38,6 +38,7 @@ def test_a_round_trip_changes_no_bit(seed, dtype, tmp_path):
         np.testing.assert_array_equal(weights[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_both_models_load_what_was_converted(seed, tmp_path):
     directory = save_checkpoint(tmp_path / "both", random_config(seed))
@@ -205,6 +206,7 @@ def test_keras_itself_loads_what_was_converted(size, tmp_path):
         np.testing.assert_array_equal(canonical_weights(model)[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_what_keras_itself_saves_is_read(sharded, tmp_path):
     config = tiny_config(layer_schedule=[1, 0, 1], resid_pdrop=0.1)
@@ -223,6 +225,7 @@ def test_what_keras_itself_saves_is_read(sharded, tmp_path):
         np.testing.assert_array_equal(weights[name], array)
 
 
+@pytest.mark.slow
 def test_input_errors_are_exceptions_of_the_functions(tmp_path):
     with pytest.raises(InputError, match="no such file or directory"):
         pt2tf(tmp_path / "nothing")

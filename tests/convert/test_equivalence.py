@@ -77,6 +77,7 @@ def test_hidden_state_at_every_depth(seed, dtype):
         assert relative_difference(expected, state) < TOLERANCES[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_greedy_generation_token_for_token(seed, dtype):

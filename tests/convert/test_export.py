@@ -69,6 +69,7 @@ def other_checkpoint(checkpoint, tmp_path):
     return save_checkpoint(tmp_path / "other", config, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(EXPORTS))
 def test_an_export_is_compared_and_its_size_printed(name, config, exported):
     directory, printed = exported
@@ -138,6 +139,7 @@ def test_wrong_input_changes_nothing(to, output, options, message, checkpoint, c
     assert (tmp_path / "there.gguf").read_text() == "precious"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["savedmodel", "litert", "onnx"])
 @pytest.mark.parametrize("n_positions", [1, 2])
 def test_the_shortest_models(n_positions, to, capsys, tmp_path):
@@ -208,6 +210,7 @@ def test_nothing_is_half_written(error, checkpoint, monkeypatch, tmp_path):
     assert (tmp_path / "1" / "saved_model.pb").read_text() == "whole"
 
 
+@pytest.mark.slow
 def test_a_saved_model_replaces_an_earlier_one_as_a_whole(checkpoint, monkeypatch, text_tokenizer, tmp_path):
     def write(model, path, stop_token_ids):
         path.mkdir()

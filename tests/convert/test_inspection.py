@@ -89,6 +89,7 @@ def test_files_of_pytorch_need_pytorch(tmp_path):
     assert process.stderr == "python -m convert: 1 problem\n"
 
 
+@pytest.mark.slow
 def test_no_values_are_read(tmp_path):
     """As many gigabytes as one likes, which are not on the disk: all of them are holes."""
     config = ALGPT2Config.from_preset("algpt2-xl", layer_schedule=list(range(48)))

@@ -15,6 +15,8 @@ from algpt2_pt.optimization import create_scheduler
 from algpt2_tf.optimization import WarmupSchedule, create_optimizer
 from algpt2_tf.weights import assign_weights, canonical_weights
 
+pytestmark = pytest.mark.slow
+
 STEPS, WARMUP_STEPS, DECAY_STEPS, WEIGHT_DECAY, MAX_GRAD_NORM = 20, 4, 6, 0.1, 1.0
 LEARNING_RATES = {"adamw": 1e-2, "adafactor": 1e-1, "sgd": 1e-2, "lamb": 1e-2}
 # Adafactor's bias of the keys is rounding error; through the norm of its tensor it reaches the other weights.

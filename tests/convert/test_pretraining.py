@@ -114,6 +114,7 @@ def test_heads_that_differ_fail_the_comparison(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_verify_compares_the_language_model_on_text(text_tokenizer, tmp_path, capsys):
     config = tiny_config(vocab_size=len(text_tokenizer), architectures=["ALGPT2ForPreTraining"])
     save_checkpoint(tmp_path, config, pretraining_weights(config, "float32"), text_tokenizer)

@@ -266,6 +266,7 @@ class TestGPT2:
         write_tf_model(directory / "tf_model.h5", names, model.state_dict())
         assert_both_frameworks_give(directory, gpt2_logits(model))
 
+    @pytest.mark.slow
     def test_a_preset_of_keras_hub(self, text_tokenizer, tmp_path):
         state = json.loads(text_tokenizer.backend_tokenizer.to_str())["model"]
         merges = [" ".join(pair) for pair in state["merges"]]
@@ -358,6 +359,7 @@ def test_what_a_wrapped_model_saved(wrapper, kind, tmp_path):
     assert_both_frameworks_give(directory, gpt2_logits(plain))
 
 
+@pytest.mark.slow
 def test_a_tensor_that_is_there_wrapped_and_plain_is_refused(tmp_path):
     model = gpt2()
     write_config(tmp_path, model_type="gpt2")

@@ -141,6 +141,7 @@ def test_keras_hub_computes_one_activation_only(capsys, tmp_path):
     assert code == 2 and "activation_function is 'relu'; KerasHub's GPT-2 computes 'gelu_new' only" in err
 
 
+@pytest.mark.slow
 def test_the_tokenizer_goes_along(text_tokenizer, tmp_path):
     config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
     directory = save_checkpoint(tmp_path / "checkpoint", config, tokenizer=text_tokenizer)
@@ -177,6 +178,7 @@ def test_shards_are_not_of_presets(tmp_path):
         to_gpt2(directory, tmp_path / "preset", max_shard_size="1KB", keras_hub=True)
 
 
+@pytest.mark.slow
 def test_a_sentence_order_head_is_left_out(tmp_path):
     config = tiny_config()
     save_checkpoint(tmp_path / "checkpoint", config, pretraining_weights(config, "float32"))

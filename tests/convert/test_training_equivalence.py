@@ -85,6 +85,7 @@ def assert_same_path(expected, found):
         assert difference.max() < 1e-3 * np.abs(array).max(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_same_flags_give_the_same_losses(files, variant, tmp_path):
     results = []

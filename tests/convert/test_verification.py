@@ -30,6 +30,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_one_directory_in_both_frameworks(capsys, tmp_path):
     directory = save_checkpoint(tmp_path / "checkpoint")
     code, out, _ = run(capsys, main_module, "verify", directory)
@@ -46,6 +47,7 @@ def test_one_directory_in_both_frameworks(capsys, tmp_path):
     assert set(NAMES[:4]) <= set(failed) and not set(NAMES[4:7]) & set(failed)
 
 
+@pytest.mark.slow
 def test_on_text(text_tokenizer, capsys, tmp_path):
     config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
     directory = save_checkpoint(tmp_path / "checkpoint", config, tokenizer=text_tokenizer)
@@ -57,6 +59,7 @@ def test_on_text(text_tokenizer, capsys, tmp_path):
     assert first == second and first.startswith(("'", '"'))
 
 
+@pytest.mark.slow
 def test_two_directories(capsys, tmp_path):
     directory = save_checkpoint(tmp_path / "checkpoint")
     target = to_tf(directory, tmp_path / "tf").directory
@@ -75,6 +78,7 @@ def test_two_directories(capsys, tmp_path):
     assert code == 1 and {NAMES[0], NAMES[2], NAMES[3]} <= failed and not set(NAMES[4:7]) & failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keras_hub", [False, True])
 def test_a_gpt2_runs_in_its_own_library(keras_hub, capsys, tmp_path):
     directory = save_checkpoint(tmp_path / "checkpoint")

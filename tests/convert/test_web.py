@@ -140,6 +140,7 @@ def ready(browser, site):
         yield page
 
 
+@pytest.mark.slow
 def test_the_page_continues_as_pytorch_does_past_the_context(ready, greedy, text_tokenizer):
     # More than the context of 112 tokens.
     ids = greedy(PROMPT, 150)
@@ -226,6 +227,7 @@ def test_opened_as_a_file_it_says_what_to_do(browser, site):
     assert page.reaches("error") and "python -m http.server" in page.at("status").text
 
 
+@pytest.mark.slow
 def test_the_default_precision_runs_on_a_phone_in_the_dark(checkpoint, tmp_path):
     require_npm_packages()
     site = export(checkpoint, "web", tmp_path / "site", assets=ASSETS)

@@ -236,6 +236,7 @@ class TestFilesReplacedIn:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bfloat16_values_survive(tmp_path):
     config = tiny_config()
     weights = random_weights(config, "bfloat16")

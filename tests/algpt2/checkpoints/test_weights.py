@@ -66,6 +66,7 @@ def test_casting_refuses_to_overflow():
     assert cast_weights({"a": np.array([1e6], "float32")}, "bfloat16")["a"].dtype.name == "bfloat16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [(a, b) for a in DTYPES for b in DTYPES if a != b])
 def test_the_rounding_error_is_relative_to_the_largest_value_of_the_tensor(source, target):
     draw = np.random.default_rng(0)

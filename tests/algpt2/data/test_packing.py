@@ -184,6 +184,7 @@ def start(text_tokenizer, tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_is_taken_for_whole(start, text_tokenizer, tmp_path):
     killed = start(1.0)
     deadline = time.monotonic() + 60

@@ -191,6 +191,7 @@ def test_splits_on_the_command_line(tmp_path, capsys):
     assert "has no split 'dev'; it has train, validation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_is_not_filled_is_said(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("one two three one two three\n" * 200)
     (tmp_path / "config.json").write_text(json.dumps(command_lines.TINY_CONFIG))
@@ -203,6 +204,7 @@ def test_a_vocabulary_that_is_not_filled_is_said(tmp_path, capsys):
     assert f"too few pairs to merge for 9,999 tokens; the vocabulary has {len(found)}" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("special_tokens", "message"),
     [

@@ -31,6 +31,7 @@ def test_sentences(tokens, text):
     assert detokenize_wikitext(tokens) == text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="data/wikitext-2 is not there")
 def test_unknown_words_do_not_disturb_the_rest():
     """wiki.test.raw is tokenized as wiki.test.tokens is, but has the words behind <unk>."""

@@ -120,6 +120,7 @@ def test_without_gradio_it_says_what_to_install(checkpoint, capsys, monkeypatch)
     assert code == 2 and "needs gradio; run pip install 'algpt2[demo]'" in err
 
 
+@pytest.mark.slow
 def test_wrong_checkpoints_are_told(capsys, tmp_path):
     pytest.importorskip("gradio")
     code, _, err = run(capsys, command, tmp_path / "nothing")
@@ -146,6 +147,7 @@ def fill(driver, selector, value):
     wait(driver, lambda: field.get_attribute("value") == value)
 
 
+@pytest.mark.slow
 def test_the_page_continues_colours_and_draws(address, both):
     with chromium() as driver:
         driver.get(address)
@@ -176,6 +178,7 @@ def test_the_page_continues_colours_and_draws(address, both):
         wait(driver, lambda: find("#by-position img") and find("#by-depth img"))
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told(both):
     pytest.importorskip("gradio")
     import socket

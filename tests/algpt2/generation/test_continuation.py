@@ -95,6 +95,7 @@ def test_no_token_is_made_long_after_a_stop_text(text_tokenizer):
     assert "".join(parts) == "wor" and len(made) == TOKENS_BETWEEN_STOPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_text_of_any_tokens_is_that_of_the_tokenizer(text_tokenizer, seed):
     ids = np.random.default_rng(seed).integers(1, 300, size=200).tolist()

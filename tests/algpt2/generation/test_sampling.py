@@ -54,5 +54,6 @@ def test_tokens_are_drawn_by_their_probabilities():
     assert np.abs(np.bincount(drawn, minlength=50) / 4000 - expected).max() < 0.03
 
 
+@pytest.mark.slow
 def test_without_a_choice_the_likeliest_is_taken():
     assert choose(LOGITS, CONTEXT, Sampling(), None) == LOGITS.argmax()

@@ -126,6 +126,7 @@ def test_quantized_logits_are_those_of_pytorch_with_rounded_weights(precision, b
         assert np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)) < tolerance
 
 
+@pytest.mark.slow
 def test_what_is_no_model_with_a_cache_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
