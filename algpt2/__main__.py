@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from importlib.util import find_spec
 
-from algpt2.cli import FRAMEWORKS, import_module
+from algpt2.cli import FRAMEWORKS, import_module, installed_frameworks
 from algpt2.errors import exit_on_error
 
 # The module and what it does, by the name of the command; `{package}` is that of the framework.
@@ -49,7 +48,7 @@ def main(argv=None):
 
 def default_framework():
     """str: PyTorch, unless only TensorFlow is installed."""
-    return "tensorflow" if find_spec("torch") is None and find_spec("tensorflow") else "pytorch"
+    return next(iter(installed_frameworks()), "pytorch")
 
 
 if __name__ == "__main__":

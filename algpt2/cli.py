@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import importlib.util
 import itertools
 import math
 import re
@@ -17,21 +18,28 @@ class Framework(NamedTuple):
 
     Args:
         title: str. Its name, as people write it.
+        module: str. What it is imported by.
         package: str. The package of its model and its commands.
         library: str. The library of its models, as the Hugging Face hub calls it.
         carry: str. The command of `python -m convert` that carries a run of it to the other one.
     """
 
     title: str
+    module: str
     package: str
     library: str
     carry: str
 
 
 FRAMEWORKS = {
-    "pytorch": Framework("PyTorch", "algpt2_pt", "transformers", "pt2tf"),
-    "tensorflow": Framework("TensorFlow", "algpt2_tf", "keras-hub", "tf2pt"),
+    "pytorch": Framework("PyTorch", "torch", "algpt2_pt", "transformers", "pt2tf"),
+    "tensorflow": Framework("TensorFlow", "tensorflow", "algpt2_tf", "keras-hub", "tf2pt"),
 }
+
+
+def installed_frameworks():
+    """list of str: those of `FRAMEWORKS` that can be imported."""
+    return [name for name, framework in FRAMEWORKS.items() if importlib.util.find_spec(framework.module)]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,5 +1,6 @@
 """A checkpoint as PyTorch evaluates it: its model, and the losses of tokens."""
 
+import contextlib
 import sys
 
 import torch
@@ -68,13 +69,11 @@ def token_loss_function(model):
 
     @torch.no_grad()
     def compute(ids):
-        was_training = model.training
-        model.eval()
         ids = torch.as_tensor(ids, dtype=torch.long, device=model.device)
-        logits = model(ids[:, :-1], use_cache=False).logits
+        with _evaluating(model):
+            logits = model(ids[:, :-1], use_cache=False).logits
         if logits.dtype != torch.float64:
             logits = logits.float()
-        model.train(was_training)
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").cpu().numpy()
 
     return compute
@@ -89,10 +88,8 @@ def order_function(model):
 
     @torch.no_grad()
     def compute(ids):
-        was_training = model.training
-        model.eval()
-        logits = model(torch.as_tensor(ids, dtype=torch.long, device=model.device), use_cache=False).sop_logits
-        model.train(was_training)
+        with _evaluating(model):
+            logits = model(torch.as_tensor(ids, dtype=torch.long, device=model.device), use_cache=False).sop_logits
         return logits.argmax(-1).cpu().numpy()
 
     return compute
@@ -107,14 +104,22 @@ def class_logits_function(model):
 
     @torch.no_grad()
     def compute(ids, mask):
-        was_training = model.training
-        model.eval()
         ids, mask = (torch.as_tensor(array, dtype=torch.long, device=model.device) for array in (ids, mask))
-        logits = model(ids, attention_mask=mask, use_cache=False).logits.float()
-        model.train(was_training)
-        return logits.cpu().numpy()
+        with _evaluating(model):
+            return model(ids, attention_mask=mask, use_cache=False).logits.float().cpu().numpy()
 
     return compute
+
+
+@contextlib.contextmanager
+def _evaluating(model):
+    """A model in evaluation mode, which afterwards is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def losses_at_depths(checkpoint, depths, arguments):

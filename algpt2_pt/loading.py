@@ -12,7 +12,7 @@ from algpt2.checkpoints.checkpoint import (
     read_stored_config,
 )
 from algpt2.checkpoints.formats import find_weights, read_weights, weight_files
-from algpt2.checkpoints.formats.pytorch import check_checksums
+from algpt2.checkpoints.formats.pytorch import check_archive
 from algpt2.checkpoints.generation_config import check_generation_config
 from algpt2.checkpoints.weight_maps import find_dialect, is_wrapped
 from algpt2.checkpoints.weight_maps.own import PYTORCH
@@ -122,5 +122,5 @@ def _transformers_loads(directory, config, variant):
         return False
     for file in weight_files(kind, path):
         # transformers does not.
-        check_checksums(file)
+        check_archive(file)
     return True

@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
-from algpt2.checkpoints.formats.pytorch import check_checksums, load_reason
+from algpt2.checkpoints.formats.pytorch import check_archive, load_reason
 from algpt2.errors import InputError
 from algpt2.reading import INDEX_BYTES, read_json
 from algpt2.training.optimization import optimizer_constants
@@ -97,9 +97,8 @@ def _read_trainer_state(path):
 
 def _check_random_states(path):
     """Raise an error unless generators take the states in a file."""
-    check_checksums(path)
     with safe_globals():
-        states = torch.load(path, weights_only=True, map_location="cpu")
+        states = _load(path)
     random.Random().setstate(states["python"])
     np.random.RandomState().set_state(states["numpy"])
     torch.Generator().set_state(states["cpu"])
@@ -195,5 +194,5 @@ def _random_states(seed):
 
 
 def _load(path):
-    check_checksums(path)
+    check_archive(path)
     return torch.load(path, weights_only=True, map_location="cpu")

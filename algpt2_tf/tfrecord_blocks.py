@@ -12,11 +12,10 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import read_corpus, require_options_used, text_options
-from algpt2.data.packing import TokenizedText, pack_corpus
+from algpt2.data.packing import TFRECORDS_FILE, TokenizedText, pack_corpus
 from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
 
-INDEX_FILE = "tfrecords.json"
 VALIDATION_FILE = "validation.tfrecord"
 # Around the data of a record stand its length with a checksum, and a checksum of the data.
 HEADER, FOOTER = 12, 4
@@ -46,7 +45,7 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
     if shard_count > len(blocks):
         raise InputError(f"--shards {shard_count} is more than the {len(blocks)} blocks of the text; ask for fewer")
     with _file_errors(directory, "written"):
-        if tf.io.gfile.exists(_join(directory, INDEX_FILE)):
+        if tf.io.gfile.exists(_join(directory, TFRECORDS_FILE)):
             raise InputError(f"{directory}: holds TFRecords already; give another --output-dir, or remove it first")
         tf.io.gfile.makedirs(directory)
         for name in tf.io.gfile.listdir(directory):
@@ -73,10 +72,10 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
             **notes,
         }
         # Last and in one step: a directory with this file is whole.
-        temporary = _join(directory, f".{INDEX_FILE}")
+        temporary = _join(directory, f".{TFRECORDS_FILE}")
         with tf.io.gfile.GFile(temporary, "w") as file:
             file.write(json.dumps(index, indent=2) + "\n")
-        tf.io.gfile.rename(temporary, _join(directory, INDEX_FILE), overwrite=True)
+        tf.io.gfile.rename(temporary, _join(directory, TFRECORDS_FILE), overwrite=True)
 
 
 class TFRecordBlocks:
@@ -176,7 +175,7 @@ class TFRecordBlocks:
         with tempfile.TemporaryDirectory() as temporary:
             with _file_errors(self.directory, "read"):
                 for name in tf.io.gfile.listdir(self.directory):
-                    if name.endswith(".json") and name != INDEX_FILE:
+                    if name.endswith(".json") and name != TFRECORDS_FILE:
                         tf.io.gfile.copy(_join(self.directory, name), _join(temporary, name))
             try:
                 tokenizer = load_tokenizer(temporary)
@@ -217,7 +216,7 @@ class TFRecordBlocks:
 
 def is_tfrecords(directory):
     """bool: whether a directory, local or `gs://`, holds what `write_tfrecords` wrote."""
-    return tf.io.gfile.exists(_join(directory, INDEX_FILE))
+    return tf.io.gfile.exists(_join(directory, TFRECORDS_FILE))
 
 
 def _example(**arrays):
@@ -261,12 +260,14 @@ def _write_tokenizer(directory, tokenizer):
 
 
 def _read_index(directory):
-    path = _join(directory, INDEX_FILE)
+    path = _join(directory, TFRECORDS_FILE)
     with _file_errors(directory, "read"):
         if not tf.io.gfile.isdir(directory):
             raise InputError(f"{directory}: no such directory; write it with python -m algpt2_tf.tfrecords")
         if not tf.io.gfile.exists(path):
-            raise InputError(f"{directory}: holds no {INDEX_FILE}, so its TFRecords are not complete; write them again")
+            raise InputError(
+                f"{directory}: holds no {TFRECORDS_FILE}, so its TFRecords are not complete; write them again"
+            )
         with tf.io.gfile.GFile(path) as file:
             content = file.read()
     try:

@@ -1,20 +1,16 @@
 """Move checkpoints between PyTorch, TensorFlow and other systems, and prove that both sides compute the same."""
 
-import importlib
+from algpt2.lazy import lazy_names
 
+# Importing both frameworks takes seconds, which the help of the command line need not wait for.
 _MODULES = {
-    **dict.fromkeys(("pt2tf", "tf2pt", "to_tf", "to_pt"), "convert.conversion"),
-    "to_gpt2": "convert.plain_gpt2",
-    **dict.fromkeys(("pt2tf_run", "tf2pt_run"), "convert.carry_run"),
-    "inspect_checkpoint": "convert.inspection",
-    **dict.fromkeys(("compare_directory", "verify"), "convert.verification"),
+    "convert.conversion": ("pt2tf", "tf2pt", "to_tf", "to_pt"),
+    "convert.plain_gpt2": ("to_gpt2",),
+    "convert.carry_run": ("pt2tf_run", "tf2pt_run"),
+    "convert.inspection": ("inspect_checkpoint",),
+    "convert.verification": ("compare_directory", "verify"),
 }
 
-__all__ = list(_MODULES)
+__all__ = [name for names in _MODULES.values() for name in names]
 
-
-def __getattr__(name):
-    # Importing both frameworks takes seconds, which the help of the command line need not wait for.
-    if name not in _MODULES:
-        raise AttributeError(f"module 'convert' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -7,6 +7,7 @@ import sys
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.cli import HelpFormatter, byte_size, positive_int
 from algpt2.errors import InputError, exit_on_error
+from convert.exports import FORMATS
 
 CONVERSIONS = {
     "pt2tf": ("PyTorch's weights to Keras's", "Write model.weights.h5 from PyTorch's weights"),
@@ -89,8 +90,7 @@ def _add_verification(command):
 
 def _add_export(command):
     command.add_argument("directory", help="a checkpoint of any system")
-    formats = ("savedmodel", "litert", "onnx", "gguf", "web")
-    command.add_argument("--to", choices=formats, required=True, help="the format")
+    command.add_argument("--to", choices=FORMATS, required=True, help="the format")
     command.add_argument("--output", metavar="PATH", required=True, help="a directory, or a .tflite or .gguf file")
     command.add_argument(
         "--quantize",

@@ -9,18 +9,12 @@ import numpy as np
 from algpt2.atomic import directory_replaced, file_replaced
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
+from algpt2.cli import installed_frameworks
 from algpt2.errors import InputError
 from convert.comparison import TOLERANCES, Comparison, compare_logits, fixed_batches
+from convert.exports import FORMATS
 from convert.sides import open_side
 
-# Each module says what a format needs and is named by, writes it, and runs it.
-FORMATS = {
-    "savedmodel": "convert.exports.saved_model",
-    "litert": "convert.exports.litert",
-    "onnx": "convert.exports.onnx",
-    "gguf": "convert.exports.gguf",
-    "web": "convert.exports.web",
-}
 # What only some formats take, by their `OPTIONS`.
 OPTIONS = {"length": "litert", "assets": "web"}
 # What rounding the weights may change: a logit, relative to the largest logit; and the predictions, by their mean
@@ -44,7 +38,7 @@ def export(directory, to, output, quantize=None, length=None, force=False, asset
     Args:
         directory: str or path. A checkpoint directory of any system, or the id of a hub repository; or an open
             checkpoint.
-        to: str, one of `FORMATS`.
+        to: str, one of `convert.exports.FORMATS`.
         output: path. A file for `"litert"` and `"gguf"`, else a directory.
         quantize: str. How the weights are rounded: `"int8"` for `"litert"`; `"int8"` or `"q4"` for `"onnx"` and
             `"web"`; `"f16"`, `"q8_0"` or `"q4_0"` for `"gguf"`; `"none"` for float32. By default `"int8"` for `"web"`,
@@ -154,9 +148,8 @@ def describe_size(directory, output):
 
 
 def _installed_framework():
-    for framework, package in {"pytorch": "torch", "tensorflow": "tensorflow"}.items():
-        if importlib.util.find_spec(package):
-            return framework
+    for framework in installed_frameworks():
+        return framework
     raise InputError("neither torch nor tensorflow is installed, to compare the export with; give --no-verify")
 
 

@@ -35,6 +35,7 @@ from algpt2.data.tokenizer import (
     fit_tokenizer,
     has_tokenizer,
     load_tokenizer,
+    require_end_token,
     special_token_ids,
 )
 from algpt2.errors import InputError
@@ -258,10 +259,7 @@ class Checkpoint:
 
     def require_tokenizer(self):
         """The tokenizer; an InputError if there is none, or it has no token that ends a text."""
-        tokenizer = self.tokenizer or load_tokenizer(self.directory)
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"{self.directory}: the tokenizer has no eos_token; name it in tokenizer_config.json")
-        return tokenizer
+        return require_end_token(self.tokenizer or load_tokenizer(self.directory), self.directory)
 
     def model_config(self, **overrides):
         """The configuration of a model with these weights: its special tokens are those of the tokenizer.

@@ -188,6 +188,22 @@ def _decoded(path):
 
 
 def _read_json_lines(path, text_column):
+    for row, place in json_lines(path):
+        yield row_text(row, text_column, place)
+
+
+def json_lines(path):
+    """The rows of a file with an object in each line that is not blank.
+
+    Args:
+        path: `Path`.
+
+    Yields:
+        tuple of dict and str: a row, and where it is, for errors.
+
+    Raises:
+        InputError: if the file cannot be read, or a line is no object or above the limit.
+    """
     number = 0
     with _opened(path) as file:
         while content := file.readline(ROW_LIMIT + 1):
@@ -203,7 +219,7 @@ def _read_json_lines(path, text_column):
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{place}: not JSON ({error}); expected one object a line") from error
                 if text.strip():
-                    yield _row_text(row, text_column, place)
+                    yield _object(row, place), place
 
 
 def _read_json(path, text_column):
@@ -223,7 +239,7 @@ def _read_json(path, text_column):
             except (ValueError, RecursionError) as problem:
                 error = problem
                 break
-            yield _row_text(row, text_column, place)
+            yield row_text(_object(row, place), text_column, place)
             number += 1
             place = f"{path}, row {number}"
         text = text[start:].strip()
@@ -236,10 +252,10 @@ def _read_json(path, text_column):
             raise InputError(f"{place}: not JSON within {_megabytes(ROW_LIMIT)}, the most for a row ({error})")
 
 
-def _row_text(row, text_column, place):
+def _object(row, place):
     if not isinstance(row, dict):
         raise InputError(f"{place}: expected an object, found {type(row).__name__}")
-    return row_text(row, text_column, place)
+    return row
 
 
 def _row_too_long(place):

@@ -23,6 +23,8 @@ from algpt2.errors import InputError
 CACHE_VARIABLE = "ALGPT2_CACHE"
 # To be changed whenever the same text and tokenizer come to give other files.
 CACHE_FORMAT = 2
+# What tells a directory of blocks that are packed as TFRecords.
+TFRECORDS_FILE = "tfrecords.json"
 TOKENS_FILE, STARTS_FILE, FACTS_FILE = "tokens.bin", "starts.bin", "text.json"
 # The characters that are tokenized at once, and the characters that the overhead of each text counts as.
 BATCH, TEXT_COST = 1 << 20, 128

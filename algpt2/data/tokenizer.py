@@ -213,6 +213,13 @@ def special_token_ids(tokenizer):
     return {field: token for field, token in ids.items() if token is not None}
 
 
+def require_end_token(tokenizer, source):
+    """The tokenizer; an InputError that names its source, a path, if it has no token that ends a text."""
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source}: the tokenizer has no eos_token; name it in {TOKENIZER_CONFIG_FILE}")
+    return tokenizer
+
+
 def save_tokenizer(tokenizer, directory):
     """Write a tokenizer so that transformers 4 and 5, KerasHub and tools with readers of their own load it.
 

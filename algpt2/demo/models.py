@@ -4,19 +4,17 @@ import queue
 import threading
 from argparse import Namespace
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.cli import FRAMEWORKS, import_module
+from algpt2.cli import FRAMEWORKS, import_module, installed_frameworks
 from algpt2.compare import labels
 from algpt2.data.tokenizer import encode
 from algpt2.errors import InputError
 from algpt2.generation.continuation import continue_text, prepare_prompts
 
-MODULES = {"pytorch": "torch", "tensorflow": "tensorflow"}
 # More would take long to draw.
 MOST_DEPTHS = 8
 PADDED = 64
@@ -128,7 +126,7 @@ def open_models(directories, framework=None):
         InputError: if one cannot be read or loaded.
     """
     checkpoints = [opened(directory, framework or "pytorch") for directory in directories]
-    installed = [name for name, module in MODULES.items() if find_spec(module)]
+    installed = installed_frameworks()
     models = []
     for checkpoint, name in zip(checkpoints, labels(directories), strict=True):
         stored = checkpoint.format.framework

@@ -8,15 +8,12 @@ from pathlib import Path
 
 from algpt2.cli import FRAMEWORKS
 from algpt2.data.corpus import PYTHON_DOCS, require_options_used, text_options
-from algpt2.data.packing import block_length
+from algpt2.data.packing import TFRECORDS_FILE, block_length
 from algpt2.errors import InputError
 from algpt2.evaluation.arguments import FIGURE_FILE
 from algpt2.evaluation.perplexity import evaluate, validation_text
 from algpt2.evaluation.report import check_figure, draw_depths, evaluation_table, record
 from algpt2.training.recorded_run import find_run, open_newest
-
-# What a directory of TFRecords holds.
-TFRECORDS_FILE = "tfrecords.json"
 
 
 def run_evaluation(arguments, losses_at_depths, packed_text=None):

@@ -20,18 +20,15 @@ def choose(logits, context, sampling, generator):
         >>> choose(np.array([0.5, 2.0, 1.0]), [0], Sampling(), np.random.default_rng(0))
         1
     """
+    if sampling.is_greedy:
+        return int(_penalized(logits, context, sampling).argmax())
     probabilities = distribution(logits, context, sampling)
-    return int(probabilities.argmax() if sampling.is_greedy else generator.choice(len(probabilities), p=probabilities))
+    return int(generator.choice(len(probabilities), p=probabilities))
 
 
 def distribution(logits, context, sampling):
     """The probabilities, float64 (V,), that a token is drawn by; the arguments are those of `choose`."""
-    logits = np.array(logits, "float64")
-    if sampling.repetition_penalty != 1:
-        seen = np.unique(context)
-        penalty = np.where(logits[seen] < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
-        logits[seen] *= penalty
-    logits /= sampling.temperature or 1.0
+    logits = _penalized(logits, context, sampling) / (sampling.temperature or 1.0)
     if sampling.top_k:
         logits[logits < np.sort(logits)[-min(sampling.top_k, len(logits))]] = -np.inf
     if sampling.top_p:
@@ -43,6 +40,16 @@ def distribution(logits, context, sampling):
         probabilities = softmax(logits)
         logits[probabilities < sampling.min_p * probabilities.max()] = -np.inf
     return softmax(logits)
+
+
+def _penalized(logits, context, sampling):
+    """The logits, float64 (V,), with the penalty on the tokens so far."""
+    logits = np.array(logits, "float64")
+    if sampling.repetition_penalty != 1:
+        seen = np.unique(context)
+        penalty = np.where(logits[seen] < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
+        logits[seen] *= penalty
+    return logits
 
 
 def softmax(logits):

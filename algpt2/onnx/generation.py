@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from algpt2.checkpoints.checkpoint import read_config
-from algpt2.checkpoints.weights import weight_shapes
 from algpt2.configuration import ALGPT2Config
-from algpt2.data.tokenizer import load_tokenizer
+from algpt2.data.tokenizer import load_tokenizer, require_end_token
 from algpt2.errors import InputError
 from algpt2.generation.command import run_generation
 from algpt2.generation.sampling import choose
@@ -31,10 +30,7 @@ class ExportedCheckpoint:
 
     def require_tokenizer(self):
         """The tokenizer; an InputError if there is none, or it has no token that ends a text."""
-        tokenizer = load_tokenizer(self.directory)
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"{self.directory}: the tokenizer has no eos_token; name it in tokenizer_config.json")
-        return tokenizer
+        return require_end_token(load_tokenizer(self.directory), self.directory)
 
     def file(self, quantize):
         """The graph of a precision; without one that of float32, or what there is."""
@@ -68,9 +64,8 @@ def open_model(checkpoint, quantize=None):
     # Only who writes a graph needs the package onnx.
     from algpt2.onnx.graph import language_model
 
-    weights = checkpoint.read_weights()
-    weights = {name: weights[name] for name in weight_shapes(checkpoint.config)}
-    return OnnxLanguageModel(language_model(checkpoint.config, weights, quantize or "float32").SerializeToString())
+    graph = language_model(checkpoint.config, checkpoint.read_weights(), quantize or "float32")
+    return OnnxLanguageModel(graph.SerializeToString())
 
 
 def token_generator(model, sampling, stop_token_id):

@@ -92,6 +92,21 @@ def flag(name):
     return f"--{name.replace('_', '-')}"
 
 
+def settle_text(arguments, fingerprint):
+    """Record what text a run has.
+
+    Args:
+        arguments: `argparse.Namespace`; its `text` is set.
+        fingerprint: str, of the text that there is now.
+
+    Raises:
+        InputError: if a run that goes on began with another text.
+    """
+    if arguments.text not in (None, fingerprint):
+        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
+    arguments.text = fingerprint
+
+
 def _from_file(parser, path, on_top):
     """What a file of arguments gives, and what the command line gives on top, by name."""
     # As on a command line, so that it is checked as there. Messages name the file.

@@ -2,15 +2,15 @@
 
 import csv
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from algpt2.data.files import BYTE_ORDER_MARK, hash_file, row_text
+from algpt2.data.files import hash_file, json_lines, row_text
 from algpt2.data.tokenizer import encode_batch, start_ids
 from algpt2.errors import InputError
+from algpt2.training.arguments import flag, settle_text
 from algpt2.training.run import EVALUATION_BATCH, Run
 
 CSV_ENDINGS, JSON_LINES_ENDINGS = (".csv", ".tsv"), (".jsonl", ".ndjson")
@@ -149,13 +149,13 @@ def check_arguments(arguments):
     """Raise an InputError for arguments that a classifier cannot have.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
     """
     if not arguments.init_from:
         raise InputError("--task classify fine-tunes a checkpoint; name it by --init-from")
     for name, default in OF_LANGUAGE_MODELS.items():
         if getattr(arguments, name) != default:
-            raise InputError(f"--{name.replace('_', '-')} is for language models; leave it out with --task classify")
+            raise InputError(f"{flag(name)} is for language models; leave it out with --task classify")
 
 
 def read_labelled(arguments, config, tokenizer):
@@ -176,9 +176,7 @@ def read_labelled(arguments, config, tokenizer):
     files = [Path(name) for name in (arguments.dataset, arguments.validation) if name]
     parts = [_read_rows(path, arguments.text_column or "text", arguments.label_column) for path in files]
     text = hashlib.blake2b("".join(map(hash_file, files)).encode(), digest_size=32).hexdigest()
-    if arguments.text not in (None, text):
-        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
-    arguments.text = text
+    settle_text(arguments, text)
     if len(parts) == 1:
         rows = parts[0]
         held_out = rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
@@ -224,45 +222,30 @@ def _read_rows(path, text_column, label_column):
     ending = path.suffix.lower()
     if ending not in (*CSV_ENDINGS, *JSON_LINES_ENDINGS):
         raise InputError(f"{path}: --task classify reads {', '.join((*CSV_ENDINGS, *JSON_LINES_ENDINGS))}")
-    read = _read_csv if ending in CSV_ENDINGS else _read_json_lines
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [
-                (_text(row, text_column, place), _label(row, label_column, place), place) for row, place in read(file)
-            ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    except csv.Error as error:
-        raise InputError(f"{path}: not readable as CSV ({error})") from error
+    read = _read_csv if ending in CSV_ENDINGS else json_lines
+    rows = [(_text(row, text_column, place), _label(row, label_column, place), place) for row, place in read(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows")
     return rows
 
 
-def _read_csv(file):
-    reader = csv.DictReader(file, delimiter="\t" if file.name.lower().endswith(".tsv") else ",", strict=True)
-    for row in reader:
-        yield row, f"{file.name}, line {reader.line_num}"
-
-
-def _read_json_lines(file):
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            place = f"{file.name}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{place}: not JSON ({error}); expected one object a line") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{place}: expected an object, found {type(row).__name__}")
-            yield row, place
+def _read_csv(path):
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            for row in reader:
+                yield row, f"{path}, line {reader.line_num}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except csv.Error as error:
+        raise InputError(f"{path}: not readable as CSV ({error})") from error
 
 
 def _text(row, column, place):
     text = row_text({str(name): value for name, value in row.items()}, column, place)
     if not text.strip():
         raise InputError(f"{place}: the text is empty; leave the row out")
-    return text.removeprefix(BYTE_ORDER_MARK)
+    return text
 
 
 def _label(row, column, place):

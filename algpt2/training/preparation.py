@@ -20,6 +20,7 @@ from algpt2.data.tokenizer import (
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.hub import require_access
+from algpt2.training.arguments import settle_text
 from algpt2.training.classification import ClassificationRun, check_arguments, read_labelled
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import final_decay_steps
@@ -147,9 +148,7 @@ def _read_data(arguments, config, length, tokenizer):
     options = text_options(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, options)
     text = f"{corpus.train.fingerprint()} {corpus.validation.fingerprint()}"
-    if arguments.text not in (None, text):
-        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
-    arguments.text = text
+    settle_text(arguments, text)
     if tokenizer is None:
         print("training the tokenizer", flush=True)
         tokenizer = train_tokenizer(corpus.train, arguments.vocab_size or config.vocab_size)

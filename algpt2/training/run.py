@@ -222,9 +222,10 @@ def finish_run(run):
     records = read_history(run.directory / HISTORY_FILE)
     if run.measures_perplexity:
         draw_perplexity({run.directory.name: records}, run.directory / FIGURE_FILE, run.arguments.eval_protocol)
-    step = _kept_step(run, evaluation_losses(records))
+    losses = evaluation_losses(records)
+    step = _kept_step(run, losses)
     write_model_card(run.directory, run.config, vars(run.arguments), records, run.arguments.framework, step)
-    _report_best(run, evaluation_losses(records), step)
+    _report_best(run, losses, step)
     if run.arguments.push_to_hub:
         upload(run.directory, run.arguments.push_to_hub)
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from algpt2.checkpoints.weight_maps.gpt2 import as_gpt2_config
-from algpt2.checkpoints.weights import parameter_count, weight_shapes
-from algpt2.configuration import ALGPT2Config
+from algpt2.checkpoints.weights import parameter_count
 from algpt2.errors import InputError
 from algpt2.onnx import FILES
 from convert.conversion import read_metadata, write_metadata
@@ -36,24 +35,11 @@ def write(checkpoint, path, quantize=None, unpack=False):
     metadata, precision = read_metadata(checkpoint), quantize or "float32"
     if parameter_count(metadata.config) * PRECISIONS[precision] // 8 >= FILE_LIMIT:
         raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize")
-    weights = checkpoint.read_weights()
-    weights = {name: weights[name] for name in weight_shapes(metadata.config)}
-    model = language_model(metadata.config, weights, precision, unpack)
+    model = language_model(metadata.config, checkpoint.read_weights(), precision, unpack)
     file = path / FILES[quantize]
     file.parent.mkdir(parents=True)
     file.write_bytes(model.SerializeToString())
-    write_metadata(path, replace(metadata, config=as_gpt2_config(without_sharing(metadata.config))), "float32")
-
-
-def without_sharing(config):
-    """The configuration of the GPT-2 whose cache is that of an ALGPT2: of its depth, without sharing and factorization.
-
-    Example:
-        >>> without_sharing(ALGPT2Config.from_preset("algpt2-tiny")).is_factorized
-        False
-    """
-    changes = {"layer_schedule": list(range(config.n_layer)), "embedding_size": None, "tie_projections": False}
-    return ALGPT2Config.from_dict(config.to_dict(), **changes)
+    write_metadata(path, replace(metadata, config=as_gpt2_config(metadata.config)), "float32")
 
 
 def outputs(path, quantize=None):

@@ -41,7 +41,7 @@ def read_pytorch(path):
                 tensors = _load_sequence(path)
         if not isinstance(tensors, dict) or not all(isinstance(key, str) for key in tensors):
             raise ValueError("it holds something else than a dict of tensors")
-        check = functools.cache(lambda: check_checksums(path))
+        check = functools.cache(lambda: check_archive(path))
         return {name: _lazy_tensor(name, tensor, check) for name, tensor in tensors.items()}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -77,7 +77,7 @@ def _lazy_tensor(name, tensor, check):
     return LazyTensor(array.shape, dtype, load)
 
 
-def check_checksums(path):
+def check_archive(path):
     """Raise an InputError if a zip file, such as `torch.save` writes, does not match its checksums or its size.
 
     Args:

@@ -45,7 +45,7 @@ def as_gpt2_config(config):
     """The configuration of transformers' GPT-2 with the values of one of ALGPT2.
 
     Args:
-        config: `ALGPT2Config` without sharing and factorization.
+        config: `ALGPT2Config`; GPT-2 knows nothing of its sharing and its factorization, which are left out.
 
     Returns:
         `transformers.GPT2Config`.
