@@ -92,7 +92,9 @@ class RunTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, without_tied(self.model, state_dict))
-        save_tokenizer(self.processing_class, output_dir)
+        # Every process comes here.
+        if self.args.should_save:
+            save_tokenizer(self.processing_class, output_dir)
 
     def _get_output_dir(self, trial):
         return self._output_directory

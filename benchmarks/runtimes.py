@@ -51,7 +51,7 @@ def onnx_generator(prompt, count, precision, bare):
     model = language_model(config, weights, precision)
     if bare:
         return bare_products(model, len(prompt), count)
-    session = OnnxLanguageModel(model.SerializeToString())
+    session = OnnxLanguageModel(model.SerializeToString(), thread_count())
 
     def generate():
         decoding = session.start(prompt, prompt.shape[1] + count)
@@ -78,7 +78,7 @@ def bare_products(model, batch, count):
     graph = helper.make_graph(nodes, "products", list(inputs.values()), outputs, list(model.graph.initializer))
     bare = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.intra_op_num_threads, options.log_severity_level = thread_count(), 3
     session = onnxruntime.InferenceSession(bare.SerializeToString(), options, providers=["CPUExecutionProvider"])
     values = {f"x{columns}": np.ones((batch, 1, columns), "float32") for columns in inputs}
 
@@ -100,7 +100,7 @@ def ctranslate2_generator(prompt, count, precision):
         PreTrainedTokenizerFast(tokenizer_object=names, **SPECIAL_TOKENS).save_pretrained(directory)
         converter = ctranslate2.converters.TransformersConverter(directory)
         converter.convert(f"{directory}/ct2", quantization=precision)
-        model = ctranslate2.Generator(f"{directory}/ct2", intra_threads=threads())
+        model = ctranslate2.Generator(f"{directory}/ct2", intra_threads=thread_count())
     tokens = [[f"t{index}" for index in row] for row in prompt]
     options = {"max_length": count, "min_length": count, "sampling_topk": 1, "include_prompt_in_result": False}
     return lambda: model.generate_batch(tokens, **options)
@@ -120,7 +120,7 @@ def llama_cpp_generator(prompt, count, precision):
         names.pre_tokenizer = ByteLevel(add_prefix_space=False)
         PreTrainedTokenizerFast(tokenizer_object=names, **SPECIAL_TOKENS).save_pretrained(checkpoint)
         write(opened(checkpoint), Path(directory, "model.gguf"), precision)
-        model = llama_cpp.Llama(f"{directory}/model.gguf", n_ctx=1024, n_threads=threads(), verbose=False)
+        model = llama_cpp.Llama(f"{directory}/model.gguf", n_ctx=1024, n_threads=thread_count(), verbose=False)
 
     def generate():
         for row in prompt:
@@ -132,6 +132,6 @@ def llama_cpp_generator(prompt, count, precision):
     return generate
 
 
-def threads():
+def thread_count():
     """int: the threads that a benchmark may use, as OMP_NUM_THREADS says, or all cores."""
     return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))

@@ -6,8 +6,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
-
 import algpt2_pt.models
 import algpt2_pt.train
 import algpt2_tf.pretraining
@@ -74,6 +72,9 @@ def pt2tf_run(directory, output, force=False):
     Example:
         >>> pt2tf_run("runs/pt", output="runs/tf")  # doctest: +SKIP
     """
+    # Not before algpt2_tf, which sets it up.
+    import keras
+
     source, recorded = _find(directory, algpt2_pt.train.parser())
     config, weights = source.config, source.read_weights()
     state = read_pt_state(source.directory, _pytorch_model(config, weights, recorded.sop), recorded)

@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from command_lines import TINY_CONFIG, history, stored_weights
+from models import tiny_config
+from transformers import TrainingArguments
 
 import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.data.corpus import read_corpus
+from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt.training import RunTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +116,19 @@ def test_two_processes_train_as_one(one_process, arguments, launcher, tmp_path):
     # Only one process writes and reports.
     assert output.count("step 6/6  train_loss") == 1
     assert [record["step"] for record in history(tmp_path / "run")] == [2, 2, 4, 4, 6, 6]
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(text_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "should_save", False)
+    trainer = RunTrainer(
+        run=SimpleNamespace(directory=tmp_path),
+        history=None,
+        model=ALGPT2LMHeadModel(tiny_config()),
+        args=TrainingArguments(tmp_path, use_cpu=True, report_to=[]),
+        processing_class=text_tokenizer,
+    )
+    trainer.save_model(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def worker_to_kill(launcher, processes):

@@ -25,7 +25,10 @@ def open_side(checkpoint, dtype, framework=None, rounded_to=None):
     Raises:
         algpt2.errors.InputError: if it cannot be loaded.
     """
-    module = importlib.import_module(MODULES[framework or checkpoint.format.framework])
+    chosen = framework or checkpoint.format.framework
+    # The package sets its framework up before anything else loads that.
+    importlib.import_module(FRAMEWORKS[chosen].package)
+    module = importlib.import_module(MODULES[chosen])
     is_gpt2 = checkpoint.dialect in (gpt2.PYTORCH, gpt2.KERAS_HUB)
     if not is_gpt2 or framework or rounded_to:
         return module.open_algpt2(checkpoint, dtype, rounded_to)

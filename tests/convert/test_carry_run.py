@@ -20,10 +20,10 @@ import algpt2_tf.train
 import algpt2_tf.training
 import convert.__main__
 from algpt2.data.corpus import read_corpus
+from algpt2.data.packing import TFRECORDS_FILE
 from algpt2.training.optimization import OPTIMIZERS
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer
-from algpt2_tf.tfrecord_blocks import INDEX_FILE
 
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 COMMANDS = {"pt": "pt2tf", "tf": "tf2pt"}
@@ -285,7 +285,7 @@ def test_tfrecords_are_not_for_pytorch(finished, carry, tmp_path):
     shutil.copytree(finished["tf"], tmp_path / "run")
     record = json.loads((tmp_path / "run" / "arguments.json").read_text())
     (tmp_path / "run" / "arguments.json").write_text(json.dumps({**record, "dataset": str(tmp_path)}))
-    (tmp_path / INDEX_FILE).write_text("{}")
+    (tmp_path / TFRECORDS_FILE).write_text("{}")
     code, _, err = carry("tf", tmp_path / "run", "--output", tmp_path / "out")
     assert code == 2 and "was trained on TFRecords" in err
     assert not (tmp_path / "out").exists()
