@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from algpt2.errors import InputError
-from algpt2.lazy import lazy_names, register_with
+from algpt2.imports.lazy import lazy_names, register_with
 
 if TYPE_CHECKING:
     from algpt2.checkpoints.weights import parameter_count
@@ -25,4 +25,4 @@ if importlib.util.find_spec("torch") is None:
     # transformers would say that no model can be used, but those of Keras can.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-register_with(("transformers.models.auto.configuration_auto",), __name__, "algpt2.registration")
+register_with(("transformers.models.auto.configuration_auto",), __name__, "algpt2.imports.registration")

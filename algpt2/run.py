@@ -25,7 +25,7 @@ def main(argv=None):
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("compare", help="one figure and one table of runs", formatter_class=HelpFormatter)
     add_arguments(command)
-    run_command(parser, "algpt2.compare.compare", argv)
+    run_command(parser, "algpt2.training.compare.compare", argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from algpt2.lazy import lazy_names, register_with
+from algpt2.imports.lazy import lazy_names, register_with
 
 if TYPE_CHECKING:
     from algpt2_pt.models import (

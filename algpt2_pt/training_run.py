@@ -9,7 +9,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from algpt2.atomic import files_replaced_in
+from algpt2.files.atomic import files_replaced_in
 from algpt2.training.history import History
 from algpt2.training.preparation import prepare_run
 from algpt2.training.run import best_weights, finish_run, finished, start_run

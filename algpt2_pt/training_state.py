@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from algpt2.checkpoints.formats.pytorch import check_archive, load_reason
 from algpt2.errors import InputError
-from algpt2.reading import INDEX_BYTES, read_json
+from algpt2.files.reading import INDEX_BYTES, read_json
 from algpt2.training.optimization import optimizer_constants
 from algpt2.training.run_directory import damaged_checkpoint
 from algpt2.training.state import TrainingState, check_training_state, moment_shapes

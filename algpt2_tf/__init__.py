@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from algpt2.lazy import around_imports, lazy_names, register_with
+from algpt2.imports.lazy import around_imports, lazy_names, register_with
 from algpt2_tf.quiet import without_notes
 
 if TYPE_CHECKING:

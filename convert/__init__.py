@@ -1,6 +1,6 @@
 """Move checkpoints between PyTorch, TensorFlow and other systems, and prove that both sides compute the same."""
 
-from algpt2.lazy import lazy_names
+from algpt2.imports.lazy import lazy_names
 
 # Importing both frameworks takes seconds, which the help of the command line need not wait for.
 _MODULES = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from algpt2.atomic import files_replaced_in
 from algpt2.checkpoints.casting import Casting
 from algpt2.checkpoints.checkpoint import (
     METADATA_FILES,
@@ -26,6 +25,7 @@ from algpt2.checkpoints.weight_maps import own
 from algpt2.configuration import AUTO_MAP
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
+from algpt2.files.atomic import files_replaced_in
 
 # What a checkpoint that is replaced may leave behind in the target.
 CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
@@ -163,7 +163,7 @@ def write_conversion(source, target, weights, casting, write, stale):
         weights: dict of str to tensor, all that is going to be cast.
         casting: `algpt2.checkpoints.casting.Casting`.
         write: function of a directory and of a function as `casting`.
-        stale: iterable of str, as in `algpt2.atomic.files_replaced_in`.
+        stale: iterable of str, as in `algpt2.files.atomic.files_replaced_in`.
 
     Returns:
         `Conversion`.

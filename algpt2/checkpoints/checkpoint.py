@@ -12,7 +12,6 @@ import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
-from algpt2.atomic import require_whole
 from algpt2.checkpoints.casting import Casting, common_dtype
 from algpt2.checkpoints.formats import (
     FORMATS,
@@ -39,7 +38,8 @@ from algpt2.data.tokenizer import (
     special_token_ids,
 )
 from algpt2.errors import InputError
-from algpt2.reading import read_json
+from algpt2.files.atomic import require_whole
+from algpt2.files.reading import read_json
 
 CONFIG_FILE = "config.json"
 MODEL_CARD = "README.md"

@@ -3,7 +3,7 @@
 from transformers import GenerationConfig
 
 from algpt2.errors import InputError
-from algpt2.reading import read_json
+from algpt2.files.reading import read_json
 
 GENERATION_FILE = "generation_config.json"
 

@@ -13,12 +13,13 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
-from algpt2.atomic import WriteError, directory_replaced, storage_error
 from algpt2.data.corpus import Documents
 from algpt2.data.files import hash_file
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import safe_cut, safe_pieces, start_ids, tokenizer_errors, vocabulary_size
 from algpt2.errors import InputError
+from algpt2.files.atomic import directory_replaced
+from algpt2.files.disk import WriteError, storage_error
 
 CACHE_VARIABLE = "ALGPT2_CACHE"
 # To be changed whenever the same text and tokenizer come to give other files.

@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from algpt2.errors import InputError
-from algpt2.reading import CONFIG_BYTES, TOKENIZER_BYTES, require_ordinary
+from algpt2.files.reading import CONFIG_BYTES, TOKENIZER_BYTES, require_ordinary
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"

@@ -7,7 +7,6 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
-from algpt2.atomic import files_replaced_in
 from algpt2.data.corpus import Documents, has_splits, read_documents, require_options_used, text_options
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import (
@@ -20,6 +19,7 @@ from algpt2.data.tokenizer import (
     save_tokenizer,
 )
 from algpt2.errors import InputError
+from algpt2.files.atomic import files_replaced_in
 
 FIGURE_FILE = "token_lengths.png"
 # What a trained tokenizer is tried on.

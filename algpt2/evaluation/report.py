@@ -4,8 +4,8 @@ import math
 from operator import itemgetter
 from pathlib import Path
 
-from algpt2.atomic import file_replaced
 from algpt2.errors import InputError
+from algpt2.files.atomic import file_replaced
 from algpt2.tables import markdown_table
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")

@@ -7,7 +7,7 @@ import yaml
 
 from algpt2.cli import FRAMEWORKS, did_you_mean
 from algpt2.errors import InputError
-from algpt2.reading import parse_json, read_bytes, read_json
+from algpt2.files.reading import parse_json, read_bytes, read_json
 from algpt2.training.optimization import HYPERPARAMETERS
 from algpt2.training.run_directory import ARGUMENTS_FILE
 

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 
 from algpt2.errors import InputError
-from algpt2.reading import read_json
+from algpt2.files.reading import read_json
 
 CHECKSUMS_FILE = "checksums.json"
 # The bytes that are read at once.

@@ -2,7 +2,7 @@
 
 import math
 
-from algpt2.atomic import file_replaced
+from algpt2.files.atomic import file_replaced
 
 
 def draw_perplexity(histories, path, protocol="stream"):

@@ -8,10 +8,10 @@ import time
 
 from tqdm.auto import tqdm
 
-from algpt2.atomic import write_text
 from algpt2.errors import InputError, RunError
 from algpt2.evaluation.perplexity import perplexity
-from algpt2.reading import INDEX_BYTES, parse_json, read_bytes
+from algpt2.files.atomic import write_text
+from algpt2.files.reading import INDEX_BYTES, parse_json, read_bytes
 from algpt2.training.flops import training_flops
 
 HISTORY_FILE = "history.jsonl"

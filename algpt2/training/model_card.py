@@ -7,9 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from algpt2.atomic import file_replaced
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.cli import FRAMEWORKS
+from algpt2.files.atomic import file_replaced
 from algpt2.tables import markdown_table
 from algpt2.training.history import FIGURE_FILE
 

@@ -8,7 +8,7 @@ from algpt2.checkpoints.checkpoint import Checkpoint, find_checkpoint, open_chec
 from algpt2.checkpoints.formats import find_weights
 from algpt2.data.corpus import TextOptions, read_corpus
 from algpt2.errors import InputError
-from algpt2.reading import read_json
+from algpt2.files.reading import read_json
 from algpt2.training.run_directory import ARGUMENTS_FILE, BEST, CHECKPOINT, Checkpoints
 
 # The arguments that say what a run is evaluated on, with the types that a record may have.

@@ -7,8 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
-from algpt2.atomic import WriteError, directory_replaced, put_in_place, storage_error, write_text, writing
 from algpt2.errors import InputError
+from algpt2.files.atomic import directory_replaced, put_in_place, write_text, writing
+from algpt2.files.disk import WriteError, storage_error
 from algpt2.training.checksums import check_checksums, write_checksums
 
 ARGUMENTS_FILE = "arguments.json"

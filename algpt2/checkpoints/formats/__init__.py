@@ -12,7 +12,7 @@ from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.checkpoints.formats.pytorch import read_pytorch
 from algpt2.checkpoints.formats.safetensors import read_safetensors, write_safetensors
 from algpt2.errors import InputError
-from algpt2.reading import INDEX_BYTES, read_json, require_ordinary
+from algpt2.files.reading import INDEX_BYTES, read_json, require_ordinary
 
 
 @dataclass(frozen=True)

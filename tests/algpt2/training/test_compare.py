@@ -10,10 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from algpt2 import ALGPT2Config, parameter_count
-from algpt2.compare import compare, labels, read_history
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.run import add_arguments
+from algpt2.training.compare import compare, labels, read_history
 from algpt2.training.figure import draw_perplexity
 
 

@@ -19,9 +19,9 @@ import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from algpt2.errors import InputError, interruptible
+from algpt2.files.disk import flush, flush_directory, share_files, storage_errors_of
 
 # The files that have not taken their place yet, and in it the names of those that are to be removed.
 INCOMPLETE, REMOVED = ".algpt2-incomplete", ".algpt2-removed"
@@ -30,10 +30,6 @@ LOCK = ".algpt2-lock"
 # What loaders read first goes first and comes back last, so that none of them takes a half for the whole.
 READ_FIRST = ("config.json", "tokenizer.json", "*.index.json", "model.weights.json")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-
-
-class WriteError(InputError):
-    """A file or a directory that cannot be written; `__cause__` is the error of the system."""
 
 
 @contextlib.contextmanager
@@ -60,7 +56,7 @@ def writing(target):
     path = Path(os.path.realpath(target))
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())
-        with _errors_of(target):
+        with storage_errors_of(target):
             stack.enter_context(_parents(path))
             is_first = stack.enter_context(_locked(path, target))
             if is_first:
@@ -87,7 +83,11 @@ def directory_replaced(directory):
         >>> with directory_replaced("runs/example") as new:
         ...     _ = (new / "note.txt").write_text("whole or not at all")
     """
-    with writing(directory) as target, _errors_of(directory), _new_directory(target, _stays(target), "**/*") as new:
+    with (
+        writing(directory) as target,
+        storage_errors_of(directory),
+        _new_directory(target, _stays(target), "**/*") as new,
+    ):
         yield new
 
 
@@ -109,7 +109,11 @@ def files_replaced_in(directory, stale=()):
         >>> with files_replaced_in("runs/example") as temporary:
         ...     _ = (temporary / "note.txt").write_text("whole or not at all")
     """
-    with writing(directory) as target, _errors_of(directory), _new_directory(target, target.is_dir(), *stale) as new:
+    with (
+        writing(directory) as target,
+        storage_errors_of(directory),
+        _new_directory(target, target.is_dir(), *stale) as new,
+    ):
         yield new
 
 
@@ -128,7 +132,7 @@ def file_replaced(path):
         >>> with file_replaced("runs/example/note.txt") as new:
         ...     _ = new.write_text("whole or not at all")
     """
-    with writing(path) as target, _errors_of(path), _temporary(target, target.parent) as temporary:
+    with writing(path) as target, storage_errors_of(path), _temporary(target, target.parent) as temporary:
         new = temporary / target.name
         yield new
         share_files(temporary)
@@ -331,35 +335,6 @@ def _remove_leftovers(target):
                 shutil.rmtree(left, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _errors_of(path):
-    """Errors of the disk as a WriteError that names the path."""
-    try:
-        yield
-    except Exception as error:
-        cause = storage_error(error)
-        if cause is None:
-            raise
-        raise WriteError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from cause
-
-
-def storage_error(error):
-    """What kept a file from being written, if an error means that; else `None`.
-
-    Args:
-        error: `Exception`.
-    """
-    cause = error.__cause__ if isinstance(error, WriteError) else error
-    # PyTorch reports a full disk by RuntimeErrors in the words of C++, tokenizers by an Exception in those of Rust.
-    of_torch = ("iostream error", "failed writing file", "unexpected pos")
-    is_one = (
-        isinstance(cause, (OSError, SafetensorError))
-        or any(words in str(cause) for words in of_torch)
-        or (type(cause) is Exception and "(os error " in str(cause))
-    )
-    return cause if is_one else None
-
-
 def _require_place(directory, file):
     target = directory / file
     if target.is_dir():
@@ -369,40 +344,3 @@ def _require_place(directory, file):
     for parent in target.parents[: len(file.parents) - 1]:
         if parent.exists() and not parent.is_dir():
             raise InputError(f"{parent}: is a file, where a directory is to be written")
-
-
-def share_files(directory):
-    """Give a directory and its files the permissions that new ones have; some are made for their owner alone.
-
-    Args:
-        directory: path.
-    """
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (Path(directory), *Path(directory).rglob("*")):
-        if not path.is_symlink():
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def flush(directory):
-    """Have the system write a directory and all its files to the disk.
-
-    Without it, a machine that loses its power could keep a name and lose the contents.
-
-    Args:
-        directory: `Path`.
-    """
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    flush_directory(directory)
-
-
-def flush_directory(directory):
-    """Have the system write the names in a directory, a `Path`, to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

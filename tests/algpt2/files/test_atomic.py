@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from kills import die_at_every_call
 
-from algpt2 import InputError, atomic
-from algpt2.atomic import directory_replaced, file_replaced, files_replaced_in, require_whole, writing
+from algpt2 import InputError
+from algpt2.files import atomic
+from algpt2.files.atomic import directory_replaced, file_replaced, files_replaced_in, require_whole, writing
 
 FILES = ("config.json", "weights", "below/tokenizer.json")
 

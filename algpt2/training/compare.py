@@ -6,12 +6,12 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from algpt2.atomic import files_replaced_in
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
 from algpt2.errors import InputError
-from algpt2.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json
+from algpt2.files.atomic import files_replaced_in
+from algpt2.files.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json
 from algpt2.tables import markdown_table
 from algpt2.training.figure import draw_perplexity
 from algpt2.training.history import HISTORY_FILE, read_history

@@ -1,0 +1,1 @@
+"""Files and directories: read within bounds, written as a whole."""

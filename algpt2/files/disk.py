@@ -1,0 +1,79 @@
+"""What the disk is asked beyond reading and writing, and what it says when it cannot."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from algpt2.errors import InputError
+
+
+class WriteError(InputError):
+    """A file or a directory that cannot be written; `__cause__` is the error of the system."""
+
+
+@contextlib.contextmanager
+def storage_errors_of(path):
+    """Errors of the disk as a WriteError that names the path."""
+    try:
+        yield
+    except Exception as error:
+        cause = storage_error(error)
+        if cause is None:
+            raise
+        raise WriteError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from cause
+
+
+def storage_error(error):
+    """What kept a file from being written, if an error means that; else `None`.
+
+    Args:
+        error: `Exception`.
+    """
+    cause = error.__cause__ if isinstance(error, WriteError) else error
+    # PyTorch reports a full disk by RuntimeErrors in the words of C++, tokenizers by an Exception in those of Rust.
+    of_torch = ("iostream error", "failed writing file", "unexpected pos")
+    is_one = (
+        isinstance(cause, (OSError, SafetensorError))
+        or any(words in str(cause) for words in of_torch)
+        or (type(cause) is Exception and "(os error " in str(cause))
+    )
+    return cause if is_one else None
+
+
+def share_files(directory):
+    """Give a directory and its files the permissions that new ones have; some are made for their owner alone.
+
+    Args:
+        directory: path.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (Path(directory), *Path(directory).rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def flush(directory):
+    """Have the system write a directory and all its files to the disk.
+
+    Without it, a machine that loses its power could keep a name and lose the contents.
+
+    Args:
+        directory: `Path`.
+    """
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    flush_directory(directory)
+
+
+def flush_directory(directory):
+    """Have the system write the names in a directory, a `Path`, to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""When modules are imported, and what libraries learn of them then."""
