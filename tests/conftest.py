@@ -1,6 +1,7 @@
 """What every test process sets before a framework starts."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -24,6 +25,12 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    # Keras collects garbage for every layer that it quantizes; what the frameworks and the tests hold for good is none.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
