@@ -145,25 +145,25 @@ class RunCallback(TrainerCallback):
         if step == run.step + 1:
             # The first step warms up.
             history.restart_clock(step)
-        if self._must_stop():
+        if self._on_any_process(self.stop_request.made):
             control.should_save = control.should_training_stop = True
         # A checkpoint begins new means, so that a resumed run records the same ones.
         control.should_log = control.should_log or control.should_save or step == state.max_steps
         control.should_evaluate = control.should_evaluate or control.should_save
 
-    def _must_stop(self):
-        accelerator = self.trainer.accelerator
-        if accelerator.num_processes == 1:
-            return self.stop_request.made
-        # All processes stop at the same step.
-        if self.stop_request.made:
-            accelerator.set_trigger()
-        return accelerator.check_trigger()
-
     def on_evaluate(self, args, state, control, **kwargs):
-        if self.trainer.history.has_stopped_improving():
+        if self._on_any_process(self.trainer.history.has_stopped_improving()):
             control.should_save = bool(self.trainer.run.arguments.save_steps)
             control.should_training_stop = True
+
+    def _on_any_process(self, wish):
+        # All processes stop at the same step.
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return wish
+        if wish:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:

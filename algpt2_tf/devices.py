@@ -85,13 +85,26 @@ def wait_for_everyone(strategy, succeeded=True):
     Raises:
         InputError: if another worker could not.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
-    failures = strategy.run(
-        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(0.0 if succeeded else 1.0))
-    )
-    if succeeded and float(strategy.experimental_local_results(failures)[0]):
+    if on_any_worker(strategy, not succeeded) and succeeded:
         raise InputError("another worker stopped; its message says why")
+
+
+def on_any_worker(strategy, wish):
+    """Whether a worker wishes something; all workers must ask, and get the same answer.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        wish: bool. What this worker wishes.
+
+    Returns:
+        bool.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return wish
+    wishes = strategy.run(
+        lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(1.0 if wish else 0.0))
+    )
+    return float(strategy.experimental_local_results(wishes)[0]) > 0
 
 
 def _mirrored():

@@ -10,7 +10,7 @@ from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import History, divergence
 from algpt2.training.run import evaluate_run
-from algpt2_tf.devices import machine_flops, wait_for_everyone
+from algpt2_tf.devices import machine_flops, on_any_worker, wait_for_everyone
 from algpt2_tf.evaluation import class_logits_function, order_function, token_loss_function
 from algpt2_tf.loss import counted, next_token_loss
 from algpt2_tf.training_state import save_training_state
@@ -199,7 +199,7 @@ class Reporter(keras.callbacks.Callback):
         ends = False
         if step % arguments.eval_steps == 0 or is_last or saves:
             self._evaluate(step)
-            ends = self.history.has_stopped_improving()
+            ends = on_any_worker(self.strategy, self.history.has_stopped_improving())
         if saves or (ends and arguments.save_steps):
             self._save(step)
             self.history.restart_clock(step)

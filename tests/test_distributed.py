@@ -20,7 +20,7 @@ import algpt2_pt.train
 import algpt2_tf.train
 from algpt2.data.corpus import read_corpus
 from algpt2_pt import ALGPT2LMHeadModel
-from algpt2_pt.training import RunTrainer
+from algpt2_pt.training import RunCallback, RunTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +129,17 @@ def test_a_process_that_is_not_the_first_writes_nothing(text_tokenizer, tmp_path
     )
     trainer.save_model(tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_all_processes_end_when_one_sees_no_progress():
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=2, check_trigger=lambda: True),
+        history=SimpleNamespace(has_stopped_improving=lambda: False),
+        run=SimpleNamespace(arguments=SimpleNamespace(save_steps=2)),
+    )
+    control = SimpleNamespace()
+    RunCallback(trainer, stop_request=None).on_evaluate(None, None, control)
+    assert control.should_training_stop and control.should_save
 
 
 def worker_to_kill(launcher, processes):
