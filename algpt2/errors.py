@@ -41,6 +41,10 @@ class InputError(ValueError):
         super().__init__(one_line(message))
 
 
+class LoadError(InputError, RuntimeError):
+    """A checkpoint that a library cannot load, for which transformers raises a RuntimeError."""
+
+
 class RunError(RuntimeError):
     """A run that cannot go on: its loss is not finite, or another worker is gone."""
 

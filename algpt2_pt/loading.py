@@ -16,11 +16,19 @@ from algpt2.checkpoints.formats.pytorch import check_archive
 from algpt2.checkpoints.generation_config import check_generation_config
 from algpt2.checkpoints.weight_maps import find_dialect, is_wrapped
 from algpt2.checkpoints.weight_maps.own import PYTORCH
-from algpt2.errors import InputError
+from algpt2.errors import InputError, LoadError
 from algpt2_pt.cpu_kernels import use_fast_kernels
+from algpt2_pt.modeling_algpt2 import (
+    ALGPT2ForQuestionAnswering,
+    ALGPT2ForSequenceClassification,
+    ALGPT2ForTokenClassification,
+    without_projection,
+)
 from algpt2_pt.weights import to_torch
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# The models that read hidden states instead of giving logits of tokens.
+HEADS = (ALGPT2ForSequenceClassification, ALGPT2ForTokenClassification, ALGPT2ForQuestionAnswering)
 # A field of the configuration, but as an argument transformers takes it for the dtype of the weights.
 NOT_OVERRIDES = ("dtype",)
 
@@ -61,8 +69,8 @@ class AnyCheckpoint:
                 loaded = super().from_pretrained(name, *args, config=config, **kwargs)
             except (ImportError, RuntimeError) as error:
                 # A package that a quantization takes, or weights that do not fit.
-                raise InputError(f"{name}: transformers cannot load it ({error})") from error
-            use_fast_kernels(loaded[0] if isinstance(loaded, tuple) else loaded)
+                raise LoadError(f"{name}: transformers cannot load it ({error})") from error
+            _as_made(loaded)
             return loaded
         kwargs = {key: value for key, value in kwargs.items() if key not in (*HUB_OPTIONS, "subfolder")}
         return cls.from_checkpoint(open_checkpoint(directory, config=config), *args, config=config, **kwargs)
@@ -86,11 +94,20 @@ class AnyCheckpoint:
         generation_config = checkpoint.generation_config(config)
         state_dict = {name: to_torch(array) for name, array in weights.items()}
         loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, **kwargs)
-        # With `output_loading_info` the model comes first.
-        model = use_fast_kernels(loaded[0] if isinstance(loaded, tuple) else loaded)
+        model = _as_made(loaded)
         if model.can_generate():
             model.generation_config = generation_config
         return loaded
+
+
+def _as_made(loaded):
+    """The model that `from_pretrained` gives, with the fast kernels and the parameters that it trains if made new."""
+    # With `output_loading_info` the model comes first.
+    model = use_fast_kernels(loaded[0] if isinstance(loaded, tuple) else loaded)
+    if isinstance(model, HEADS):
+        # Whatever transformers loads has gradients.
+        without_projection(model.transformer)
+    return model
 
 
 def _as_config(config):

@@ -556,7 +556,7 @@ class ALGPT2ForSequenceClassification(ALGPT2PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.transformer = ALGPT2Model(config)
+        self.transformer = without_projection(ALGPT2Model(config))
         self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         self.post_init()
 
@@ -634,7 +634,7 @@ class ALGPT2ForTokenClassification(ALGPT2PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.transformer = ALGPT2Model(config)
+        self.transformer = without_projection(ALGPT2Model(config))
         self.dropout = nn.Dropout(config.resid_pdrop)
         self.classifier = nn.Linear(config.n_embd, config.num_labels)
         self.post_init()
@@ -698,7 +698,7 @@ class ALGPT2ForQuestionAnswering(ALGPT2PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.transformer = ALGPT2Model(config)
+        self.transformer = without_projection(ALGPT2Model(config))
         self.qa_outputs = nn.Linear(config.n_embd, 2)
         self.post_init()
 
@@ -744,6 +744,17 @@ class ALGPT2ForQuestionAnswering(ALGPT2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def without_projection(transformer):
+    """A transformer for a head that reads the hidden states: `project_out` is for logits of tokens, and not trained.
+
+    Args:
+        transformer: `ALGPT2Model`.
+    """
+    if transformer.project_out is not None:
+        transformer.project_out.requires_grad_(False)
+    return transformer
 
 
 def states_of(transformer, input_ids, output_hidden_states=None, **kwargs):

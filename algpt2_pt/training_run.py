@@ -117,10 +117,6 @@ def initial_model(run):
     classifies = run.arguments.task == "classify"
     model_class = ALGPT2ForSequenceClassification if classifies else language_model_class(run.arguments.sop)
     model = use_fast_kernels(model_class(run.config))
-    if classifies:
-        # What only the logits of tokens need has no gradient.
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith("transformer.project_out."))
     weights = run.starting_weights()
     if weights:
         # A head starts new if only the model has it, and is left out if only the weights have it.

@@ -100,6 +100,29 @@ def test_a_language_model_becomes_one_with_a_head_and_is_saved_and_loaded(head, 
     assert all(torch.equal(found, expected) for found, expected in zip(again(ids)[:1], model(ids)[:1], strict=True))
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_all_that_is_trained_has_a_gradient(head, is_tied, tmp_path):
+    # Else training over several processes waits for gradients that do not come.
+    made = getattr(algpt2_pt, f"ALGPT2{head}")(tiny_config(num_labels=3, pad_token_id=PAD, tie_projections=is_tied))
+    made.save_pretrained(tmp_path)
+    for model in (made, type(made).from_pretrained(tmp_path)):
+        model(torch.arange(16).reshape(2, 8), **LABELS[head]).loss.backward()
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        parts = ("bias",) if is_tied else ("weight", "bias")
+        unused = {f"transformer.project_out.{part}" for part in parts}
+        assert dict(model.named_parameters()).keys() - trained == unused
+
+
+def test_another_number_of_classes_is_refused_unless_sizes_may_differ(tmp_path):
+    ALGPT2ForSequenceClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="cannot load it"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert model(torch.arange(8)[None]).logits.shape == (1, 5)
+
+
 def test_the_head_reads_what_the_last_normalization_gives():
     config = tiny_config(num_labels=4)
     model = ALGPT2ForTokenClassification(config).eval()
