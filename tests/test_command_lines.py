@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tensorflow as tf
 import torch
 import wandb
 from command_lines import FRAMEWORKS, history, run
+from tensorflow.python.framework.config import disable_op_determinism
 from transformers import AutoTokenizer, TrainingArguments
 
 import algpt2_pt.train
@@ -368,6 +370,22 @@ def test_constants_of_adam_and_the_warm_up_are_the_same_in_both_frameworks(runs,
     warmup = TrainingArguments(output_dir=tmp_path, warmup_steps=0.26).get_warmup_steps(6)
     rates = [r["learning_rate"] for r in history(tmp_path / "tf" / "given") if "train_loss" in r]
     assert warmup == 2 == rates.index(max(rates))
+
+
+@pytest.mark.slow
+def test_a_step_that_xla_compiles_computes_the_same(files, tmp_path, capsys):
+    losses = {}
+    # Other runs in this process have asked for determinism, with which Keras does not compile.
+    disable_op_determinism()
+    for name, extra in (("compiled", ["--compile"]), ("plain", [])):
+        arguments = train_arguments(files, tmp_path / name, "--max-steps", 3, "--logging-steps", 1, "--dropout", 0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Model doesn't support `jit_compile=True`")
+            code, _, err = run(capsys, "algpt2_tf.train", *arguments, *extra)
+        assert code == 0, err
+        losses[name] = [record["train_loss"] for record in history(tmp_path / name) if "train_loss" in record]
+    assert len(losses["plain"]) == 3
+    np.testing.assert_allclose(losses["compiled"], losses["plain"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
