@@ -107,7 +107,7 @@ def _read_gguf(path, output):
     names = {their_name(name): name for name in weight_shapes(config)}
     weights = {names.get(name, name): array for name, array in tensors.items()}
     check_weights(config, weights, source=path)
-    # llama.cpp's converter stores a tied matrix twice.
+    # Older converters of llama.cpp wrote a tied matrix twice.
     head = weights.get("lm_head.weight")
     theirs.tie_word_embeddings = head is None or np.array_equal(head, weights["transformer.wte.weight"])
     theirs.save_pretrained(output)

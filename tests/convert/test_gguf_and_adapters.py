@@ -85,7 +85,7 @@ def test_its_tokenizer_is_the_one_that_was_exported(files, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_is_tied_where_it_is_the_embedding(tied, text_tokenizer, tmp_path):
-    """llama.cpp's converter writes a tied matrix twice."""
+    """Older converters of llama.cpp wrote a tied matrix twice."""
     config = tiny_config(vocab_size=len(text_tokenizer), n_embd=64, n_head=4, embedding_size=None, eos_token_id=0)
     config.tie_word_embeddings = False
     weights = random_weights(config, "float32")
