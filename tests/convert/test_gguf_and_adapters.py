@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_lines import run
 from models import random_weights, relative_difference, save_checkpoint, tiny_config
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
@@ -198,6 +198,7 @@ ADAPTERS = {
     "LoRA": LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"),
     "DoRA": LoraConfig(r=3, use_dora=True),
     "whole matrices": LoraConfig(r=3, modules_to_save=["c_proj"]),
+    "AdaLoRA": AdaLoraConfig(total_step=10),
     "IA3": IA3Config(),
 }
 
