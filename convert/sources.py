@@ -53,6 +53,8 @@ def opened_source(source, base=None):
     is_adapter = (path / ADAPTER_FILE).is_file()
     if base is not None and not is_adapter:
         raise InputError(f"--base is the checkpoint of an adapter; {source} holds no {ADAPTER_FILE}")
+    if path.suffix == ".gguf" and not path.exists():
+        raise InputError(f"{path}: no such file")
     if not is_adapter and not path.is_file():
         _refuse_exports(path)
         return opened(source)

@@ -156,6 +156,7 @@ def test_other_files_are_refused(files, capsys, monkeypatch, tmp_path):
     for source, message in (
         (tmp_path / "llama.gguf", "llama.gguf: is of the architecture 'llama'; expected 'gpt2'"),
         (files / "algpt2" / "model.safetensors", "model.safetensors: is not a GGUF file"),
+        (tmp_path / "nothing.gguf", "nothing.gguf: no such file"),
         (tmp_path, f"{tmp_path}: is a directory with a GGUF file; give the file itself, {tmp_path / 'llama.gguf'}"),
     ):
         refused(capsys, monkeypatch, tmp_path, source, message)
