@@ -13,6 +13,8 @@ EXPORT = [*ONNX, "ai-edge-litert>=2", "gguf"]
 DEMO = ["gradio>=6"]
 # KerasHub's checks of a model, which the tests run, need grain.
 TESTS = ["pytest", "pytest-xdist", "grain", "peft", "trl", "lm-eval", "ctranslate2", "selenium"]
+# llama.cpp, built, is on PyPI for these alone; its tests are left out elsewhere.
+TESTS += ['xllamacpp; sys_platform == "linux" and platform_machine == "x86_64"']
 DEV = [*TESTS, "ruff", "pre-commit", "mkdocs-material", "mkdocstrings[python]"]
 
 setup(

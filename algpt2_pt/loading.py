@@ -58,7 +58,7 @@ class AnyCheckpoint:
             return super().from_pretrained(None, *args, config=config, **kwargs)
         if kwargs.get("gguf_file"):
             raise InputError(
-                f"{name}: ALGPT2 reads no GGUF; load it by transformers' GPT2LMHeadModel, save that, and give its place"
+                f"{name}: ALGPT2 reads no GGUF; give the checkpoint that `python -m convert to-pt` makes of the file"
             )
         hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         directory = find_checkpoint(name, kwargs.get("subfolder") or "", **hub_options)

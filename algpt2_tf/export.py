@@ -7,15 +7,17 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 from keras import ops
+from keras_hub.models import CausalLM
 
 INPUT_NAMES = ("token_ids", "padding_mask")
 
 
-def language_model(model):
-    """`keras.Model` of the same layers whose outputs are a dict of `logits`, float (batch, length, V), alone.
+def logits_model(model):
+    """`keras.Model` of the same layers whose outputs are a dict of `logits` alone.
 
     Args:
-        model: `TFALGPT2LMHeadModel` or `TFALGPT2ForPreTraining`.
+        model: `TFALGPT2LMHeadModel` or `TFALGPT2ForPreTraining`, whose logits are float (batch, length, V); or
+            `TFALGPT2TextClassifier`, whose are float (batch, classes).
     """
     logits = model.output["logits"] if isinstance(model.output, dict) else model.output
     return keras.Model(model.input, {"logits": logits})
@@ -35,13 +37,13 @@ def export_saved_model(model, directory, stop_token_ids=None):
 
     Its signatures take `token_ids` and `padding_mask`, int32 (batch, length), 0 for padding on the right:
 
-    - `serving_default` gives `logits`, float (batch, length, V).
-    - `generate` continues prompts up to the length of its inputs, with the sampler and the repetition penalty that the
-      model is compiled with, and a cache of keys and values. It gives `token_ids` and `padding_mask`, int32
-      (batch, length); the mask ends at the first stop token.
+    - `serving_default` gives `logits`, float (batch, length, V), or of a classifier of texts (batch, classes).
+    - `generate`, which a classifier has not, continues prompts up to the length of its inputs, with the sampler and the
+      repetition penalty that the model is compiled with, and a cache of keys and values. It gives `token_ids` and
+      `padding_mask`, int32 (batch, length); the mask ends at the first stop token.
 
     Args:
-        model: `TFALGPT2LMHeadModel`; of a `TFALGPT2ForPreTraining` the language model.
+        model: `TFALGPT2LMHeadModel`; of a `TFALGPT2ForPreTraining` the language model; or `TFALGPT2TextClassifier`.
         directory: path.
         stop_token_ids: tuple of int, the tokens that end a sequence; or `None`.
 
@@ -58,7 +60,8 @@ def export_saved_model(model, directory, stop_token_ids=None):
         >>> served(token_ids=ids, padding_mask=tf.ones_like(ids))["logits"].shape
         TensorShape([1, 3, 2048])
     """
-    if model.streamer is not None:
+    generates = isinstance(model, CausalLM)
+    if generates and model.streamer is not None:
         raise ValueError("a SavedModel holds no Python function: compile the model without a streamer")
 
     def generate(inputs):
@@ -67,8 +70,9 @@ def export_saved_model(model, directory, stop_token_ids=None):
 
     archive = keras.export.ExportArchive()
     # The archive finds the variables of its functions by itself; tracking the model would write them a second time.
-    archive.add_endpoint("serving_default", functools.partial(language_model(model), training=False), input_signature())
-    archive.add_endpoint("generate", generate, input_signature())
+    archive.add_endpoint("serving_default", functools.partial(logits_model(model), training=False), input_signature())
+    if generates:
+        archive.add_endpoint("generate", generate, input_signature())
     archive.write_out(directory, verbose=False)
 
 
@@ -78,14 +82,15 @@ def export_litert(model, path, quantize=None, length=None):
     Its signatures are:
 
     - `serving_default` takes `token_ids` and `padding_mask`, int32 (batch, length), 0 for padding, and gives `logits`,
-      float (batch, length, V).
-    - `prefill` and `decode` go on from a cache, by the names of LiteRT's generative models: they take `tokens`, int32
-      (1, count), their positions `input_pos`, int32 (count,), and for each depth `kv_cache_k_DEPTH` and
-      `kv_cache_v_DEPTH`, float (1, n_head, n_positions, H / n_head), zeros at first. Both give the new cache; `decode`
-      takes one token and gives its `logits` too, float (1, 1, V).
+      float (batch, length, V), or of a classifier of texts (batch, classes).
+    - `prefill` and `decode`, which a classifier has not, go on from a cache, by the names of LiteRT's generative
+      models: they take `tokens`, int32 (1, count), their positions `input_pos`, int32 (count,), and for each depth
+      `kv_cache_k_DEPTH` and `kv_cache_v_DEPTH`, float (1, n_head, n_positions, H / n_head), zeros at first. Both give
+      the new cache; `decode` takes one token and gives its `logits` too, float (1, 1, V).
 
     Args:
-        model: `TFALGPT2LMHeadModel` in float32; of a `TFALGPT2ForPreTraining` the language model.
+        model: `TFALGPT2LMHeadModel` in float32; of a `TFALGPT2ForPreTraining` the language model; or
+            `TFALGPT2TextClassifier`.
         path: path that ends in `.tflite`.
         quantize: str. `"int8"` stores matrices of 1024 entries and more in int8, with a scale for each output, and
             quantizes the inputs of their products as they come (dynamic-range quantization); all else stays float32.
@@ -105,15 +110,16 @@ def export_litert(model, path, quantize=None, length=None):
         return {name: value for name, value in _with_cache(model, inputs).items() if name != "logits"}
 
     archive = keras.export.ExportArchive()
-    serving = functools.partial(language_model(model), training=False)
+    serving = functools.partial(logits_model(model), training=False)
     archive.add_endpoint("serving_default", serving, input_signature(1 if length else None, length))
-    archive.add_endpoint("prefill", prefill, cache_signature(model.config, length))
-    archive.add_endpoint("decode", decode, cache_signature(model.config, 1))
+    signatures = ["serving_default"]
+    if isinstance(model, CausalLM):
+        archive.add_endpoint("prefill", prefill, cache_signature(model.config, length))
+        archive.add_endpoint("decode", decode, cache_signature(model.config, 1))
+        signatures += ["prefill", "decode"]
     with tempfile.TemporaryDirectory() as directory:
         archive.write_out(directory, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(
-            directory, signature_keys=["serving_default", "prefill", "decode"]
-        )
+        converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=signatures)
         converter.optimizations = [tf.lite.Optimize.DEFAULT] if quantize == "int8" else []
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         Path(path).write_bytes(converter.convert())

@@ -9,11 +9,12 @@ from algpt2.cli import HelpFormatter, byte_size, positive_int
 from algpt2.errors import InputError, exit_on_error
 from convert.exports import FORMATS
 
+SOURCES = "a checkpoint of any system, a GGUF file of a GPT-2, or an adapter of PEFT with its base"
 CONVERSIONS = {
     "pt2tf": ("PyTorch's weights to Keras's", "Write model.weights.h5 from PyTorch's weights"),
     "tf2pt": ("Keras's weights to PyTorch's", "Write model.safetensors from Keras's weights"),
-    "to-tf": ("a checkpoint of any system to Keras's", "Write an ALGPT2 with Keras's weights from any checkpoint"),
-    "to-pt": ("a checkpoint of any system to PyTorch's", "Write an ALGPT2 with safetensors from any checkpoint"),
+    "to-tf": (f"{SOURCES} to Keras's", f"Write an ALGPT2 with Keras's weights from {SOURCES}"),
+    "to-pt": (f"{SOURCES} to PyTorch's", f"Write an ALGPT2 with safetensors from {SOURCES}"),
     "to-gpt2": ("any ALGPT2 to a plain GPT-2", "Write a plain GPT-2 that gives the same logits"),
 }
 
@@ -53,8 +54,12 @@ def build_parser():
 
 
 def _add_conversion(command, name):
-    command.add_argument("directory", help="a checkpoint directory")
-    in_place = name in ("pt2tf", "tf2pt")
+    in_place, from_any = name in ("pt2tf", "tf2pt"), name in ("to-tf", "to-pt")
+    if from_any:
+        command.add_argument("directory", metavar="SOURCE", help="a checkpoint, a GGUF file or an adapter")
+        command.add_argument("--base", metavar="DIR", help="of an adapter: its base (default: the one that it names)")
+    else:
+        command.add_argument("directory", help="a checkpoint directory")
     default = " (default: add to the given one)" if in_place else ""
     command.add_argument("--output", metavar="DIR", required=not in_place, help=f"write a new directory{default}")
     command.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as stored)")
@@ -149,7 +154,7 @@ def _convert(arguments):
 
     name = arguments.command.replace("-", "_")
     convert = plain_gpt2.to_gpt2 if name == "to_gpt2" else getattr(conversion, name)
-    options = ("max_shard_size", "keras_hub", "lossy")
+    options = ("max_shard_size", "keras_hub", "lossy", "base")
     given = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None)}
     result = convert(arguments.directory, arguments.output, arguments.dtype, arguments.force, **given)
     print(f"wrote {result.directory}, {result.dtype}", flush=True)

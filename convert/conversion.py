@@ -16,7 +16,6 @@ from algpt2.checkpoints.checkpoint import (
     find_checkpoint,
     leads_out,
     open_checkpoint,
-    opened,
     read_config,
     write_checkpoint_weights,
 )
@@ -26,6 +25,7 @@ from algpt2.configuration import AUTO_MAP
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
 from algpt2.files.atomic import files_replaced_in
+from convert.sources import opened_source
 
 # What a checkpoint that is replaced may leave behind in the target.
 CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
@@ -84,24 +84,33 @@ def tf2pt(directory, output=None, dtype=None, force=False, max_shard_size="5GB")
     return convert_checkpoint(_opened(directory, "tensorflow", output), "pytorch", output, dtype, force, max_shard_size)
 
 
-def to_tf(directory, output, dtype=None, force=False, max_shard_size="5GB"):
-    """Write a directory with Keras's weights from a checkpoint of either framework; the arguments are those of `pt2tf`.
+def to_tf(source, output, dtype=None, force=False, max_shard_size="5GB", base=None):
+    """Write a directory with Keras's weights from a checkpoint of any system, a GGUF file or an adapter of PEFT.
+
+    Args:
+        source, base: as in `convert.sources.opened_source`.
+        output, dtype, force, max_shard_size: as in `pt2tf`.
+
+    Returns:
+        `Conversion`.
+
+    Raises:
+        algpt2.errors.InputError: as `pt2tf`, and as `convert.sources.opened_source`.
 
     Example:
         >>> to_tf("gpt2/", "gpt2-tf/")  # doctest: +SKIP
     """
-    checkpoint = opened(directory)
-    return convert_checkpoint(checkpoint, "tensorflow", output, dtype, force, max_shard_size)
+    return convert_checkpoint(opened_source(source, base), "tensorflow", output, dtype, force, max_shard_size)
 
 
-def to_pt(directory, output, dtype=None, force=False, max_shard_size="5GB"):
-    """Write a directory with safetensors from a checkpoint of either framework; the arguments are those of `pt2tf`.
+def to_pt(source, output, dtype=None, force=False, max_shard_size="5GB", base=None):
+    """Write a directory with safetensors from what `to_tf` takes; the arguments are the same.
 
     Example:
-        >>> to_pt("gpt2-preset/", "gpt2-pt/")  # doctest: +SKIP
+        >>> to_pt("model-q8_0.gguf", "checkpoint/")  # doctest: +SKIP
+        >>> to_pt("adapter/", "merged/", base="checkpoint/")  # doctest: +SKIP
     """
-    checkpoint = opened(directory)
-    return convert_checkpoint(checkpoint, "pytorch", output, dtype, force, max_shard_size)
+    return convert_checkpoint(opened_source(source, base), "pytorch", output, dtype, force, max_shard_size)
 
 
 def _opened(directory, framework, output):

@@ -66,6 +66,11 @@ def export(directory, to, output, quantize=None, length=None, force=False, asset
         if value:
             raise InputError(f"--{name} is for --to {OPTIONS[name]}, not for {to}")
     checkpoint, output = opened(directory), Path(output)
+    if not checkpoint.is_language_model and not getattr(target, "CLASSIFIERS", False):
+        raise InputError(
+            f"{checkpoint.path}: is of {checkpoint.architecture}; {to} takes language models, and only savedmodel and "
+            "litert take classifiers of texts"
+        )
     if length and length > checkpoint.config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {checkpoint.config.n_positions}")
     _check_output(output, to, target, force)
@@ -178,10 +183,12 @@ def _compare_predictions(expected, found, allowed):
     expected_log, found_log = (_log_softmax(logits.astype("float64")) for logits in (expected, found))
     divergence = float((np.exp(expected_log) * (expected_log - found_log)).sum(-1).mean())
     others = float((expected.argmax(-1) != found.argmax(-1)).mean())
+    # Of a language model (batch, length, V), of a classifier (batch, classes).
+    each, where, one = ("token", "positions", "token") if expected.ndim == 3 else ("text", "texts", "class")
     return [
-        Comparison("Kullback-Leibler divergence, nats a token", (), divergence, allowed, divergence <= allowed),
+        Comparison(f"Kullback-Leibler divergence, nats a {each}", (), divergence, allowed, divergence <= allowed),
         # Told, not judged: where two tokens are about as likely, it says little.
-        Comparison("share of positions with another likeliest token", (), others, 1.0, True),
+        Comparison(f"share of {where} with another likeliest {one}", (), others, 1.0, True),
     ]
 
 

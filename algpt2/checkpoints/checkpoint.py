@@ -42,6 +42,8 @@ from algpt2.files.atomic import require_whole
 from algpt2.files.reading import read_json
 
 CONFIG_FILE = "config.json"
+# Of PEFT.
+ADAPTER_FILE = "adapter_config.json"
 MODEL_CARD = "README.md"
 # What a checkpoint in any dialect has besides its weights.
 METADATA_FILES = (
@@ -71,7 +73,14 @@ def find_checkpoint(name_or_path, subfolder="", **hub_options):
     if os.path.isdir(name_or_path):
         directory = Path(name_or_path, subfolder)
         require_whole(directory)
+        if (directory / ADAPTER_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
+            raise InputError(f"{directory}: is an adapter of PEFT; `python -m convert to-pt` merges it into its base")
         return directory
+    if os.path.isfile(name_or_path):
+        raise InputError(
+            f"{name_or_path}: is a file; give the directory of a checkpoint (`python -m convert to-pt` makes one of a "
+            "GGUF file)"
+        )
     name, prefix = str(name_or_path), f"{subfolder.strip('/')}/" if subfolder else ""
     try:
         try:

@@ -26,7 +26,7 @@ NAMES = {
 }
 # What llama.cpp computes; it has no other activations for a GPT-2.
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
-NORMAL, CONTROL = 1, 3
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 # The numbers of a row that share a scale.
 BLOCK = 32
 
@@ -106,11 +106,12 @@ def outputs(path, quantize=None):
     Returns:
         function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V).
     """
+    import gguf
     import torch
     from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel.from_pretrained(
-        path.parent, gguf_file=path.name, config=_stored_config(path), dtype=torch.float32
+        path.parent, gguf_file=path.name, config=stored_config(gguf.GGUFReader(path)), dtype=torch.float32
     ).eval()
 
     def run(ids, mask):
@@ -120,12 +121,16 @@ def outputs(path, quantize=None):
     return run
 
 
-def _stored_config(path):
-    """The configuration that a file says; transformers alone takes n_positions to be 1024 and n_inner 4 n_embd."""
-    import gguf
-    from transformers import GPT2Config
+def stored_config(reader):
+    """The configuration that a file says; transformers alone takes n_positions to be 1024 and n_inner 4 n_embd.
 
-    reader = gguf.GGUFReader(path)
+    Args:
+        reader: `gguf.GGUFReader` of a GPT-2.
+
+    Returns:
+        `transformers.GPT2Config`.
+    """
+    from transformers import GPT2Config
 
     def value(key):
         return reader.get_field(f"gpt2.{key}").contents()
@@ -137,8 +142,12 @@ def _stored_config(path):
         n_inner=value("feed_forward_length"),
         n_layer=value("block_count"),
         n_head=value("attention.head_count"),
-        layer_norm_epsilon=value("attention.layer_norm_epsilon"),
+        # The file keeps it in float32: 1e-5, not 9.999999747378752e-06.
+        layer_norm_epsilon=float(str(np.float32(value("attention.layer_norm_epsilon")))),
         tie_word_embeddings=not any(tensor.name == "output.weight" for tensor in reader.tensors),
+        # The tokenizer knows them; by default they are those of GPT-2's own vocabulary.
+        bos_token_id=None,
+        eos_token_id=None,
     )
 
 
@@ -152,10 +161,10 @@ def _vocabulary(tokenizer, vocab_size):
     if state["normalizer"] is not None:
         raise InputError("the tokenizer normalizes texts, which llama.cpp's GPT-2 does not")
     tokens = [f"[PAD{index}]" for index in range(vocab_size)]
-    types = [CONTROL] * vocab_size
+    types = [UNUSED] * vocab_size
     for token, index in model["vocab"].items():
         tokens[index], types[index] = token, NORMAL
     for added in state["added_tokens"]:
-        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else NORMAL
+        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return tokens, types, merges

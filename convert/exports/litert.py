@@ -11,6 +11,7 @@ PACKAGES = {"tensorflow": "tf", "ai_edge_litert": "export"}
 FRAMEWORK = "tensorflow"
 SUFFIX = ".tflite"
 QUANTIZATIONS = ("int8",)
+CLASSIFIERS = True
 OPTIONS = ("length",)
 FILE_LIMIT = 2**31
 
@@ -43,7 +44,8 @@ def outputs(path, quantize=None):
         quantize: not used: the file says it.
 
     Returns:
-        function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V).
+        function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V) or, of a
+        classifier, (batch, classes).
     """
     from ai_edge_litert.interpreter import Interpreter
 
@@ -56,7 +58,7 @@ def outputs(path, quantize=None):
     def run_row_by_row(ids, mask):
         padding = ((0, 0), (0, fixed_length - ids.shape[1]))
         rows = zip(np.pad(ids, padding), np.pad(mask, padding), strict=True)
-        logits = [run(row[None], row_mask[None])["logits"] for row, row_mask in rows]
-        return {"logits": np.concatenate(logits)[:, : ids.shape[1]]}
+        logits = np.concatenate([run(row[None], row_mask[None])["logits"] for row, row_mask in rows])
+        return {"logits": logits[:, : ids.shape[1]] if logits.ndim == 3 else logits}
 
     return run if fixed_length < 0 else run_row_by_row

@@ -11,6 +11,7 @@ PACKAGES = {"tensorflow": "tf"}
 FRAMEWORK = "tensorflow"
 MARKER = "saved_model.pb"
 QUANTIZATIONS = ()
+CLASSIFIERS = True
 
 
 def write(checkpoint, path, quantize=None):
@@ -24,7 +25,8 @@ def write(checkpoint, path, quantize=None):
     from algpt2_tf import export
 
     model = open_side(checkpoint, "float32", FRAMEWORK).model
-    model.compile(sampler="greedy")
+    if checkpoint.is_language_model:
+        model.compile(sampler="greedy")
     with errors_of_tensorflow():
         export.export_saved_model(model, path, _stop_token_ids(checkpoint))
 
@@ -48,13 +50,16 @@ def outputs(path, quantize=None):
         quantize: not used.
 
     Returns:
-        function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V).
+        function from ids and mask, int64 (batch, length), to a dict of `logits`, float32 (batch, length, V) or, of a
+        classifier, (batch, classes).
     """
     return _signature(path, "serving_default")
 
 
 def more_comparisons(checkpoint, path):
     """The comparison of greedy continuations of the first half of the fixed token ids, one at least, to their length.
+
+    A classifier continues nothing.
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
@@ -65,6 +70,8 @@ def more_comparisons(checkpoint, path):
     """
     import tensorflow as tf
 
+    if not checkpoint.is_language_model:
+        return []
     model = open_side(checkpoint, "float32", FRAMEWORK).model
     ids, mask = fixed_batches(model.config)["unpadded"]
     mask[:, max(1, ids.shape[1] // 2) :] = 0

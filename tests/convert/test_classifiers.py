@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from command_lines import run
 from models import (
     classifier_weights,
@@ -120,6 +122,62 @@ def test_a_classifier_becomes_one_of_gpt2(seed, capsys, tmp_path):
     assert relative_difference(expected, model(ids).logits) < 1e-10
     code, _, err = run(capsys, main_module, "to-gpt2", source, "--output", tmp_path / "hub", "--keras-hub")
     assert code == 2 and "KerasHub's GPT-2 has no such head" in err
+
+
+def served(path):
+    """The function of a SavedModel or a LiteRT file, by its runtime alone."""
+    if path.is_dir():
+        loaded = tf.saved_model.load(str(path))
+        assert list(loaded.signatures) == ["serving_default"]
+        return lambda **inputs: np.asarray(loaded.signatures["serving_default"](**inputs)["logits"])
+    interpreter = Interpreter(model_path=str(path))
+    assert list(interpreter.get_signature_list()) == ["serving_default"]
+    run_signature = interpreter.get_signature_runner("serving_default")
+    return lambda **inputs: run_signature(**inputs)["logits"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance"),
+    [
+        ("savedmodel", (), 1e-5),
+        ("model.tflite", (), 1e-5),
+        ("fixed.tflite", ("--length", 12), 1e-5),
+        # What the command lets pass.
+        ("int8.tflite", ("--quantize", "int8"), 0.1),
+    ],
+)
+def test_an_export_gives_the_logits_of_the_classes(name, options, tolerance, capsys, tmp_path):
+    source = checkpoint(tmp_path / "pt", n_embd=48)
+    to, path = ("litert" if "tflite" in name else "savedmodel"), tmp_path / name
+    code, out, err = run(capsys, main_module, "export", source, "--to", to, "--output", path, *options)
+    assert code == 0 and out.count("logit difference") == 2 and "FAILED" not in out, err
+    assert "continuation" not in out and out.count("another likeliest class") == ("--quantize" in options)
+    model, serve = ALGPT2ForSequenceClassification.from_pretrained(source).eval(), served(path)
+    ids, mask = random_batch(model.config)
+    rows = [slice(row, row + 1) for row in range(3)] if "--length" in options else [slice(3)]
+    for row in rows:
+        # The classifier of PyTorch tells padding by its id.
+        padded = np.where(mask, ids % 96, 96)[row]
+        expected = model(torch.tensor(padded), attention_mask=torch.tensor(mask[row])).logits
+        found = serve(token_ids=padded.astype("int32"), padding_mask=mask[row].astype("int32"))
+        assert relative_difference(expected, found) < tolerance
+
+
+@pytest.mark.parametrize("to", ["onnx", "web", "gguf"])
+def test_an_export_for_language_models_alone_says_so(to, capsys, tmp_path):
+    source, output = checkpoint(tmp_path / "pt"), tmp_path / f"out{'.gguf' if to == 'gguf' else ''}"
+    code, _, err = run(capsys, main_module, "export", source, "--to", to, "--output", output)
+    assert code == 2 and f"is of ALGPT2ForSequenceClassification; {to} takes language models" in err
+    assert "Traceback" not in err and not output.exists()
+
+
+@pytest.mark.parametrize("to", ["onnx", "savedmodel"])
+def test_a_classifier_of_tokens_is_not_exported(to, capsys, tmp_path):
+    ALGPT2ForTokenClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path / "pt")
+    code, _, err = run(capsys, main_module, "export", tmp_path / "pt", "--to", to, "--output", tmp_path / "out")
+    assert code == 2 and "is of ALGPT2ForTokenClassification" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_heads_that_keras_lacks_are_refused_before_anything_is_written(tmp_path):

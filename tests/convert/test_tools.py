@@ -1,15 +1,19 @@
-"""A plain GPT-2 that `to-gpt2` wrote, as other tools read it: KerasHub, CTranslate2 and transformers 4."""
+"""A plain GPT-2 as other tools read it: of `to-gpt2` KerasHub and CTranslate2, of `export --to gguf` llama.cpp."""
 
 import json
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 from keras_hub.models import GPT2CausalLM
 from models import save_checkpoint, tiny_config
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from algpt2_pt import ALGPT2LMHeadModel
 from convert import to_gpt2
+from convert.export import ROUNDED_TOLERANCES, export
 
 TEXT = "The value of the first argument"
 
@@ -66,3 +70,80 @@ def test_ctranslate2_reads_it(gpt2, tmp_path):
         [tokens], max_length=30, sampling_topk=1, include_prompt_in_result=False, end_token=[]
     )
     assert result[0].sequences_ids[0] == ending
+
+
+def llama_cpp(path, threads=1):
+    """What asks llama.cpp's server, in this process, with a GGUF file: a function of a path and a dict."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    options = xllamacpp.CommonParams()
+    options.model.path, options.n_ctx, options.n_parallel, options.verbosity = str(path), 80, 1, -1
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
+    options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(options)
+
+    def ask(what, **values):
+        content, header = json.dumps(values).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.listening_address}/{what}", content, header)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def tokens_of_all_kinds(text_tokenizer, tmp_path_factory):
+    """The directory of an ALGPT2 whose tokenizer has added tokens, special and not, and fewer tokens than its model."""
+    tokenizer = type(text_tokenizer)(tokenizer_object=text_tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=False, normalized=False)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    config = tiny_config(vocab_size=len(tokenizer) + 7, n_embd=64, n_head=4, eos_token_id=0, bos_token_id=0)
+    return save_checkpoint(tmp_path_factory.mktemp("llama") / "algpt2", config, tokenizer=tokenizer)
+
+
+ODD_TEXTS = [
+    *("The value of an object", "", " ", "\n\n  \t x", "   both ends   ", "\r\nline\r\n", "\x00\x01", "don't I'VE"),
+    *(
+        "é漢字\U0001f600 naïve",
+        "x\u00a0y\u200bz",
+        "ﬁ ǅ Ⅷ",
+        "a\u0301e\u0308",
+        "مرحبا שלום",
+        "123456 1,234.5",
+        "snake_case(x)",
+    ),
+    *("a<|endoftext|>b", "<|tool|>self.x <|tool|>", "<|user|>hi", "[PAD603]"),
+]
+
+
+def test_llama_cpp_splits_texts_in_the_same_way(tokens_of_all_kinds, tmp_path):
+    export(tokens_of_all_kinds, "gguf", tmp_path / "model.gguf")
+    ask, tokenizer = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(tokens_of_all_kinds)
+    for text in ODD_TEXTS:
+        found = ask("tokenize", content=text, add_special=True, parse_special=True)["tokens"]
+        assert found == tokenizer(text)["input_ids"], text
+
+
+@pytest.mark.parametrize("quantize", [None, "f16", "q8_0", "q4_0"])
+def test_llama_cpp_computes_the_same(quantize, tokens_of_all_kinds, tmp_path):
+    export(tokens_of_all_kinds, "gguf", tmp_path / "model.gguf", quantize)
+    ask, model = llama_cpp(tmp_path / "model.gguf"), ALGPT2LMHeadModel.from_pretrained(tokens_of_all_kinds).eval()
+    prompt = AutoTokenizer.from_pretrained(tokens_of_all_kinds)(TEXT)["input_ids"]
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids = model.generate(torch.tensor([prompt]), **options)[0].tolist()
+    greedy = {"temperature": 0, "cache_prompt": False}
+    if quantize is None:
+        answer = ask("completion", prompt=prompt, n_predict=40, return_tokens=True, **greedy)
+        assert answer["tokens"] == ids[len(prompt) :]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    expected, differences = logits.log_softmax(-1), []
+    for length in range(len(prompt), len(ids)):
+        answer = ask("completion", prompt=ids[:length], n_predict=1, n_probs=model.config.vocab_size, **greedy)
+        # It tells nothing where the likeliest token is only a part of a character.
+        for step in answer.get("completion_probabilities", []):
+            found = {token["id"]: token["logprob"] for token in step["top_logprobs"]}
+            differences += [abs(value - float(expected[length - 1, token])) for token, value in found.items()]
+    assert len(differences) > 10 * model.config.vocab_size
+    # llama.cpp looks gelu up in a table of half precision.
+    tolerance = ROUNDED_TOLERANCES["gguf", quantize or "f16"][0]
+    assert max(differences) < tolerance * float(logits.abs().max())

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from command_lines import run
 from models import pytorch_model, random_weights, save_checkpoint, tiny_config
 
 from algpt2.data.tokenizer import encode
-from algpt2.demo import command, losses
+from algpt2.demo import command, losses, models
 from algpt2.demo.models import open_models, streamed
 from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling
@@ -176,6 +177,46 @@ def test_the_page_continues_colours_and_draws(address, both):
         fill(driver, "#figure-text textarea", TEXT)
         find("#draw")[0].click()
         wait(driver, lambda: find("#by-position img") and find("#by-depth img"))
+
+
+@pytest.mark.slow
+def test_stop_ends_the_stream_and_the_page_goes_on(address, monkeypatch):
+    computed, whole = [], models.continue_text
+
+    def slowly(generate, tokenizer, prompt, count, length, put):
+        def put_later(part):
+            # A hundred tokens take ten seconds.
+            time.sleep(0.1)
+            computed.append(part)
+            put(part)
+
+        return whole(generate, tokenizer, prompt, count, length, put_later)
+
+    monkeypatch.setattr(models, "continue_text", slowly)
+    with chromium() as driver:
+        driver.get(address)
+
+        def shown(number):
+            return driver.find_element("css selector", f"#continuation-{number} textarea").get_attribute("value")
+
+        def press(name):
+            driver.find_element("css selector", f"#{name}").click()
+
+        fill(driver, "#prompt textarea", "The value")
+        press("continue")
+        wait(driver, lambda: len(shown(0)) > len("The value") + 3)
+        press("stop")
+        time.sleep(1)
+        text, count = shown(0), len(computed)
+        time.sleep(1)
+        # The model has stopped too, within a token or two, and not only the page.
+        assert text.startswith("The value") and shown(0) == text and len(computed) == count < 40
+        assert shown(1) == ""
+        monkeypatch.setattr(models, "continue_text", whole)
+        fill(driver, "#prompt textarea", "It returns")
+        press("continue")
+        for number in (0, 1):
+            wait(driver, lambda n=number: shown(n).startswith("It returns") and len(shown(n)) > 60)
 
 
 @pytest.mark.slow
