@@ -1,13 +1,12 @@
 """Upload a checkpoint or a run to the Hugging Face hub: `python -m algpt2.hub DIR REPO`."""
 
-import argparse
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from algpt2.cli import HelpFormatter
+from algpt2.cli import Parser
 from algpt2.errors import InputError, exit_on_error
 
 # What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.
@@ -96,10 +95,9 @@ def _refusal(repository, error):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m algpt2.hub",
         description="Upload a checkpoint or a run, without its intermediate checkpoints and logs, to the hub.",
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", help="a checkpoint or run directory")
     parser.add_argument("repository", metavar="REPO", help="the repository, such as name/model")
