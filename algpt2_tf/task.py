@@ -2,11 +2,9 @@
 
 import logging
 
-import grain
 import keras
 import numpy as np
 import tensorflow as tf
-from keras_hub.src.utils.pipeline_model import _convert_to_numpy, _TensorLikeSource
 from transformers import GenerationConfig
 from transformers.utils import PushToHubMixin
 
@@ -216,9 +214,9 @@ def _is_in_memory(x):
 
 
 def _shuffled(inputs, batch_size):
-    """A `grain.MapDataset` of batches of arrays, in an order that is another one whenever it is repeated."""
-    source = grain.MapDataset.source(_TensorLikeSource(_convert_to_numpy(inputs)))
-    return source.shuffle(seed=int(np.random.randint(2**31))).batch(batch_size)
+    """A `tf.data.Dataset` of batches of arrays, in another order each time."""
+    rows = tf.data.Dataset.from_tensor_slices(inputs)
+    return rows.shuffle(len(rows), seed=int(np.random.randint(2**31))).batch(batch_size)
 
 
 # What grain says of the buffer that KerasHub chooses, at every call, is nothing that users could change.
