@@ -48,6 +48,14 @@ def test_every_canonical_name_is_documented():
             assert f"`{name.replace('.h.0.', '.h.{b}.')}`" in text, name
 
 
+def test_files_that_the_documents_name_are_there():
+    for page in (*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        named = re.findall(
+            r"[`(\s]((?:tests|docs|benchmarks|configs|examples)/[\w/-]+\.(?:py|md|json|yaml|ipynb))", page.read_text()
+        )
+        assert [name for name in named if not (ROOT / name).exists()] == [], page.name
+
+
 def run_python(page, together=False):
     """The names that the blocks for Python of a page leave, each block by itself or after those before it."""
     found = [{}]
