@@ -1,9 +1,8 @@
 """`algpt2`, or `python -m algpt2`: all commands of the project as subcommands of one."""
 
-import argparse
 import sys
 
-from algpt2.cli import FRAMEWORKS, import_module, installed_frameworks
+from algpt2.cli import FRAMEWORKS, Parser, did_you_mean, import_module, installed_frameworks
 from algpt2.errors import exit_on_error
 
 # The module and what it does, by the name of the command; `{package}` is that of the framework.
@@ -29,19 +28,23 @@ def main(argv=None):
         argv: list of str. The command, `--framework` and the command's own arguments; by default those of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="algpt2", description="Train, evaluate, convert and run ALGPT2.", allow_abbrev=False
+    parser = Parser(
+        prog="algpt2", description="Train, evaluate, convert and run ALGPT2.", allow_abbrev=False, takes_all=True
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, add_help=False, allow_abbrev=False)
+        command = commands.add_parser(name, help=summary, add_help=False, allow_abbrev=False, takes_all=True)
         if "{package}" in module:
             command.add_argument("--framework", choices=FRAMEWORKS, default=default_framework())
     arguments, rest = parser.parse_known_args(argv)
+    module = COMMANDS[arguments.command][0]
+    if "{package}" in module:
+        # The command's own parser would not know what was meant.
+        for flag in (argument.partition("=")[0] for argument in rest):
+            if hint := did_you_mean(flag, ["--framework"]):
+                parser.error(f"unknown argument {flag}{hint}")
+        module = module.format(package=FRAMEWORKS[arguments.framework].package)
     with exit_on_error("algpt2"):
-        module = COMMANDS[arguments.command][0]
-        if "{package}" in module:
-            module = module.format(package=FRAMEWORKS[arguments.framework].package)
         program = import_module(module)
     program.main([arguments.command, *rest] if arguments.command in WITH_OWN_NAME else rest)
 

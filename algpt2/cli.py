@@ -72,8 +72,32 @@ class Parser(argparse.ArgumentParser):
                     self.error(f"unknown argument {name}{hint}")
         arguments, rest = super().parse_known_args(args, namespace)
         if rest and not self.takes_all:
+            rest = self._take_late(arguments, rest)
+        if rest and not self.takes_all:
             self.error(f"unrecognized arguments: {' '.join(rest)}; --help names those that there are")
         return arguments, rest
+
+    def _take_late(self, arguments, rest):
+        """Give the last positional argument what stands behind a flag, where argparse has already ended it.
+
+        Args:
+            arguments: `argparse.Namespace`, which may be changed.
+            rest: list of str. What argparse left over.
+
+        Returns:
+            list of str: what is still left over.
+        """
+        last = next(reversed(self._get_positional_actions()), None)
+        values = [value for value in rest if value != "--"]
+        if last is None or any(value.startswith("-") and value != "-" for value in values if "--" not in rest):
+            return rest
+        if last.nargs == "+":
+            getattr(arguments, last.dest).extend(values)
+            return []
+        if last.nargs == "?" and len(values) == 1 and getattr(arguments, last.dest) is None:
+            setattr(arguments, last.dest, values[0])
+            return []
+        return rest
 
     def _check_value(self, action, value):
         choices = action.choices

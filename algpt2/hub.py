@@ -1,13 +1,12 @@
 """Upload a checkpoint or a run to the Hugging Face hub: `python -m algpt2.hub DIR REPO`."""
 
-import argparse
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
-from algpt2.cli import HelpFormatter
+from algpt2.cli import Parser
 from algpt2.errors import InputError, exit_on_error
 
 # What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.
@@ -16,6 +15,8 @@ LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "run
 
 def upload(directory, repository, private=False, revision=None):
     """Upload a directory to a hub repository, which is made if it is not there.
+
+    The examples of the model card name the repository there, and stay as they are in the directory.
 
     The token is that of `hf auth login` or of the environment variable HF_TOKEN.
 
@@ -36,28 +37,32 @@ def upload(directory, repository, private=False, revision=None):
     """
     # It imports a framework, which the help of the command line need not wait for.
     from algpt2.checkpoints.checkpoint import CONFIG_FILE, leads_out
+    from algpt2.training.model_card import MODEL_CARD_FILE, renamed
 
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory")
     if not (directory / CONFIG_FILE).is_file():
         raise InputError(f"{directory}: holds no {CONFIG_FILE}; give the directory of a checkpoint or of a run")
-    for name in filter_repo_objects(
-        (str(p.relative_to(directory)) for p in directory.rglob("*")), ignore_patterns=list(LEFT_OUT)
-    ):
-        if (directory / name).is_file() and (target := leads_out(directory / name, directory)):
-            raise InputError(f"{directory / name}: is a link to {target}; put a copy in its place, or remove it")
+    files = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file()}
+    files = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=list(LEFT_OUT))}
+    for path in files.values():
+        if target := leads_out(path, directory):
+            raise InputError(f"{path}: is a link to {target}; put a copy in its place, or remove it")
     require_access(repository)
     api = HfApi(library_name="algpt2")
     try:
         repository = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=directory,
+        content = {name: str(path) for name, path in files.items()}
+        if MODEL_CARD_FILE in files:
+            card = files[MODEL_CARD_FILE].read_bytes().decode("utf-8", "surrogateescape")
+            content[MODEL_CARD_FILE] = renamed(card, repository).encode("utf-8", "surrogateescape")
+        commit = api.create_commit(
+            repository,
+            [CommitOperationAdd(name, source) for name, source in content.items()],
             revision=revision,
-            ignore_patterns=list(LEFT_OUT),
             commit_message="Upload model",
         )
     except OfflineModeIsEnabled as error:
@@ -96,10 +101,9 @@ def _refusal(repository, error):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m algpt2.hub",
         description="Upload a checkpoint or a run, without its intermediate checkpoints and logs, to the hub.",
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", help="a checkpoint or run directory")
     parser.add_argument("repository", metavar="REPO", help="the repository, such as name/model")

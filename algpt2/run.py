@@ -1,8 +1,6 @@
 """Look at runs: `python -m algpt2.run compare RUN RUN ...`."""
 
-import argparse
-
-from algpt2.cli import HelpFormatter, run_command
+from algpt2.cli import Parser, run_command
 
 
 def add_arguments(parser):
@@ -21,9 +19,9 @@ def add_arguments(parser):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m algpt2.run", description="Look at runs.")
+    parser = Parser(prog="python -m algpt2.run", description="Look at runs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("compare", help="one figure and one table of runs", formatter_class=HelpFormatter)
+    command = commands.add_parser("compare", help="one figure and one table of runs")
     add_arguments(command)
     run_command(parser, "algpt2.training.compare.compare", argv)
 

@@ -1,6 +1,9 @@
 """What the KerasHub tasks of ALGPT2 have in common: checkpoints in and out, and checks of what they are given."""
 
+import logging
+
 import keras
+import numpy as np
 import tensorflow as tf
 from transformers import GenerationConfig
 from transformers.utils import PushToHubMixin
@@ -138,9 +141,44 @@ class TFALGPT2Task(PushToHubMixin):
         model._check_tokenizer()
         return model
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        sample_weight=None,
+        validation_data=None,
+        validation_split=None,
+        shuffle=True,
+        **kwargs,
+    ):
+        """Train, as `keras.Model.fit`, on strings or arrays, or on a dataset.
+
+        Args:
+            shuffle: bool. Whether strings and arrays come in another order in each epoch, as in Keras; KerasHub keeps
+                their order, and so do datasets and `validation_split`. The order is that of
+                `keras.utils.set_random_seed`.
+            x, y, batch_size, sample_weight, validation_data, validation_split, **kwargs: as in `keras.Model.fit`.
+
+        Returns:
+            `keras.callbacks.History`.
+
+        Raises:
+            ValueError: for inputs that do not fit the model.
+
+        Example:
+            >>> from algpt2_tf import TFALGPT2LMHeadModel
+            >>> model = TFALGPT2LMHeadModel.from_pretrained("runs/demo")  # doctest: +SKIP
+            >>> model.fit(["Some text.", "Some more."], batch_size=2)  # doctest: +SKIP
+        """
         self._check_arrays(x)
-        return super().fit(x, *args, **kwargs)
+        if shuffle and not validation_split and _is_in_memory(x):
+            inputs = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+            x, y, sample_weight, batch_size = _shuffled(inputs, batch_size or 32), None, None, None
+            shuffle = False
+        return super().fit(
+            x, y, batch_size, sample_weight, validation_data, validation_split, shuffle=shuffle, **kwargs
+        )
 
     def evaluate(self, x=None, *args, **kwargs):
         self._check_arrays(x)
@@ -166,3 +204,20 @@ class TFALGPT2Task(PushToHubMixin):
         data = super().preprocess_samples(x, y, sample_weight)
         check_inputs(keras.utils.unpack_x_y_sample_weight(data)[0], self.config, asserts=True)
         return data
+
+
+def _is_in_memory(x):
+    """Whether `x` is text or arrays, which `fit` can take in any order."""
+    kinds = (str, bytes, int, float, np.ndarray, np.generic, tf.Tensor)
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(isinstance(leaf, kinds) for leaf in leaves)
+
+
+def _shuffled(inputs, batch_size):
+    """A `tf.data.Dataset` of batches of arrays, in another order each time."""
+    rows = tf.data.Dataset.from_tensor_slices(inputs)
+    return rows.shuffle(len(rows), seed=int(np.random.randint(2**31))).batch(batch_size)
+
+
+# What grain says of the buffer that KerasHub chooses, at every call, is nothing that users could change.
+logging.getLogger("absl").addFilter(lambda record: not record.getMessage().startswith("prefetch_buffer_size="))

@@ -1,11 +1,10 @@
 """The command line of conversion: `python -m convert --help`."""
 
-import argparse
 import json
 import sys
 
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
-from algpt2.cli import HelpFormatter, byte_size, positive_int
+from algpt2.cli import Parser, byte_size, positive_int
 from algpt2.errors import InputError, exit_on_error
 from convert.exports import FORMATS
 
@@ -23,12 +22,12 @@ def build_parser():
     """The command line.
 
     Returns:
-        `argparse.ArgumentParser`.
+        `algpt2.cli.Parser`.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convert", description="Move checkpoints between PyTorch, TensorFlow and other systems."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     inspect = commands.add_parser("inspect", help="what a checkpoint is, and what is wrong with it")
     inspect.add_argument("directory", help="a checkpoint of any system")
     inspect.add_argument("--json", action="store_true", help="print JSON")
@@ -40,7 +39,6 @@ def build_parser():
             "verify",
             help="compare two checkpoints, or both frameworks",
             description="Compare loss, logits, hidden states and a greedy continuation.",
-            formatter_class=HelpFormatter,
         )
     )
     _add_export(

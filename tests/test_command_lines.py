@@ -1,6 +1,7 @@
 """Training on the command line, in both frameworks."""
 
 import importlib
+import io
 import json
 import re
 import shutil
@@ -406,6 +407,38 @@ def test_an_evaluation_before_the_first_step_and_the_time_that_is_left(files, fr
     )
     assert code == 0, err
     assert [r["step"] for r in history(tmp_path / "run") if "eval_loss" in r] == [0, 6, 12, 14]
+
+
+class Terminal(io.StringIO):
+    """A terminal that can be read: `screen` is what is left after all carriage returns."""
+
+    def isatty(self):
+        return True
+
+    def screen(self):
+        lines = []
+        for written in self.getvalue().split("\n"):
+            line = ""
+            for part in written.split("\r"):
+                line = part + line[len(part) :]
+            lines.append(line.rstrip())
+        return lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_bar_and_the_lines_of_a_run_do_not_write_over_each_other(files, framework, tmp_path, capsys, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path / "run"))[0] == 0
+    screen = terminal.screen()
+    lines = [line for line in screen if "_loss" in line]
+    assert [line.split()[1] for line in lines] == ["4/12", "6/12", "8/12", "12/12", "12/12"], screen
+    assert all(re.fullmatch(r"step \d+/12(  \w+ [\d.e+-]+)+(  eta 0:\d\d:\d\d)?", line) for line in lines), lines
+    bars = [line for line in screen if "/12 [" in line]
+    assert len(bars) == 1 and re.fullmatch(r"100%\|#+\| 12/12 \[.*\]", bars[0]), screen
+    assert "loss: 0.0" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

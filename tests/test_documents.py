@@ -1,8 +1,11 @@
 """The documents say what the code does."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from models import read_checkpoint, save_checkpoint, tiny_config
 
 from algpt2.checkpoints.weight_maps import DIALECTS, gpt2, weight_map
 from algpt2.checkpoints.weights import weight_shapes
@@ -43,3 +46,59 @@ def test_every_canonical_name_is_documented():
     for config in (ALGPT2Config(), ALGPT2Config(embedding_size=None, tie_word_embeddings=False)):
         for name in weight_shapes(config):
             assert f"`{name.replace('.h.0.', '.h.{b}.')}`" in text, name
+
+
+def test_files_that_the_documents_name_are_there():
+    for page in (*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        named = re.findall(
+            r"[`(\s]((?:tests|docs|benchmarks|configs|examples)/[\w/-]+\.(?:py|md|json|yaml|ipynb))", page.read_text()
+        )
+        assert [name for name in named if not (ROOT / name).exists()] == [], page.name
+
+
+def run_python(page, together=False):
+    """The names that the blocks for Python of a page leave, each block by itself or after those before it."""
+    found = [{}]
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL):
+        found.append({"__name__": "documents", **(found[-1] if together else {})})
+        exec(compile(code, page, "exec"), found[-1])
+    return found[1:]
+
+
+@pytest.fixture
+def checkpoints(text_tokenizer, tmp_path, monkeypatch):
+    """A working directory with a checkpoint under each name that the documents use."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
+    for name in ("runs/base", "runs/mine", "checkpoint"):
+        save_checkpoint(tmp_path / name, config, tokenizer=text_tokenizer)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start-keras.md", "start-pytorch.md", "peft.md"])
+def test_examples_run(page, checkpoints):
+    assert run_python(page, together=True)
+
+
+@pytest.mark.slow
+def test_embeddings_are_the_same_in_both_frameworks(checkpoints):
+    pytorch, keras = run_python("embeddings.md")
+    for name, width in (("embeddings", checkpoints.embedding_size), ("wide", checkpoints.n_embd)):
+        found = pytorch[name].numpy()
+        assert found.shape == (2, width)
+        np.testing.assert_allclose(keras[name], found, rtol=1e-4, atol=1e-5)
+        # A text by itself, without padding.
+        inputs = pytorch["tokenizer"](pytorch["texts"][0], return_tensors="pt")
+        outputs = pytorch["model"](**inputs, output_hidden_states=True)
+        alone = {"embeddings": outputs.last_hidden_state, "wide": outputs.hidden_states[-1]}[name].mean(1)
+        np.testing.assert_allclose(found[:1], alone.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_fine_tuning_changes_the_weights_and_keeps_the_tokenizer(checkpoints):
+    before = read_checkpoint("runs/base")[1]
+    for page in run_python("fine-tuning.md"):
+        after = read_checkpoint("runs/mine", "tensorflow" if "keras" in page else "pytorch")[1]
+        assert not np.array_equal(after["transformer.wte.weight"], before["transformer.wte.weight"])
+        assert Path("runs/mine/tokenizer.json").is_file()

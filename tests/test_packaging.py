@@ -152,31 +152,6 @@ def test_modules_and_public_functions_have_docstrings(name):
             assert value.__doc__ or attribute == "main", f"{name}.{attribute}"
 
 
-def readme_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(text_tokenizer, tmp_path_factory):
-    """A directory named as the README names it, with the weights of both frameworks."""
-    from models import save_checkpoint, tiny_config
-
-    from convert import pt2tf
-
-    directory = tmp_path_factory.mktemp("readme")
-    config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0)
-    save_checkpoint(directory / "checkpoint", config, tokenizer=text_tokenizer)
-    pt2tf(directory / "checkpoint")
-    return directory
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("code", readme_blocks("python"), ids=lambda code: code.splitlines()[0])
-def test_python_examples_of_the_readme_run(code, checkpoint, monkeypatch):
-    monkeypatch.chdir(checkpoint)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-
-
 def test_commands_of_the_readme_exist(capsys):
     commands = re.findall(r"python -m ([\w.]+) ?((?:[^\n`]|\\\n)*)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert {command for command, _ in commands} >= {"algpt2_tf.train", "algpt2_pt.train", "convert"}

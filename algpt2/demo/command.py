@@ -1,9 +1,8 @@
 """The command line of the demo."""
 
-import argparse
 import importlib.util
 
-from algpt2.cli import FRAMEWORKS, HelpFormatter, natural_int
+from algpt2.cli import FRAMEWORKS, Parser, natural_int
 from algpt2.errors import InputError, exit_on_error
 
 
@@ -11,13 +10,12 @@ def build_parser():
     """The command line.
 
     Returns:
-        `argparse.ArgumentParser`.
+        `algpt2.cli.Parser`.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m algpt2.demo",
         description="Try checkpoints in a browser: continuations, the loss of every token, perplexity by position and "
         "by depth.",
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("checkpoints", nargs="+", metavar="DIR", help="checkpoints of any system")
     parser.add_argument("--framework", choices=FRAMEWORKS, help="that computes (default: that of the weights)")

@@ -23,9 +23,8 @@ def generate_parser(framework):
 
 
 def _add_text_arguments(group):
-    prompt = group.add_mutually_exclusive_group()
-    prompt.add_argument("prompt", nargs="?", help="continue this text; - or none: that of standard input")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="continue each line of a text file")
+    group.add_argument("prompt", nargs="?", help="continue this text; - or none: that of standard input")
+    group.add_argument("--prompt-file", metavar="FILE", help="continue each line of a text file")
     group.add_argument(
         "--interactive",
         action="store_true",

@@ -57,6 +57,8 @@ def run_generation(arguments, open_generator, open_checkpoint=open_newest):
 
 
 def _check(arguments, sampling):
+    if arguments.prompt is not None and arguments.prompt_file is not None:
+        raise InputError("argument --prompt-file: not allowed with a prompt; give one of them")
     if sampling.num_beams > 1 and not sampling.is_greedy:
         raise InputError(
             f"--num-beams {sampling.num_beams} searches the likeliest text and draws nothing; leave out --temperature, "

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import statistics
 from pathlib import Path
 
@@ -64,14 +65,16 @@ def write_model_card(directory, config, arguments, records, framework, step=None
         InputError: if the directory cannot be written.
     """
     directory = Path(directory)
-    name = arguments.get("push_to_hub") or Path(os.path.abspath(directory)).name
+    repository = arguments.get("push_to_hub")
+    # The examples are to run where the training ran.
+    name = repository or (os.path.relpath(directory) if Path.cwd() in directory.absolute().parents else str(directory))
     evaluations = [record for record in records if "eval_loss" in record]
     evaluated = next((record for record in evaluations if record["step"] == step), evaluations and evaluations[-1])
     protocol, length = arguments.get("eval_protocol") or "stream", arguments.get("length") or config.n_positions
     classifies = arguments.get("task") == "classify"
     setting = f"texts of at most {length} tokens" if classifies else f"protocol `{protocol}`, blocks of {length} tokens"
     data = ModelCardData(
-        model_name=name.rpartition("/")[2],
+        model_name=repository.rpartition("/")[2] if repository else Path(os.path.abspath(directory)).name,
         library_name=FRAMEWORKS[framework].library,
         pipeline_tag=_pipeline(arguments),
         tags=["algpt2", "gpt2", "albert", "parameter-sharing", framework],
@@ -91,6 +94,26 @@ def write_model_card(directory, config, arguments, records, framework, step=None
     body = "\n\n".join(f"{title}\n\n{text.strip()}" for title, text in sections.items())
     with file_replaced(directory / MODEL_CARD_FILE) as new:
         ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(new)
+
+
+def renamed(card, name):
+    """A model card whose examples load the model by another name.
+
+    Args:
+        card: str. Examples that differ from those that `write_model_card` writes stay as they are.
+        name: str. A path, or the id of a hub repository.
+
+    Returns:
+        str.
+
+    Example:
+        >>> renamed(KERAS_USE.format(name="runs/mine"), "me/mine") == KERAS_USE.format(name="me/mine")
+        True
+    """
+    for use in (PYTORCH_USE, KERAS_USE, PYTORCH_CLASSIFIER_USE, KERAS_CLASSIFIER_USE):
+        written = re.escape(use).replace(re.escape("{name}"), r'[^"\n]+')
+        card = re.sub(written, lambda _, use=use: use.format(name=name), card)
+    return card
 
 
 def _pipeline(arguments):

@@ -1,12 +1,11 @@
 """Train a tokenizer by the command line of tGhattas/ALGPT2: `python -m algpt2_pt.train_tokenizer --dataset_path X`."""
 
-import argparse
 import glob
 import os
 import re
 
 from algpt2 import tokenization
-from algpt2.cli import HelpFormatter
+from algpt2.cli import Parser
 from algpt2.data.corpus import PYTHON_DOCS
 
 VOCAB_SIZE = 50257
@@ -53,11 +52,10 @@ def tokenization_arguments(dataset):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m algpt2_pt.train_tokenizer",
         description="Train a byte-level BPE tokenizer of at most 50,257 tokens, with a prefix space and six special "
         "tokens, into tokenizer/NAME.",
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--dataset_path", default="wikitext-103-raw-v1", help="a data set of the hub, or local text")
     tokenization.main(tokenization_arguments(parser.parse_args(argv).dataset_path))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from safetensors.numpy import load
 
 from algpt2.configuration import CODE_FILES
 from algpt2.hub import main
+from algpt2.training.model_card import write_model_card
 
 TOKEN = "hf_standInTokenThatMayWrite"
 READ_ONLY = "hf_standInTokenThatMayRead"
@@ -180,6 +182,20 @@ def test_upload_of_a_run(hub, run_directory, capfd, caplog):
     out, err = capfd.readouterr()
     assert f"wrote {hub.address}/me/model/commit" in out
     assert TOKEN not in out + err + caplog.text
+
+
+@pytest.mark.parametrize("task", ["language-model", "classify"])
+def test_the_card_of_an_upload_names_the_repository(task, hub, run_directory, tmp_path):
+    directory = shutil.copytree(run_directory, tmp_path / "run")
+    arguments = {"dataset": "python-docs", "task": task}
+    write_model_card(directory, tiny_config(), arguments, [], "pytorch")
+    own = '\n\nMy words: `AutoTokenizer.from_pretrained("gpt2")` na\u00efve.\n'
+    card = (directory / "README.md").read_text(encoding="utf-8") + own
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    assert exit_code(directory, "me/model") == 0
+    uploaded = hub.repositories["me/model"]["main"]["README.md"].decode()
+    assert uploaded == card.replace(f'"{directory}"', '"me/model"') != card
+    assert (directory / "README.md").read_text(encoding="utf-8") == card
 
 
 def test_upload_to_a_branch(hub, run_directory, capsys):

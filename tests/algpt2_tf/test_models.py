@@ -1,5 +1,7 @@
 """The Keras models: KerasHub's own checks, and what Keras users do with them."""
 
+import warnings
+
 import keras
 import keras_hub
 import numpy as np
@@ -335,3 +337,37 @@ def test_samplers_that_want_states_or_several_beams(sampler):
     inputs = {"token_ids": ids, "padding_mask": np.arange(12)[None].repeat(2, 0) < 5}
     found = model.generate(inputs, stop_token_ids=None)
     assert np.array_equal(found["token_ids"][:, :5], ids[:, :5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_fit_on_strings_shuffles_them_and_says_nothing(text_model, shuffle, caplog):
+    texts = [f"{letter} value" for letter in "abcdefghijkl"]
+    seen = []
+    text_model.compile(optimizer="sgd", loss="auto", run_eagerly=True)
+    train_step = text_model.train_step
+    text_model.train_step = lambda data: seen.extend(data[0]["token_ids"][:, 0].numpy().tolist()) or train_step(data)
+    keras.utils.set_random_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*shuffle.*")
+        text_model.fit(texts, batch_size=4, epochs=2, shuffle=shuffle, verbose=0)
+        text_model.evaluate(texts, batch_size=4, verbose=0)
+    given = [int(text_model.preprocessor.tokenizer(text)[0]) for text in texts]
+    epochs = seen[:12], seen[12:]
+    assert len(set(given)) == 12 and sorted(epochs[0]) == sorted(epochs[1]) == sorted(given)
+    assert (epochs[0] != given and epochs[0] != epochs[1]) if shuffle else epochs == (given, given)
+    assert not caplog.records
+
+
+@pytest.mark.slow
+def test_labels_and_weights_go_with_their_rows_when_they_are_shuffled(text_model):
+    ids = np.arange(1, 13)[:, None].repeat(4, 1)
+    seen = []
+    text_model.preprocessor = None
+    text_model.compile(optimizer="sgd", loss="auto", run_eagerly=True)
+    train_step = text_model.train_step
+    text_model.train_step = lambda data: seen.append(data) or train_step(data)
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    text_model.fit(inputs, ids + 1, sample_weight=ids + 2.0, batch_size=4, verbose=0)
+    for x, y, weights in seen:
+        assert np.array_equal(x["token_ids"] + 1, y) and np.array_equal(x["token_ids"] + 2, weights)

@@ -1,6 +1,7 @@
 """The model card of a run, read back as the hub reads it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -77,13 +78,19 @@ def test_a_run_without_evaluation_and_with_a_figure(tmp_path):
     assert "](perplexity.png)" in ModelCard.load(tmp_path / "README.md").text
 
 
-def test_the_examples_of_the_card_run(text_tokenizer, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_examples_of_the_card_run(relative, text_tokenizer, tmp_path, monkeypatch, capsys):
     config = tiny_config(vocab_size=len(text_tokenizer))
-    pytorch_model(config, random_weights(config, "float32")).save_pretrained(tmp_path / "card")
-    text_tokenizer.save_pretrained(tmp_path / "card")
-    write_model_card(tmp_path / "card", config, ARGUMENTS, RECORDS, "pytorch")
+    pytorch_model(config, random_weights(config, "float32")).save_pretrained(tmp_path / "runs" / "card")
+    text_tokenizer.save_pretrained(tmp_path / "runs" / "card")
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", (tmp_path / "card" / "README.md").read_text(), re.DOTALL)
+    # As given on the command line, or absolute: the examples run where the training ran.
+    directory = Path("runs/card") if relative else tmp_path / "runs" / "card"
+    write_model_card(directory, config, ARGUMENTS, RECORDS, "pytorch")
+    assert (
+        "# card" in (directory / "README.md").read_text() and str(tmp_path) not in (directory / "README.md").read_text()
+    )
+    examples = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
     assert len(examples) == 2
     for example in examples:
         exec(example, {})
