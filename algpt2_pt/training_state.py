@@ -23,6 +23,7 @@ RANDOM_STATE_FILE = "rng_state.pth"
 TRAINER_STATE_TYPES = {
     **dict.fromkeys(("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen"), int),
     **dict.fromkeys(("epoch", "total_flos"), (int, float)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "train_batch_size"), (int, type(None))),
     **dict.fromkeys(("is_local_process_zero", "is_world_process_zero", "is_hyper_param_search"), bool),
     **{"log_history": list, "stateful_callbacks": dict, "best_model_checkpoint": (str, type(None))},
 }
@@ -66,6 +67,8 @@ def read_training_state(directory, model, arguments):
                 scaler = torch.amp.GradScaler("cpu")
                 scaler.load_state_dict(_load(path))
                 loss_scale = (float(scaler.get_scale()), int(scaler._get_growth_tracker()))
+        elif (directory / SCALER_NAME).exists():
+            raise InputError(f"{SCALER_NAME} holds a loss scale, which --precision {arguments.precision} has not")
     except InputError as error:
         raise damaged_checkpoint(directory, error) from error
     weights = {name: tuple(parameter.shape) for name, parameter in _trained(model)}

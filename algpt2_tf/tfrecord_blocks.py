@@ -1,6 +1,7 @@
 """Packed training blocks as TFRecord shards, local or on `gs://`."""
 
 import contextlib
+import functools
 import json
 import re
 import tempfile
@@ -15,11 +16,16 @@ from algpt2.data.corpus import read_corpus, require_options_used, text_options
 from algpt2.data.packing import TFRECORDS_FILE, TokenizedText, pack_corpus
 from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
+from algpt2.files.reading import INDEX_BYTES, TOKENIZER_BYTES, parse_json
 
 VALIDATION_FILE = "validation.tfrecord"
 # Around the data of a record stand its length with a checksum, and a checksum of the data.
 HEADER, FOOTER = 12, 4
 ROWS_AT_ONCE = 1024
+# What tfrecords.json says of the text that is held out.
+VALIDATION_FACTS = ("rows", "tokens", "words", "bytes")
+# The bytes whose part in a checksum is looked up at once.
+CHECKSUM_PIECE = 1024
 
 
 def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progress=False, **notes):
@@ -82,8 +88,7 @@ class TFRecordBlocks:
     """The blocks of a directory that `write_tfrecords` wrote, with the interface of `algpt2.data.packing.Blocks`.
 
     Any block can be read on its own, and shards are read at the same time. A run has the same batches, and bit for bit
-    the same weights, as one on the text itself. A block's length and token ids are checked as it is read, its checksum
-    is not.
+    the same weights, as one on the text itself. A block's length, checksum and token ids are checked as it is read.
 
     Args:
         directory: str or path, local or `gs://`.
@@ -109,6 +114,11 @@ class TFRecordBlocks:
                 if found != count * size:
                     state = "missing" if found is None else f"{found} bytes long instead of {count * size}"
                     raise InputError(f"{path}: {state}; write the TFRecords of {self.directory} again")
+        # Now that the size is known to be real: a record is made to see how long one is.
+        if self.length > size or size != _record_bytes(self.length):
+            raise InputError(
+                f"{self.directory}: {TFRECORDS_FILE}: record_bytes do not fit the length; write them again"
+            )
         if tokenizer is not None and tokenizer_hash(tokenizer.backend_tokenizer.to_str()) != self.index["tokenizer"]:
             raise InputError(f"{self.directory}: made with another tokenizer; use the one that lies there")
         self._pool = ThreadPoolExecutor(min(64, len(counts)))
@@ -153,6 +163,7 @@ class TFRecordBlocks:
         """
         path, facts = _join(self.directory, VALIDATION_FILE), self.index["validation"]
         with _file_errors(path, "read"):
+            _require_file(path)
             records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
         rows = [self._features(path, record)["ids"] for record in records]
         tokens = np.concatenate([np.zeros(0, np.int32), *rows])
@@ -176,6 +187,7 @@ class TFRecordBlocks:
             with _file_errors(self.directory, "read"):
                 for name in tf.io.gfile.listdir(self.directory):
                     if name.endswith(".json") and name != TFRECORDS_FILE:
+                        _require_file(_join(self.directory, name), TOKENIZER_BYTES)
                         tf.io.gfile.copy(_join(self.directory, name), _join(temporary, name))
             try:
                 tokenizer = load_tokenizer(temporary)
@@ -192,6 +204,8 @@ class TFRecordBlocks:
         record = file.read(size)
         if int.from_bytes(record[:8], "little") != size - HEADER - FOOTER:
             raise InputError(f"{file.name}: record {position} is damaged; write the TFRecords again")
+        if int.from_bytes(record[-FOOTER:], "little") != _masked_checksum(record[HEADER:-FOOTER]):
+            raise InputError(f"{file.name}: the checksum of record {position} differs; write the TFRecords again")
         features = self._features(file.name, record[HEADER:-FOOTER])
         if any(len(features.get(name, ())) != self.length for name in ("ids", "mask")):
             raise InputError(f"{file.name}: record {position} has not {self.length} tokens; write the TFRecords again")
@@ -268,23 +282,60 @@ def _read_index(directory):
             raise InputError(
                 f"{directory}: holds no {TFRECORDS_FILE}, so its TFRecords are not complete; write them again"
             )
-        with tf.io.gfile.GFile(path) as file:
+        _require_file(path, INDEX_BYTES)
+        with tf.io.gfile.GFile(path, "rb") as file:
             content = file.read()
     try:
-        index = json.loads(content)
-        counts = index["blocks"]
+        index = parse_json(content, path)
+        counts, facts = index["blocks"], index["validation"]
+        numbers = [*counts, *(index[key] for key in ("length", "record_bytes", "padding", "vocab_size"))]
+        numbers += [facts[key] for key in VALIDATION_FACTS]
         complete = (
-            counts == [len(range(shard, sum(counts), len(counts))) for shard in range(len(counts))]
+            all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
+            and counts == [len(range(shard, sum(counts), len(counts))) for shard in range(len(counts))]
             and counts[-1] > 0
-            and index["record_bytes"] == _record_bytes(index["length"])
-            and {"packing", "padding", "vocab_size", "tokenizer"} <= index.keys()
-            and {"rows", "tokens", "words", "bytes"} <= index["validation"].keys()
+            and index["packing"] in ("stream", "line")
+            and index.get("eval_protocol", "stream") in ("stream", "line")
+            and isinstance(index["tokenizer"], str)
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); write the TFRecords again") from error
     if not complete:
         raise InputError(f"{path}: its numbers of blocks, length and record size do not fit; write the TFRecords again")
     return index
+
+
+def _require_file(path, most=None):
+    """Raise an InputError unless a path is of a file with something in it: TensorFlow would wait for a pipe."""
+    size = tf.io.gfile.stat(path).length
+    if tf.io.gfile.isdir(path) or not size or (most is not None and size > most):
+        raise InputError(f"{path}: is empty, too large or not an ordinary file; write the TFRecords again")
+
+
+@functools.cache
+def _checksum_table():
+    """What a byte (256) at a place (CHECKSUM_PIECE) adds to the CRC-32C of a piece: uint32."""
+    bytes_ = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        bytes_ = (bytes_ >> 1) ^ np.where(bytes_ & 1, np.uint32(0x82F63B78), np.uint32(0))
+    places = [bytes_]
+    for _ in range(CHECKSUM_PIECE - 1):
+        places.append((places[-1] >> 8) ^ bytes_[places[-1] & 255])
+    return np.stack(places[::-1])
+
+
+def _masked_checksum(data):
+    """The checksum that TFRecords have of the data of a record, bytes: a CRC-32C, turned and moved."""
+    # Zeros at the front change nothing, since the state that a CRC starts with is added to the first bytes instead.
+    padded = np.zeros(-(-len(data) // CHECKSUM_PIECE) * CHECKSUM_PIECE, np.uint8)
+    padded[-len(data) :] = np.frombuffer(data, np.uint8)
+    padded[-len(data) :][:4] ^= 255
+    table, places, state = _checksum_table(), np.arange(CHECKSUM_PIECE), np.uint32(0)
+    for piece in padded.reshape(-1, CHECKSUM_PIECE):
+        piece[:4] ^= np.frombuffer(state.astype("<u4").tobytes(), np.uint8)
+        state = np.bitwise_xor.reduce(table[places, piece])
+    crc = int(state) ^ 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _shard_name(shard, count):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 
 import numpy as np
@@ -136,12 +137,36 @@ def test_moments_that_no_training_comes_to(unfinished, resumed, change, message)
         ("trainer_state.json", {"global_step": 3}, "holds the training state of step 3"),
         ("trainer_state.json", {"stateful_callbacks": {}}, "has no TrainerControl"),
         ("trainer_state.json", {"total_flos": [1]}, "total_flos is [1]"),
+        ("trainer_state.json", {"train_batch_size": "4"}, "train_batch_size is '4'"),
+        ("trainer_state.json", {"save_steps": [4]}, "save_steps is [4]"),
         ("trainer_state.json", {"unknown": 1}, "unexpected keyword argument 'unknown'"),
     ],
 )
 def test_state_that_trainer_would_fail_at(resumed, name, change, message):
     error = resumed(without_checksums(change, name))
     assert message in error and "checkpoint-4: damaged (" in error
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(unfinished, resumed):
+    _, whole = unfinished
+    for name in sorted({path.name for path in (whole / "checkpoint-4").iterdir()} - {"README.md"}):
+
+        def damage(directory, name=name):
+            # Of a version that wrote no checksums.
+            (directory / "checkpoint-4" / "checksums.json").unlink()
+            (directory / "checkpoint-4" / name).unlink(missing_ok=True)
+            os.mkfifo(directory / "checkpoint-4" / name)
+
+        message = resumed(damage)
+        assert "checkpoint-4: damaged (" in message and f"{name}: is not an ordinary file" in message
+
+
+@pytest.mark.parametrize("unfinished", ["pt"], indirect=True)
+def test_a_loss_scale_in_a_run_that_has_none(resumed):
+    def damage(directory):
+        torch.save(torch.amp.GradScaler("cpu").state_dict(), directory / "checkpoint-4" / "scaler.pt")
+
+    assert "scaler.pt holds a loss scale, which --precision fp32 has not" in resumed(damage)
 
 
 @pytest.mark.parametrize("unfinished", ["pt"], indirect=True)

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 from algpt2.errors import InputError
+from algpt2.files.reading import open_ordinary
 
 # Bytes read at once, and the least characters of a piece of a long document.
 BLOCK = 1 << 20
@@ -81,7 +82,7 @@ def hash_file(path):
     # Several times as fast as SHA-256, which matters for gigabytes.
     digest = hashlib.blake2b(digest_size=32)
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_ordinary) as file:
             while block := file.read(BLOCK):
                 digest.update(block)
     except OSError as error:
@@ -297,8 +298,9 @@ def _read_parquet(path, text_column):
     import pyarrow
     from pyarrow import parquet
 
+    options = {"pre_buffer": False, "page_checksum_verification": True}
     try:
-        with _opened(path) as file, parquet.ParquetFile(file, pre_buffer=False) as table:
+        with _opened(path) as file, parquet.ParquetFile(file, **options) as table:
             names = table.schema_arrow.names
             if text_column not in names:
                 # An error that names the columns that there are.

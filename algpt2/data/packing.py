@@ -20,6 +20,7 @@ from algpt2.data.tokenizer import safe_cut, safe_pieces, start_ids, tokenizer_er
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced
 from algpt2.files.disk import WriteError, storage_error
+from algpt2.files.reading import read_json
 
 CACHE_VARIABLE = "ALGPT2_CACHE"
 # To be changed whenever the same text and tokenizer come to give other files.
@@ -199,7 +200,7 @@ def _digest(content):
 def _mapped(directory):
     """The text that a directory holds; None if it holds none that this process can read, or not what was written."""
     try:
-        stored = json.loads((directory / FACTS_FILE).read_text())
+        stored = read_json(directory / FACTS_FILE)
         facts = stored["facts"]
         hashes = {name: hash_file(directory / name) for name in (TOKENS_FILE, STARTS_FILE)}
         if stored["hash"] != _digest(facts) or hashes != {name: facts[name] for name in hashes}:

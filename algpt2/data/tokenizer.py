@@ -3,14 +3,16 @@
 import contextlib
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from algpt2.errors import InputError
-from algpt2.files.reading import CONFIG_BYTES, TOKENIZER_BYTES, require_ordinary
+from algpt2.files.reading import TOKENIZER_BYTES, read_json, require_ordinary
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -120,11 +122,17 @@ def load_tokenizer(directory):
     for path in paths:
         require_ordinary(path, TOKENIZER_BYTES)
     for name in CONFIG_FILES:
-        require_ordinary(directory / name, CONFIG_BYTES)
+        if (directory / name).exists():
+            read_json(directory / name, largest=VERY_LARGE_INTEGER)
     with tokenizer_errors(f"{paths[0]}: not readable as a tokenizer"):
         tokenizer = _load(directory, paths)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{paths[0]}: a {type(tokenizer).__name__}, expected one of the tokenizers library")
+    length = tokenizer.model_max_length
+    if not isinstance(length, int | float) or math.isnan(length):
+        raise InputError(f"{directory / TOKENIZER_CONFIG_FILE}: model_max_length is {length!r}; expected a number")
+    # Whatever a file says: there may be token types among them, which no model of this kind needs.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
         # GPT-2's tokenizer on the hub leaves its end token to its class.
         tokenizer.eos_token = END_OF_TEXT
@@ -240,7 +248,8 @@ def save_tokenizer(tokenizer, directory):
     state["model_input_names"] = ["input_ids", "attention_mask"]
     for key in ("is_local", "local_files_only"):
         state.pop(key, None)
-    path.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # In an order that does not depend on where the tokenizer came from: a resumed run writes what it read.
+    path.write_text(json.dumps(state, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     if isinstance(tokenizer.backend_tokenizer.model, BPE):
         tokenizer.backend_tokenizer.model.save(str(directory))
 

@@ -1,5 +1,6 @@
 """Reading files that may be anything: what a file of its kind cannot be is refused before it is believed."""
 
+import itertools
 import json
 import os
 import stat
@@ -34,7 +35,7 @@ def read_bytes(path, most=CONFIG_BYTES):
         algpt2.errors.InputError: /dev/zero: is not an ordinary file
     """
     try:
-        with open(path, "rb", opener=_open_ordinary) as file:
+        with open(path, "rb", opener=open_ordinary) as file:
             content = file.read(most + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -45,13 +46,17 @@ def read_bytes(path, most=CONFIG_BYTES):
     return content
 
 
-def _open_ordinary(path, flags):
-    # A pipe would wait for its other end.
+def open_ordinary(path, flags):
+    """The opener, for `open`, of ordinary files alone: a pipe would wait for its other end, a device may have no end.
+
+    Raises:
+        OSError: for anything else.
+    """
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise ValueError("is a directory, not a file" if stat.S_ISDIR(mode) else "is not an ordinary file")
+        raise OSError("is a directory, not a file" if stat.S_ISDIR(mode) else "is not an ordinary file")
     return descriptor
 
 
@@ -70,12 +75,13 @@ def require_ordinary(path, most=None):
         raise InputError(f"{path}: is larger than {most >> 20} MB, which no file of its kind is")
 
 
-def read_json(path, most=CONFIG_BYTES):
+def read_json(path, most=CONFIG_BYTES, largest=LARGEST):
     """The object in a JSON file.
 
     Args:
         path: path.
         most: int. The bytes that the file may have.
+        largest: int. The largest integer that it may hold.
 
     Returns:
         dict.
@@ -83,24 +89,26 @@ def read_json(path, most=CONFIG_BYTES):
     Raises:
         InputError: if the file is missing or damaged, or holds something else.
     """
-    content = parse_json(read_bytes(path, most), path)
+    content = parse_json(read_bytes(path, most), path, largest)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
-def parse_json(content, source):
+def parse_json(content, source, largest=LARGEST):
     """The value of a JSON text.
 
     Args:
         content: str or bytes, in UTF-8.
         source: str or path. Names the text in an error.
+        largest: int. The largest integer that it may hold.
 
     Returns:
         dict, list, str, int, float, bool or `None`.
 
     Raises:
-        InputError: if it is not JSON, is nested too deep, or holds an integer of more than 64 bits.
+        InputError: if it is not JSON, is nested too deep, or holds a larger integer or half of a
+            surrogate pair, which cannot be written again.
 
     Example:
         >>> parse_json("[" * 100 + "]" * 100, "text")
@@ -109,7 +117,7 @@ def parse_json(content, source):
     """
     try:
         value = json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
-        _require_bounded(value)
+        _require_bounded(value, largest)
     except RecursionError as error:
         raise InputError(f"{source}: not readable as JSON (values are nested deeper than {DEPTH})") from error
     except ValueError as error:
@@ -117,11 +125,14 @@ def parse_json(content, source):
     return value
 
 
-def _require_bounded(value):
+def _require_bounded(value, largest):
     level, depth = [value], 0
     while level:
-        if any(isinstance(entry, int) and not -LARGEST <= entry <= LARGEST for entry in level):
-            raise ValueError("an integer has more than 64 bits")
+        if any(isinstance(entry, int) and not -largest <= entry <= largest for entry in level):
+            raise ValueError(f"an integer has more than {largest.bit_length() + 1} bits")
+        for text in itertools.chain(level, *(entry for entry in level if isinstance(entry, dict))):
+            if isinstance(text, str) and not text.isascii():
+                text.encode()
         parents = [entry for entry in level if isinstance(entry, dict | list)]
         level = [child for entry in parents for child in (entry.values() if isinstance(entry, dict) else entry)]
         depth += bool(parents)

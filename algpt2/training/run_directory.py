@@ -10,6 +10,7 @@ from pathlib import Path
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced, put_in_place, write_text, writing
 from algpt2.files.disk import WriteError, storage_error
+from algpt2.files.reading import require_ordinary
 from algpt2.training.checksums import check_checksums, write_checksums
 
 ARGUMENTS_FILE = "arguments.json"
@@ -176,13 +177,17 @@ class Checkpoints:
 
 
 def require_undamaged(directory):
-    """Raise an InputError if a checkpoint has files that are not as they were written.
+    """Raise an InputError if a checkpoint has files that are not as they were written, or pipes and devices.
 
     Args:
         directory: path of the checkpoint.
     """
     try:
         check_checksums(directory)
+        for path in Path(directory).iterdir():
+            if not path.is_dir():
+                # Libraries would wait for the other end of a pipe.
+                require_ordinary(path)
     except InputError as error:
         raise damaged_checkpoint(directory, error) from error
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from algpt2.errors import InputError
+from algpt2.files.reading import require_ordinary
 from convert.conversion import read_metadata
 from convert.plain_gpt2 import as_gpt2
 
@@ -110,9 +111,13 @@ def outputs(path, quantize=None):
     import torch
     from transformers import GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(
-        path.parent, gguf_file=path.name, config=stored_config(gguf.GGUFReader(path)), dtype=torch.float32
-    ).eval()
+    require_ordinary(path)
+    try:
+        config = stored_config(gguf.GGUFReader(path))
+        model = GPT2LMHeadModel.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
+    except Exception as error:  # of whatever kind gguf, numpy and transformers raise
+        raise InputError(f"{path}: not readable as GGUF ({error}); write it again") from error
+    model.eval()
 
     def run(ids, mask):
         with torch.no_grad():

@@ -1,6 +1,8 @@
 """A SavedModel, for TensorFlow Serving."""
 
 import contextlib
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -89,8 +91,12 @@ def more_comparisons(checkpoint, path):
 def _signature(path, name):
     import tensorflow as tf
 
-    # The signature alone does not keep the weights.
-    loaded = tf.saved_model.load(str(path))
+    with tempfile.TemporaryDirectory() as plain:
+        # TensorFlow takes the name of the weights for a pattern.
+        link = Path(plain, "model")
+        link.symlink_to(path.resolve())
+        # The signature alone does not keep the weights.
+        loaded = tf.saved_model.load(str(link))
 
     def call(ids, mask):
         outputs = loaded.signatures[name](token_ids=ids.astype("int32"), padding_mask=mask.astype("int32"))

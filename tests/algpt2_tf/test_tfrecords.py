@@ -1,6 +1,7 @@
 """TFRecord shards hold the blocks of the text they were made from, and damage to them is found."""
 
 import json
+import os
 import uuid
 
 import numpy as np
@@ -123,6 +124,11 @@ def test_an_interrupted_writer_leaves_nothing_that_counts(text_tokenizer, tmp_pa
     assert len(TFRecordBlocks(tmp_path)) == 31
 
 
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def corrupt(path, position, content):
     data = bytearray(path.read_bytes())
     data[position : position + len(content)] = content
@@ -136,7 +142,12 @@ def corrupt(path, position, content):
         (lambda d: (d / "validation.tfrecord").unlink(), "validation.tfrecord: cannot be read"),
         (lambda d: (d / "train-00001-of-00004.tfrecord").write_bytes(b"short"), "5 bytes long instead of"),
         (lambda d: corrupt(d / "train-00000-of-00004.tfrecord", 0, b"\7"), "record 0 is damaged"),
-        (lambda d: corrupt(d / "train-00000-of-00004.tfrecord", 12, b"\xff" * 9), "a record is damaged"),
+        (lambda d: corrupt(d / "train-00000-of-00004.tfrecord", 12, b"\xff" * 9), "the checksum of record 0 differs"),
+        (lambda d: corrupt(d / "train-00000-of-00004.tfrecord", 60, b"\1"), "the checksum of record 0 differs"),
+        (lambda d: as_pipe(d / "validation.tfrecord"), "validation.tfrecord: is empty, too large or not an ordinary"),
+        (lambda d: as_pipe(d / "tfrecords.json"), "tfrecords.json: is empty, too large or not an ordinary file"),
+        (lambda d: as_pipe(d / "tokenizer_config.json"), "tokenizer_config.json: is empty, too large or not an ordin"),
+        (lambda d: (d / "tfrecords.json").write_text("[" * 10**5), "tfrecords.json: damaged"),
         (lambda d: corrupt(d / "validation.tfrecord", 40, b"\xff" * 9), "validation.tfrecord: cannot be read"),
         (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
         (lambda d: train_tokenizer(["other text"], 300).save_pretrained(d), "not the one that the TFRecords"),
@@ -163,6 +174,16 @@ def test_damage(damage, message, written):
         ("blocks", [31, 0], "do not fit"),
         ("blocks", [11, 10, 10], "missing"),
         ("length", 17, "do not fit"),
+        ("length", 10**12, "do not fit"),
+        ("length", 16.0, "do not fit"),
+        ("record_bytes", 0, "bytes long instead of 0"),
+        ("blocks", [10**18] * 4, "do not fit"),
+        ("blocks", [[8]] * 4, "do not fit"),
+        ("packing", "x", "do not fit"),
+        ("eval_protocol", {"a": 1}, "do not fit"),
+        ("vocab_size", "600", "do not fit"),
+        ("validation", {"rows": 1e308, "tokens": 91, "words": 1, "bytes": 1}, "do not fit"),
+        ("validation", [1], "damaged"),
         ("vocab_size", 100, "not among the 100 of the vocabulary"),
         ("validation", {"rows": 41, "tokens": 91, "words": 1, "bytes": 1}, "expected 41 of 91"),
     ],

@@ -153,6 +153,10 @@ DAMAGES = {
         with_config(model_type="llama"),
         "config.json: model_type is 'llama'; expected",
     ),
+    "quantized weights, whose package may be missing": (
+        with_config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "config.json: quantization_config: the weights are quantized; give the model before that",
+    ),
     "a block that is not there": (
         with_config(layer_schedule=[0, 1, 2]),
         "missing: transformer.h.2.ln_1.weight (24,)",

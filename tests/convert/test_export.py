@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import re
 import shutil
 
@@ -97,6 +98,27 @@ def test_an_export_of_another_checkpoint_fails(name, exported, checkpoint, other
     assert {"largest logit difference, unpadded", "largest logit difference, padded"} <= set(failed)
     assert ("greedy continuation" in failed) == (name == "savedmodel")
     assert ("Kullback-Leibler divergence, nats a token" in failed) == (quantize is not None)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:140], lambda content: content[:64] + b"\xff" * 999, None])
+def test_a_gguf_file_that_is_damaged(damage, checkpoint, tmp_path):
+    path = tmp_path / "model.gguf"
+    export(checkpoint, "gguf", path)
+    content = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(content))
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=r"model\.gguf: (not readable as GGUF|is not an ordinary file)"):
+        compare_export(checkpoint, "gguf", path)
+
+
+@pytest.mark.slow
+def test_a_saved_model_is_compared_wherever_it_is(checkpoint, capsys, tmp_path):
+    target = tmp_path / "a[1]*? b\\c"
+    code, out, err = run(capsys, convert.__main__, "export", checkpoint, "--to", "savedmodel", "--output", target)
+    assert code == 0 and "greedy continuation" in out, err
 
 
 def test_a_difference_beyond_tolerance_is_the_exit_code(exported, other_checkpoint, capsys, monkeypatch):

@@ -149,6 +149,17 @@ def test_a_text_is_tokenized_once(text_tokenizer, tmp_path, monkeypatch):
     assert (tokenize(documents("one"), text_tokenizer).bytes, reads) == (150, ["one"])
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "starts.bin", "text.json"])
+def test_a_pipe_among_the_tokens_is_not_waited_for(name, text_tokenizer, tmp_path):
+    documents = Documents("text", lambda: [["one " * 50]], lambda: "one")
+    expected = np.array(tokenize(documents, text_tokenizer, cache=tmp_path).tokens)
+    (path,) = tmp_path.glob(f"*/{name}")
+    path.unlink()
+    os.mkfifo(path)
+    np.testing.assert_array_equal(tokenize(documents, text_tokenizer, cache=tmp_path).tokens, expected)
+    assert path.is_file()
+
+
 SCRIPT = """
 import sys, time
 from algpt2.data.corpus import Documents

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 import algpt2_pt.generate
 from algpt2.data.corpus import Documents, read_corpus, read_documents
 from algpt2.data.packing import tokenize
-from algpt2.data.tokenizer import load_tokenizer
+from algpt2.data.tokenizer import load_tokenizer, save_tokenizer
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.generation.continuation import continue_text
@@ -32,6 +32,55 @@ def test_the_tokenizer_survives_saving_and_is_transformers_own(text_tokenizer, t
         assert loaded.encode(text) == text_tokenizer.encode(text)
         assert loaded.decode(loaded.encode(text)) == text
         assert loaded.eos_token_id == loaded.convert_tokens_to_ids("<|endoftext|>") == 0
+
+
+def test_a_tokenizer_that_was_loaded_is_written_as_it_was(text_tokenizer, tmp_path):
+    save_tokenizer(text_tokenizer, tmp_path / "trained")
+    save_tokenizer(load_tokenizer(tmp_path / "trained"), tmp_path / "loaded")
+    trained, loaded = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("trained", "loaded")
+    )
+    assert loaded == trained
+
+
+# Numbers, texts and lists where they do not belong, and what no file in UTF-8 can hold.
+WRONG_SETTINGS = {
+    "tokenizer_config.json": [
+        {"model_max_length": "16"},
+        {"model_max_length": [None]},
+        {"model_max_length": float("nan")},
+        {"model_max_length": 10**40},
+        {"processor_class": "\ud800"},
+        {"\udc00": 1},
+        {"added_tokens_decoder": {"0": [1]}},
+    ],
+    "special_tokens_map.json": [{"eos_token": {"\ud800": 1}}, {"eos_token": 5}],
+    "config.json": [{"a": 10**40}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, settings) for name, all in WRONG_SETTINGS.items() for settings in all]
+)
+def test_settings_that_no_tokenizer_has(name, settings, text_tokenizer, tmp_path):
+    save_tokenizer(text_tokenizer, tmp_path)
+    path = tmp_path / name
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**stored, **settings}))
+    with pytest.raises(InputError):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("names", [[[1]], ["a\nb"], [], {"a": 1}])
+def test_the_inputs_of_a_tokenizer_are_those_of_the_model(names, text_tokenizer, tmp_path):
+    save_tokenizer(text_tokenizer, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
+    tokenizer = load_tokenizer(tmp_path)
+    padded = tokenizer.pad([tokenizer("a b c"), tokenizer("a")], padding=True)
+    assert padded.keys() == {"input_ids", "attention_mask"} and len(padded["input_ids"][1]) == len(
+        padded["input_ids"][0]
+    )
 
 
 def test_wrong_tokenizers(tmp_path):
