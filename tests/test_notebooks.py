@@ -7,7 +7,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 # What is written otherwise, so that it takes seconds.
-SHORTER = {"--max-steps 200": "--max-steps 4", "--eval-steps 100": "--eval-steps 4"}
+SHORTER = {"--max-steps 400": "--max-steps 4", "--eval-steps 200": "--eval-steps 4"}
 
 
 def cells(path):
