@@ -1,8 +1,11 @@
 """Greedy decoding by ONNX Runtime, and by what else runs a GPT-2 on a CPU: CTranslate2 and llama.cpp."""
 
 import importlib.util
+import json
 import os
 import tempfile
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
 
 def is_installed(name):
     """bool: whether there is what a variant takes."""
-    package = "ctranslate2" if name in CTRANSLATE2 else "llama_cpp" if name in LLAMA_CPP else "onnxruntime"
+    package = "ctranslate2" if name in CTRANSLATE2 else "xllamacpp" if name in LLAMA_CPP else "onnxruntime"
     return importlib.util.find_spec(package) is not None
 
 
@@ -107,8 +110,8 @@ def ctranslate2_generator(prompt, count, precision):
 
 
 def llama_cpp_generator(prompt, count, precision):
-    """As `generator`, of a GPT-2 with random weights in llama.cpp, one row of the batch after the other."""
-    import llama_cpp
+    """As `generator`, of a GPT-2 with random weights in llama.cpp's server; it takes the rows of a batch at once."""
+    import xllamacpp
 
     from algpt2.checkpoints.checkpoint import opened
     from convert.exports.gguf import write
@@ -116,18 +119,29 @@ def llama_cpp_generator(prompt, count, precision):
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory, "gpt2")
         GPT2LMHeadModel(GPT2Config()).save_pretrained(checkpoint)
-        names = Tokenizer(models.BPE({f"t{index}": index for index in range(50257)}, []))
+        # llama.cpp wants a merge at least.
+        vocabulary = {name: index for index, name in enumerate(["t", "0", *(f"t{index}" for index in range(50255))])}
+        names = Tokenizer(models.BPE(vocabulary, [("t", "0")]))
         names.pre_tokenizer = ByteLevel(add_prefix_space=False)
         PreTrainedTokenizerFast(tokenizer_object=names, **SPECIAL_TOKENS).save_pretrained(checkpoint)
         write(opened(checkpoint), Path(directory, "model.gguf"), precision)
-        model = llama_cpp.Llama(f"{directory}/model.gguf", n_ctx=1024, n_threads=thread_count(), verbose=False)
+        options = xllamacpp.CommonParams()
+        options.model.path, options.verbosity = f"{directory}/model.gguf", -1
+        options.n_parallel, options.n_ctx = len(prompt), 1024 * len(prompt)
+        options.cpuparams.n_threads = options.cpuparams_batch.n_threads = thread_count()
+        server = xllamacpp.Server(options)
+    request = {"n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+
+    def complete(row):
+        content = json.dumps({"prompt": row.tolist(), **request}).encode()
+        header = {"Content-Type": "application/json"}
+        call = urllib.request.Request(f"{server.listening_address}/completion", content, header)
+        with urllib.request.urlopen(call) as answer:
+            assert json.load(answer)["tokens_predicted"] == count
 
     def generate():
-        for row in prompt:
-            model.reset()
-            tokens = model.generate(row.tolist(), top_k=1, temp=0.0, reset=True)
-            for _ in range(count):
-                next(tokens)
+        with ThreadPoolExecutor(len(prompt)) as rows:
+            list(rows.map(complete, prompt))
 
     return generate
 
