@@ -5,7 +5,7 @@ import datetime
 import sys
 
 from accelerate import DistributedType, PartialState
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
@@ -86,6 +86,8 @@ def train(run):
         args=settings,
         train_dataset=Samples(run),
         eval_dataset=[],
+        # All samples are of one length. Trainer's own would pad them by the tokenizer, which may have no pad_token.
+        data_collator=default_data_collator,
         processing_class=run.tokenizer,
     )
     # The history prints; the progress bar shall only show progress.

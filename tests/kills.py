@@ -13,17 +13,21 @@ class Killed(BaseException):
     """Nothing handles it, and what is done on its way changes nothing, as after a kill."""
 
 
-def die_at_every_call(prepare, function, check):
-    """Let a function die before its first call, its second, ...; all in one child process.
+def die_at_every_call(prepare, function, check, step=1, in_child=True):
+    """Let a function die before its first call, its second, ...; all in one process.
 
     Args:
         prepare: function called before each time.
         function: function without arguments.
         check: function called after each time, with whether the function died; it asserts something.
+        step: int. How many calls there are from one death to the next.
+        in_child: bool. Whether the process is a child; TensorFlow, once it has started, does not work in one.
 
     Returns:
         int: the number of deaths.
     """
+    if not in_child:
+        return _die_at_every_call(prepare, function, check, step)
     read, write = os.pipe()
     process = os.fork()
     if process:
@@ -37,7 +41,7 @@ def die_at_every_call(prepare, function, check):
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
-        os.write(write, str(_die_at_every_call(prepare, function, check)).encode())
+        os.write(write, str(_die_at_every_call(prepare, function, check, step)).encode())
         status = 0
     except BaseException:
         os.write(write, traceback.format_exc().encode())
@@ -45,7 +49,7 @@ def die_at_every_call(prepare, function, check):
         os._exit(status)
 
 
-def _die_at_every_call(prepare, function, check):
+def _die_at_every_call(prepare, function, check, step):
     calls, last = 0, None
 
     def audit(event, arguments):
@@ -60,7 +64,7 @@ def _die_at_every_call(prepare, function, check):
     deaths = 0
     while True:
         prepare()
-        calls, last = 0, deaths + 1
+        calls, last = 0, deaths * step + 1
         try:
             function()
         except Killed:
@@ -71,6 +75,6 @@ def _die_at_every_call(prepare, function, check):
         try:
             check(died)
         except AssertionError as error:
-            raise AssertionError(f"after a death before call {deaths}") from error
+            raise AssertionError(f"after a death before call {(deaths - 1) * step + 1}") from error
         if not died:
             return deaths

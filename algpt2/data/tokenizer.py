@@ -131,6 +131,9 @@ def load_tokenizer(directory):
     length = tokenizer.model_max_length
     if not isinstance(length, int | float) or math.isnan(length):
         raise InputError(f"{directory / TOKENIZER_CONFIG_FILE}: model_max_length is {length!r}; expected a number")
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"": tokenizer.chat_template}
+    if not all(isinstance(text, str | None) for text in (*templates, *templates.values())):
+        raise InputError(f"{directory / TOKENIZER_CONFIG_FILE}: chat_template is no text, nor texts by their names")
     # Whatever a file says: there may be token types among them, which no model of this kind needs.
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():

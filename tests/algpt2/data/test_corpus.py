@@ -207,6 +207,17 @@ def test_wrong_files(tmp_path, name, content, message):
         read_corpus(str(path))
 
 
+def test_parquet_with_checksums(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.Table.from_pylist([{"text": f"line number {number}"} for number in range(50)])
+    parquet.write_table(table, path, write_page_checksum=True, compression="none", use_dictionary=False)
+    assert len(list(read_corpus(str(path)).train)) > 1
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"line number 17", b"line number 71"))
+    with pytest.raises(InputError, match=r"a\.parquet: (not readable as Parquet|cannot be read)"):
+        list(read_corpus(str(path)).train)
+
+
 def test_wrong_places(tmp_path):
     with pytest.raises(InputError, match=r"no .txt, .* file in this folder"):
         read_corpus(str(tmp_path))

@@ -53,6 +53,8 @@ WRONG_SETTINGS = {
         {"processor_class": "\ud800"},
         {"\udc00": 1},
         {"added_tokens_decoder": {"0": [1]}},
+        {"chat_template": {"a": [[1]]}},
+        {"chat_template": 5},
     ],
     "special_tokens_map.json": [{"eos_token": {"\ud800": 1}}, {"eos_token": 5}],
     "config.json": [{"a": 10**40}],
@@ -153,6 +155,20 @@ def test_a_tokenizer_of_another_size_is_refused(framework, text_tokenizer, tmp_p
             code, _, error = command_lines.run(capsys, f"algpt2_{framework}.{module}", *arguments)
             assert code == 2 and re.search(message, error) and name in error, error
     assert not os.path.exists("run")
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf"])
+def test_training_with_a_tokenizer_that_does_not_pad(framework, text_tokenizer, tmp_path, capsys):
+    tokenizer = copy.deepcopy(text_tokenizer)
+    # As GPT-2's own.
+    tokenizer.pad_token = None
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_text(json.dumps(command_lines.TINY_CONFIG))
+    (tmp_path / "text.txt").write_text("some words of a text\n" * 300)
+    arguments = ("--config", tmp_path / "config.json", "--tokenizer", tmp_path / "tokenizer", "--max-steps", 1)
+    data = ("--dataset", tmp_path / "text.txt", "--batch-size", 2, "--output-dir", tmp_path / "run")
+    code, _, err = command_lines.run(capsys, f"algpt2_{framework}.train", *arguments, *data)
+    assert code == 0, err
 
 
 def test_a_tokenizer_that_fails_on_a_text(text_tokenizer, tmp_path, capfd, monkeypatch):
