@@ -4,10 +4,10 @@ Every variant continues the same random prompt by the same number of tokens thro
 PyTorch the peers are transformers' `GPT2LMHeadModel` and, where they are installed, CTranslate2 and llama.cpp, which
 run a GPT-2 of 124 million parameters; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is without XLA on
 CPUs, and with `jit_compile=True`, which `algpt2` has by default. `onnx` is `algpt2` by ONNX Runtime, `bare products`
-what the products of its tokens alone take there. `int8`, `bf16` and `q4` have their weights in these types; `GPT-2's
-shape` is this project's code without sharing and factorization. `of the memory` is the rate at which the weights are
-used, beside the rate at which memory is read; a block that stays in the cache has more than 100%.
-The first call, which compiles, is reported apart.
+what the products of its tokens alone take there; `LiteRT` is `algpt2` by LiteRT, from its cache or without one. `int8`,
+`bf16` and `q4` have their weights in these types; `GPT-2's shape` is this project's code without sharing and
+factorization. `of the memory` is the rate at which the weights are used, beside the rate at which memory is read; a
+block that stays in the cache has more than 100%. The first call, which compiles, is reported apart.
 """
 
 import statistics
@@ -41,13 +41,13 @@ SHAPES = {
 }
 VARIANTS = {
     "pytorch": (*PEERS["pytorch"], *SHAPES, *runtimes.ONNX),
-    "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8"))),
+    "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8")), *runtimes.LITERT),
 }
 
 
 def preset_of(name):
     """str: the preset with the shape of a variant."""
-    return "algpt2" if name in runtimes.ONNX else SHAPES.get(name, "gpt2")
+    return "algpt2" if name in (*runtimes.ONNX, *runtimes.LITERT) else SHAPES.get(name, "gpt2")
 
 
 def weight_bytes(name):
@@ -97,6 +97,8 @@ def tensorflow_generators(prompt, count, names):
     inputs = {"token_ids": ids, "padding_mask": np.arange(length + count)[None].repeat(batch, 0) < length}
 
     def generator(name):
+        if name in runtimes.LITERT:
+            return runtimes.litert_generator(prompt, count, *runtimes.LITERT[name])
         options = {"jit_compile": True} if name.endswith("jit_compile") else {}
         if name in PEERS["tensorflow"]:
             backbone = keras_hub.models.GPT2Backbone(50257, 12, 12, 768, 3072, max_sequence_length=1024)
@@ -131,7 +133,7 @@ def main():
         extra[name] = {"of the memory": f"{rate / bandwidth:.0%}", "first call, s": f"{first[name]:.1f}"}
     peers = [peer for peer in PEERS[arguments.framework] if peer in seconds]
     work = arguments.batch_size * arguments.new_tokens
-    rows = compare(seconds, work, "tokens", {*SHAPES, *runtimes.ONNX}, peers, extra)
+    rows = compare(seconds, work, "tokens", {*SHAPES, *runtimes.ONNX, *runtimes.LITERT}, peers, extra)
     title = (
         f"Decoding in {arguments.framework}, batch {arguments.batch_size}, {arguments.prompt_length} + "
         f"{arguments.new_tokens} tokens, {threads()}; memory {bandwidth / 1e9:.0f} GB/s"

@@ -1,4 +1,4 @@
-"""Greedy decoding by ONNX Runtime, and by what else runs a GPT-2 on a CPU: CTranslate2 and llama.cpp."""
+"""Greedy decoding by ONNX Runtime and LiteRT, and by what else runs a GPT-2 on a CPU: CTranslate2 and llama.cpp."""
 
 import importlib.util
 import json
@@ -23,13 +23,15 @@ LLAMA_CPP = {"llama.cpp": None, "llama.cpp, q8_0": "q8_0", "llama.cpp, q4_0": "q
 PEERS = (*CTRANSLATE2, *LLAMA_CPP)
 PRODUCTS = ("onnx, q4, bare products", "onnx, int8, bare products")
 ONNX = {"onnx": "float32", "onnx, int8": "int8", "onnx, q4": "q4", PRODUCTS[0]: "q4", PRODUCTS[1]: "int8"}
+# Every token anew from the whole text, or from the cache of the tokens before it.
+LITERT = {"LiteRT, no cache": (None, False), "LiteRT": (None, True), "LiteRT, int8": ("int8", True)}
 SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
 
 
 def is_installed(name):
     """bool: whether there is what a variant takes."""
-    package = "ctranslate2" if name in CTRANSLATE2 else "xllamacpp" if name in LLAMA_CPP else "onnxruntime"
-    return importlib.util.find_spec(package) is not None
+    packages = {"ctranslate2": CTRANSLATE2, "xllamacpp": LLAMA_CPP, "onnxruntime": ONNX, "ai_edge_litert": LITERT}
+    return all(importlib.util.find_spec(package) for package, names in packages.items() if name in names)
 
 
 def generator(name, prompt, count):
@@ -146,6 +148,42 @@ def llama_cpp_generator(prompt, count, precision):
     return generate
 
 
+def litert_generator(prompt, count, quantize, with_cache):
+    """As `generator`, of `algpt2` with random weights in LiteRT, one row of the batch after the other."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+    from algpt2_tf.export import export_litert
+
+    config = ALGPT2Config.from_preset("algpt2")
+    with tempfile.TemporaryDirectory() as directory:
+        export_litert(TFALGPT2LMHeadModel(TFALGPT2Backbone(config)), f"{directory}/model.tflite", quantize)
+        content = Path(directory, "model.tflite").read_bytes()
+    interpreter = Interpreter(model_content=content, num_threads=thread_count())
+    whole, prefill, decode = map(interpreter.get_signature_runner, ("serving_default", "prefill", "decode"))
+    entries = [f"kv_cache_{kind}_{depth}" for depth in range(config.n_layer) for kind in "kv"]
+    shape = (1, config.n_head, config.n_positions, config.n_embd // config.n_head)
+
+    def generate():
+        for row in prompt:
+            (whole_text if not with_cache else from_cache)(row.tolist())
+
+    def whole_text(ids):
+        for _ in range(count):
+            token_ids = np.array([ids], "int32")
+            logits = whole(token_ids=token_ids, padding_mask=np.ones_like(token_ids))["logits"]
+            ids.append(int(logits[0, -1].argmax()))
+
+    def from_cache(ids):
+        cache = {name: np.zeros(shape, "float32") for name in entries}
+        cache = prefill(tokens=np.array([ids], "int32"), input_pos=np.arange(len(ids), dtype="int32"), **cache)
+        for place in range(len(ids) - 1, len(ids) - 1 + count):
+            cache = decode(tokens=np.array([ids[-1:]], "int32"), input_pos=np.array([place], "int32"), **cache)
+            ids.append(int(cache.pop("logits")[0, 0].argmax()))
+
+    return generate
+
+
 def thread_count():
     """int: the threads that a benchmark may use, as OMP_NUM_THREADS says, or all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))

@@ -36,6 +36,7 @@ def test_the_projection_is_found(framework):
     np.testing.assert_array_equal(weights["transformer.project_out.weight"], stored_projection(framework))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", TRAIN)
 def test_a_run_goes_on_to_the_same_weights(framework, tmp_path, monkeypatch):
     shutil.copytree(RUNS, tmp_path, dirs_exist_ok=True)

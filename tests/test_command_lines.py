@@ -352,6 +352,7 @@ def test_wrong_files_of_arguments(content, message, tmp_path, capsys):
     assert "no such file" in run(capsys, "algpt2_pt.train", "--arguments", tmp_path / "b.yaml")[2]
 
 
+@pytest.mark.slow
 def test_constants_of_adam_and_the_warm_up_are_the_same_in_both_frameworks(runs, files, tmp_path, capsys):
     constants = ["--adam-beta1", 0.8, "--adam-beta2", 0.9, "--adam-epsilon", 1e-3, "--warmup-ratio", 0.26]
     base = ["--init-from", runs / "pt", "--dataset", files / "train.txt", "--validation", files / "valid.txt"]
@@ -389,6 +390,7 @@ def test_a_step_that_xla_compiles_computes_the_same(files, tmp_path, capsys):
     np.testing.assert_allclose(losses["compiled"], losses["plain"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_evaluation_before_the_first_step_and_the_time_that_is_left(files, framework, tmp_path, capsys):
     arguments = train_arguments(files, tmp_path / "run", "--eval-on-start", "--eval-batch-size", 3, "--save-steps", 6)

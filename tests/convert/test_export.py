@@ -86,6 +86,7 @@ def test_an_export_is_compared_and_its_size_printed(name, config, exported):
     assert {row[-2].strip() for row in cells[1:]} == {"ok"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(EXPORTS))
 def test_an_export_of_another_checkpoint_fails(name, exported, checkpoint, other_checkpoint):
     _, to, output, options = EXPORTS[name]

@@ -100,6 +100,7 @@ def test_the_same_flags_give_the_same_losses(files, variant, tmp_path):
     assert_same_path(*results)
 
 
+@pytest.mark.slow
 def test_two_replicas_agree_with_one_device(files, tmp_path):
     # Lines: the replicas hold different numbers of tokens that count.
     extra = ("--packing", "line", "--gradient-accumulation", "2")
@@ -111,6 +112,7 @@ def test_two_replicas_agree_with_one_device(files, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near(files, tmp_path):
     full = train(algpt2_pt.train, files, tmp_path / "full")
     for framework, module in (("pt", algpt2_pt.train), ("tf", algpt2_tf.train)):
@@ -122,6 +124,7 @@ def test_half_precision_stays_near(files, tmp_path):
     assert {array.dtype.name for array in weights(tmp_path / "tf", "tf", False).values()} == {"float32"}
 
 
+@pytest.mark.slow
 def test_float16_scales_its_loss(files, tmp_path):
     full = train(algpt2_tf.train, files, tmp_path / "full")
     half = train(algpt2_tf.train, files, tmp_path / "half", "--precision", "fp16")
