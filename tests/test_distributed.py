@@ -158,7 +158,7 @@ def test_a_worker_that_dies_ends_the_run_which_can_be_resumed(arguments, launche
         assert processes[0].poll() is None, finish(processes)
         time.sleep(0.01)
     os.kill(worker_to_kill(launcher, processes), signal.SIGKILL)
-    codes, output = finish(processes, timeout=60)
+    codes, output = finish(processes)
     assert codes[0] not in (0, None), output
     if launcher == "multiworker":
         assert "another worker is gone" in output and "--resume" in output
