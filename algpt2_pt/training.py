@@ -31,7 +31,8 @@ class Samples(torch.utils.data.Dataset):
     def __getitem__(self, sample):
         arrays = self.run.samples([sample])
         tensors = {name: torch.from_numpy(array).long()[0] for name, array in arrays.items()}
-        return {**tensors, "attention_mask": tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))}
+        tensors.setdefault("attention_mask", torch.ones_like(tensors["input_ids"]))
+        return tensors
 
 
 class RunTrainer(Trainer):

@@ -164,10 +164,6 @@ def litert_generator(prompt, count, quantize, with_cache):
     entries = [f"kv_cache_{kind}_{depth}" for depth in range(config.n_layer) for kind in "kv"]
     shape = (1, config.n_head, config.n_positions, config.n_embd // config.n_head)
 
-    def generate():
-        for row in prompt:
-            (whole_text if not with_cache else from_cache)(row.tolist())
-
     def whole_text(ids):
         for _ in range(count):
             token_ids = np.array([ids], "int32")
@@ -181,7 +177,8 @@ def litert_generator(prompt, count, quantize, with_cache):
             cache = decode(tokens=np.array([ids[-1:]], "int32"), input_pos=np.array([place], "int32"), **cache)
             ids.append(int(cache.pop("logits")[0, 0].argmax()))
 
-    return generate
+    continue_row = from_cache if with_cache else whole_text
+    return lambda: [continue_row(row.tolist()) for row in prompt]
 
 
 def thread_count():

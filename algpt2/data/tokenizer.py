@@ -20,6 +20,8 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
 # Documents end with END_OF_TEXT whatever other special tokens there are.
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+# What models of this kind take; by default, and in some files, there are token types among them.
+MODEL_INPUTS = ("input_ids", "attention_mask")
 SPECIAL_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # GPT-2's files: its vocabulary, and the merges that belong to it; and how a KerasHub preset calls them.
 GPT2_FILES = ("vocab.json", "merges.txt")
@@ -134,8 +136,7 @@ def load_tokenizer(directory):
     templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"": tokenizer.chat_template}
     if not all(isinstance(text, str | None) for text in (*templates, *templates.values())):
         raise InputError(f"{directory / TOKENIZER_CONFIG_FILE}: chat_template is no text, nor texts by their names")
-    # Whatever a file says: there may be token types among them, which no model of this kind needs.
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.model_input_names = list(MODEL_INPUTS)
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
         # GPT-2's tokenizer on the hub leaves its end token to its class.
         tokenizer.eos_token = END_OF_TEXT
@@ -247,8 +248,7 @@ def save_tokenizer(tokenizer, directory):
     if state["tokenizer_class"] == PreTrainedTokenizerFast.__name__:
         # What transformers 5 calls it, no other knows.
         state["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # By default there are token types among them, which no model of this kind needs.
-    state["model_input_names"] = ["input_ids", "attention_mask"]
+    state["model_input_names"] = list(MODEL_INPUTS)
     for key in ("is_local", "local_files_only"):
         state.pop(key, None)
     # In an order that does not depend on where the tokenizer came from: a resumed run writes what it read.

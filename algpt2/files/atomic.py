@@ -83,11 +83,7 @@ def directory_replaced(directory):
         >>> with directory_replaced("runs/example") as new:
         ...     _ = (new / "note.txt").write_text("whole or not at all")
     """
-    with (
-        writing(directory) as target,
-        storage_errors_of(directory),
-        _new_directory(target, _stays(target), "**/*") as new,
-    ):
+    with _replaced(directory, _stays, "**/*") as new:
         yield new
 
 
@@ -109,11 +105,7 @@ def files_replaced_in(directory, stale=()):
         >>> with files_replaced_in("runs/example") as temporary:
         ...     _ = (temporary / "note.txt").write_text("whole or not at all")
     """
-    with (
-        writing(directory) as target,
-        storage_errors_of(directory),
-        _new_directory(target, target.is_dir(), *stale) as new,
-    ):
+    with _replaced(directory, Path.is_dir, *stale) as new:
         yield new
 
 
@@ -206,16 +198,18 @@ def _stays(directory):
 
 
 @contextlib.contextmanager
-def _new_directory(target, stays, *stale):
-    """A directory for what becomes `target`, or for new files of it if it `stays`."""
-    with _temporary(target, target if stays else target.parent) as temporary:
-        new = temporary / target.name
-        new.mkdir()
-        yield new
-        if stays:
-            _replace_files(new, target, stale)
-        else:
-            put_in_place(new, target)
+def _replaced(directory, stays, *stale):
+    """A directory for what becomes `directory`, or, where `stays(path)` says that it does, for new files of it."""
+    with writing(directory) as target, storage_errors_of(directory):
+        in_place = stays(target)
+        with _temporary(target, target if in_place else target.parent) as temporary:
+            new = temporary / target.name
+            new.mkdir()
+            yield new
+            if in_place:
+                _replace_files(new, target, stale)
+            else:
+                put_in_place(new, target)
 
 
 def _replace_files(new, directory, stale):
