@@ -140,6 +140,34 @@ def schedule_at_depth(schedule, n_layer):
     return layer_schedule(pattern, n_layer)
 
 
+def depth_sources(schedule, trained):
+    """The depth of a trained schedule whose own parameters each depth of another schedule takes.
+
+    Of the depths at which the same block was trained, it is the nearest in relative depth, (depth + 1/2) / depths; of
+    two as near, the lower.
+
+    Args:
+        schedule: list of int, the block applied at each depth.
+        trained: list of int, the schedule that the parameters belong to.
+
+    Returns:
+        list of int of the length of `schedule`.
+
+    Example:
+        >>> depth_sources([0, 0], [0, 0, 0, 0, 0, 0])
+        [1, 4]
+    """
+    if schedule == trained:
+        return list(range(len(schedule)))
+    sources = []
+    for depth, block in enumerate(schedule):
+        # Both relative depths times twice the depths of both schedules, so that ties are exact.
+        here = (2 * depth + 1) * len(trained)
+        candidates = [source for source, other in enumerate(trained) if other == block]
+        sources.append(min(candidates, key=lambda source: abs((2 * source + 1) * len(schedule) - here)))
+    return sources
+
+
 @strict
 class ALGPT2Config(PreTrainedConfig):
     """The configuration of an ALGPT2 model; its defaults are the preset `algpt2`.
@@ -154,6 +182,14 @@ class ALGPT2Config(PreTrainedConfig):
         embedding_size: int. The width of the embeddings, E; `None` means `n_embd`, not factorized.
         layer_schedule: list of int. The block applied at each depth, see `algpt2.layer_schedule`; `None` means one
             block shared by all depths.
+        depth_norms: bool. Whether each depth has layer normalizations of its own, ln_1 and ln_2. This and the next two
+            are the freedom that depths keep within sharing, of blocks that are applied more than once.
+        depth_biases: bool. Whether each depth has biases of its own for the four products of its block.
+        depth_lora_rank: int. The rank of what each depth adds to the four matrices of its block; 0 for nothing.
+        trained_schedule: list of int. The layer schedule whose depths the parameters of single depths belong to, where
+            a model is run at another depth, see `algpt2.configuration.depth_sources`; `None` means `layer_schedule`.
+        residual_multiplier: float. What the outputs of both residual branches are multiplied by; for L blocks, each
+            applied N times, 1 / (N sqrt(L)) is proposed.
         tie_projections: bool. Whether `project_out` uses the matrix of `project_in`, transposed.
         activation_function: str. One of `algpt2.configuration.ACTIVATIONS`.
         resid_pdrop: float. The dropout on both residual branches.
@@ -167,6 +203,10 @@ class ALGPT2Config(PreTrainedConfig):
 
     Raises:
         ValueError: for a wrong value; the message names the field.
+
+    References:
+        What belongs to a depth: Relaxed Recursive Transformers (Bae et al., 2025, https://arxiv.org/abs/2410.20672).
+        The residual multiplier: https://arxiv.org/abs/2606.18524.
 
     Example:
         >>> ALGPT2Config(n_embd=256, n_head=4, layer_schedule=[0, 0, 1, 1]).n_layer
@@ -190,6 +230,11 @@ class ALGPT2Config(PreTrainedConfig):
     n_inner: int | None = None
     embedding_size: int | None = 128
     layer_schedule: list[int] | None = None
+    depth_norms: bool = False
+    depth_biases: bool = False
+    depth_lora_rank: int = 0
+    trained_schedule: list[int] | None = None
+    residual_multiplier: float | int = 1.0
     tie_projections: bool = False
     activation_function: str = "gelu_new"
     resid_pdrop: float | int = 0.1
@@ -208,6 +253,8 @@ class ALGPT2Config(PreTrainedConfig):
             self.n_layer = 12 if self.layer_schedule is None else len(self.layer_schedule)
         if self.layer_schedule is None:
             self.layer_schedule = layer_schedule("full", self.n_layer)
+        if self.trained_schedule == self.layer_schedule:
+            self.trained_schedule = None
         self.validate_architecture()
         super().__post_init__(**kwargs)
 
@@ -228,7 +275,7 @@ class ALGPT2Config(PreTrainedConfig):
         for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, but is {getattr(self, field)}")
-        for field in ("layer_norm_epsilon", "initializer_range"):
+        for field in ("layer_norm_epsilon", "initializer_range", "residual_multiplier"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"{field} must be positive and finite, but is {getattr(self, field)}")
         if len(self.layer_schedule) != self.n_layer:
@@ -241,6 +288,13 @@ class ALGPT2Config(PreTrainedConfig):
             raise ValueError(
                 f"layer_schedule must use every block from 0 to {max(self.layer_schedule)} "
                 f"without gaps, but is {_shown(self.layer_schedule)}"
+            )
+        if isinstance(self.depth_lora_rank, bool) or not 0 <= self.depth_lora_rank <= self.n_embd:
+            raise ValueError(f"depth_lora_rank must be 0 to n_embd {self.n_embd}, but is {self.depth_lora_rank!r}")
+        if self.trained_schedule is not None and set(self.trained_schedule) != blocks:
+            raise ValueError(
+                f"trained_schedule must use the blocks of layer_schedule, 0 to {self.n_block - 1}, "
+                f"but is {_shown(self.trained_schedule)}"
             )
         if self.tie_projections and not self.is_factorized:
             raise ValueError("tie_projections needs projections: set embedding_size, or leave tie_projections False")
@@ -265,12 +319,56 @@ class ALGPT2Config(PreTrainedConfig):
         """int: the width of the feed-forward layer."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    @property
+    def products(self):
+        """dict of str to tuple of int: the inputs and outputs of the four products of a block."""
+        return {
+            "attn.c_attn": (self.n_embd, 3 * self.n_embd),
+            "attn.c_proj": (self.n_embd, self.n_embd),
+            "mlp.c_fc": (self.n_embd, self.inner_width),
+            "mlp.c_proj": (self.inner_width, self.n_embd),
+        }
+
+    @property
+    def has_depth_parameters(self):
+        """bool: whether something belongs to the single depths of a shared block."""
+        return self.depth_norms or self.depth_biases or self.depth_lora_rank > 0
+
+    def depths_of(self, block):
+        """list of int: the depths that have parameters of their own besides those of this block.
+
+        They are counted in `trained_schedule`; a block that is applied once keeps all to itself.
+
+        Example:
+            >>> ALGPT2Config(layer_schedule=[0, 1, 1, 2], depth_norms=True).depths_of(1)
+            [1, 2]
+        """
+        trained = self.trained_schedule or self.layer_schedule
+        depths = [depth for depth, other in enumerate(trained) if other == block]
+        return depths if self.has_depth_parameters and len(depths) > 1 else []
+
+    def depth_sources(self):
+        """list of int or None: for each depth, whose of `depths_of` its block it takes.
+
+        Example:
+            >>> ALGPT2Config(layer_schedule=[0, 1, 1, 2], depth_norms=True).depth_sources()
+            [None, 1, 2, None]
+        """
+        if not self.has_depth_parameters:
+            return [None] * len(self.layer_schedule)
+        sources = depth_sources(self.layer_schedule, self.trained_schedule or self.layer_schedule)
+        owning = {block for block in range(self.n_block) if self.depths_of(block)}
+        return [
+            source if block in owning else None for block, source in zip(self.layer_schedule, sources, strict=True)
+        ]
+
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """A configuration from a dict; keyword arguments replace its values before they are checked.
 
         A schedule made by a named pattern keeps that pattern and its blocks under another `n_layer`, as
-        `algpt2.configuration.schedule_at_depth` says; any other has to be given anew.
+        `algpt2.configuration.schedule_at_depth` says; any other has to be given anew. What belongs to single depths
+        stays with the stored schedule, as `trained_schedule`; give that as `None` for a model that starts anew.
 
         Raises:
             ValueError: for a wrong value, or an `n_layer` that the schedule cannot follow.
@@ -288,7 +386,12 @@ class ALGPT2Config(PreTrainedConfig):
         elif replaced.get("n_layer") is not None and stored.get("layer_schedule") is not None:
             schedule = cls(layer_schedule=stored["layer_schedule"]).layer_schedule
             stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
-        return super().from_dict({**stored, **replaced}, **kwargs)
+        result = {**stored, **replaced}
+        has_depths = any(result.get(field) for field in ("depth_norms", "depth_biases", "depth_lora_rank"))
+        if has_depths and not result.get("trained_schedule") and "trained_schedule" not in replaced:
+            former = config_dict.get("layer_schedule")
+            result["trained_schedule"] = former if former != result.get("layer_schedule") else None
+        return super().from_dict(result, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Write config.json, and the code that loads the model where this project is not installed.
@@ -327,7 +430,7 @@ class ALGPT2Config(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-        return cls.from_dict(PRESETS[name], **overrides)
+        return cls.from_dict(PRESETS[name], **{"trained_schedule": None, **overrides})
 
 
 PRESETS = {

@@ -1,6 +1,7 @@
 """Canonical weights: the names and shapes that a configuration implies, and the one check of every reader."""
 
 import math
+import re
 
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, is_finite, pieces
 from algpt2.configuration import ALGPT2Config
@@ -26,7 +27,7 @@ def weight_shapes(config):
         >>> weight_shapes(ALGPT2Config())["transformer.project_in.weight"]
         (768, 128)
     """
-    hidden, embedding, inner = config.n_embd, config.embedding_width, config.inner_width
+    hidden, embedding = config.n_embd, config.embedding_width
     shapes = {
         "transformer.wte.weight": (config.vocab_size, embedding),
         "transformer.wpe.weight": (config.n_positions, embedding),
@@ -35,17 +36,7 @@ def weight_shapes(config):
         shapes["transformer.project_in.weight"] = (hidden, embedding)
         shapes["transformer.project_in.bias"] = (hidden,)
     for block in range(config.n_block):
-        prefix = f"transformer.h.{block}"
-        for norm in ("ln_1", "ln_2"):
-            shapes[f"{prefix}.{norm}.weight"] = shapes[f"{prefix}.{norm}.bias"] = (hidden,)
-        for name, inputs, outputs in (
-            ("attn.c_attn", hidden, 3 * hidden),
-            ("attn.c_proj", hidden, hidden),
-            ("mlp.c_fc", hidden, inner),
-            ("mlp.c_proj", inner, hidden),
-        ):
-            shapes[f"{prefix}.{name}.weight"] = (outputs, inputs)
-            shapes[f"{prefix}.{name}.bias"] = (outputs,)
+        shapes |= {f"transformer.h.{block}.{name}": shape for name, shape in _block_shapes(config, block).items()}
     shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (hidden,)
     if config.is_factorized:
         if not config.tie_projections:
@@ -53,6 +44,25 @@ def weight_shapes(config):
         shapes["transformer.project_out.bias"] = (embedding,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, embedding)
+    return shapes
+
+
+def _block_shapes(config, block):
+    depths = config.depths_of(block)
+    rank = config.depth_lora_rank
+    # Whose the norms and the biases are: the block's, or each depth's.
+    of_norms = [f"depths.{depth}." for depth in depths] if config.depth_norms and depths else [""]
+    of_biases = [f"depths.{depth}." for depth in depths] if config.depth_biases and depths else [""]
+    shapes = {}
+    for owner in of_norms:
+        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
+            shapes[owner + name] = (config.n_embd,)
+    for name, (inputs, outputs) in config.products.items():
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        shapes |= {f"{owner}{name}.bias": (outputs,) for owner in of_biases}
+        for depth in depths if rank else ():
+            shapes[f"depths.{depth}.{name}.down"] = (rank, inputs)
+            shapes[f"depths.{depth}.{name}.up"] = (outputs, rank)
     return shapes
 
 
@@ -106,17 +116,35 @@ def required_shapes(config, names):
     return shapes
 
 
-def parameter_count(config):
+# What a parameter belongs to: a part of the model, and the names of its weights.
+PARTS = {
+    "embeddings": r"transformer\.(wte|wpe|project_in|project_out)\..*|lm_head\..*",
+    "depths": r"transformer\.h\.\d+\.depths\..*",
+    "blocks": r"transformer\.(h\.\d+|ln_f)\.(?!depths\.).*",
+}
+
+
+def parameter_count(config, part=None):
     """The number of parameters of a language model with this configuration; tied tensors count once.
 
     Those of other heads are not counted, such as the `2 * n_embd + 2` of a sentence-order head.
 
+    Args:
+        config: `ALGPT2Config`.
+        part: str, one of `PARTS`: the embeddings with their projections, the blocks with the last normalization, or
+            what belongs to single depths. By default all.
+
+    Returns:
+        int.
+
     Example:
         >>> from algpt2 import ALGPT2Config
-        >>> parameter_count(ALGPT2Config())
-        13850880
+        >>> parameter_count(ALGPT2Config()), parameter_count(ALGPT2Config(), "blocks")
+        (13850880, 7089408)
     """
-    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+    pattern = PARTS[part] if part else ".*"
+    shapes = weight_shapes(config)
+    return sum(math.prod(shape) for name, shape in shapes.items() if re.fullmatch(pattern, name))
 
 
 def check_weights(config, weights, source="checkpoint"):
