@@ -358,9 +358,7 @@ class ALGPT2Config(PreTrainedConfig):
             return [None] * len(self.layer_schedule)
         sources = depth_sources(self.layer_schedule, self.trained_schedule or self.layer_schedule)
         owning = {block for block in range(self.n_block) if self.depths_of(block)}
-        return [
-            source if block in owning else None for block, source in zip(self.layer_schedule, sources, strict=True)
-        ]
+        return [source if block in owning else None for block, source in zip(self.layer_schedule, sources, strict=True)]
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -41,7 +41,7 @@ CONFIGS = {
 
 
 def random_config(seed):
-    """A configuration drawn at random: pattern, factorization, tying, n_inner and activation."""
+    """A configuration drawn at random: pattern, factorization, tying, freedom of depths, n_inner and activation."""
     draw = np.random.default_rng(seed)
     factorized = draw.random() < 0.7
     n_layer = int(draw.integers(3, 6))
@@ -55,6 +55,10 @@ def random_config(seed):
         # Every pattern and activation comes up within the first seeds.
         layer_schedule=layer_schedule(PATTERNS[seed % len(PATTERNS)], n_layer),
         activation_function=ACTIVATIONS[seed % len(ACTIVATIONS)],
+        depth_norms=bool(draw.random() < 0.5),
+        depth_biases=bool(draw.random() < 0.5),
+        depth_lora_rank=int(draw.choice([0, 1, 5])),
+        residual_multiplier=float(draw.choice([1.0, 0.7])),
     )
 
 

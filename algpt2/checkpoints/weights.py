@@ -3,7 +3,9 @@
 import math
 import re
 
-from algpt2.checkpoints.formats.lazy_tensor import DTYPES, is_finite, pieces
+import numpy as np
+
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, is_finite, pieces
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
@@ -64,6 +66,57 @@ def _block_shapes(config, block):
             shapes[f"depths.{depth}.{name}.down"] = (rank, inputs)
             shapes[f"depths.{depth}.{name}.up"] = (outputs, rank)
     return shapes
+
+
+def names_at_depth(config, depth):
+    """The canonical names of all that applies at a depth, by the names within a block.
+
+    Args:
+        config: `ALGPT2Config`.
+        depth: int.
+
+    Returns:
+        dict of str to str.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> names = names_at_depth(ALGPT2Config(depth_norms=True), 3)
+        >>> names["ln_1.bias"], names["attn.c_attn.bias"]
+        ('transformer.h.0.depths.3.ln_1.bias', 'transformer.h.0.attn.c_attn.bias')
+    """
+    block, source = config.layer_schedule[depth], config.depth_sources()[depth]
+    of_block, of_depth = f"transformer.h.{block}.", f"transformer.h.{block}.depths.{source}."
+    names = {}
+    for name in weight_shapes(config):
+        if name.startswith(of_depth):
+            names[name.removeprefix(of_depth)] = name
+        elif name.startswith(of_block) and not name.startswith(f"{of_block}depths."):
+            names[name.removeprefix(of_block)] = name
+    return names
+
+
+def fold_residual_multiplier(config, weights):
+    """A configuration and weights of the same model with `residual_multiplier` 1: it goes into both c_proj.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
+
+    Returns:
+        tuple of `ALGPT2Config` and a dict as `weights`; what is multiplied is float32, or float64 where it was.
+    """
+    factor = config.residual_multiplier
+    if factor == 1:
+        return config, weights
+
+    def multiplied(weight):
+        dtype = "float64" if weight.dtype == "float64" else "float32"
+        return LazyTensor(weight.shape, dtype, lambda: (np.asarray(weight, "float64") * factor).astype(dtype))
+
+    # Not what leads down to the low rank, since `up` follows.
+    scaled = re.compile(r"transformer\.h\..*\.c_proj\.(weight|bias|up)")
+    folded = {name: multiplied(weight) if scaled.fullmatch(name) else weight for name, weight in weights.items()}
+    return ALGPT2Config.from_dict(config.to_dict(), residual_multiplier=1.0), folded
 
 
 def head_shapes(config):
