@@ -32,9 +32,11 @@ def tiny_config(**overrides):
     return ALGPT2Config(**{**values, **overrides})
 
 
+# All that a depth of a shared block may have of its own.
+DEPTHS = {"depth_norms": True, "depth_biases": True, "depth_lora_rank": 3, "residual_multiplier": 0.5}
 CONFIGS = {
     "shared": tiny_config(layer_schedule=[0, 0, 0], attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1),
-    "cycle": tiny_config(layer_schedule=[0, 1, 0]),
+    "cycle": tiny_config(layer_schedule=[0, 1, 0], **DEPTHS),
     "unfactorized": tiny_config(embedding_size=None, layer_schedule=[0, 1]),
     "tied_projections": tiny_config(tie_projections=True, layer_schedule=[0, 0]),
 }
