@@ -143,8 +143,8 @@ def schedule_at_depth(schedule, n_layer):
 def depth_sources(schedule, trained):
     """The depth of a trained schedule whose own parameters each depth of another schedule takes.
 
-    Of the depths at which the same block was trained, it is the nearest in relative depth, (depth + 1/2) / depths; of
-    two as near, the lower.
+    Of the depths at which the same block was trained, it is the nearest in relative depth, 0 for the first and 1 for
+    the last; of two as near, the lower.
 
     Args:
         schedule: list of int, the block applied at each depth.
@@ -154,17 +154,17 @@ def depth_sources(schedule, trained):
         list of int of the length of `schedule`.
 
     Example:
-        >>> depth_sources([0, 0], [0, 0, 0, 0, 0, 0])
-        [1, 4]
+        >>> depth_sources([0, 0, 0], [0, 0, 0, 0, 0, 0])
+        [0, 2, 5]
     """
     if schedule == trained:
         return list(range(len(schedule)))
     sources = []
     for depth, block in enumerate(schedule):
-        # Both relative depths times twice the depths of both schedules, so that ties are exact.
-        here = (2 * depth + 1) * len(trained)
         candidates = [source for source, other in enumerate(trained) if other == block]
-        sources.append(min(candidates, key=lambda source: abs((2 * source + 1) * len(schedule) - here)))
+        # Both relative depths times both last depths, so that ties are exact.
+        here, unit = depth * (len(trained) - 1), len(schedule) - 1
+        sources.append(min(candidates, key=lambda source: abs(source * unit - here)))
     return sources
 
 

@@ -102,19 +102,24 @@ class ALGPT2DepthLinear(nn.Module):
         return outputs + nn.functional.linear(nn.functional.linear(inputs, self.down), self.up, self.bias)
 
 
-class ALGPT2Depth(nn.Module):
-    """What belongs to one depth of a shared block; its layers are named as those of the block."""
+class ALGPT2Depth(nn.ModuleDict):
+    """What belongs to one depth of a shared block.
+
+    No layer ends in the name of one of the block, which tools look for by the end of their names.
+    """
 
     def __init__(self, config):
         super().__init__()
         if config.depth_norms:
-            self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-            self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn, self.mlp = nn.ModuleDict(), nn.ModuleDict()
+            self["ln_1"] = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+            self["ln_2"] = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if config.depth_biases or config.depth_lora_rank:
             for name, sizes in config.products.items():
-                part, layer = name.split(".")
-                getattr(self, part)[layer] = ALGPT2DepthLinear(config, *sizes)
+                self[name.replace(".", "_")] = ALGPT2DepthLinear(config, *sizes)
+
+    def added(self, name, inputs, outputs):
+        """The outputs of a layer of the block with what this depth adds to them."""
+        return self[name](inputs, outputs) if name in self else outputs
 
 
 class ALGPT2Attention(nn.Module):
@@ -133,8 +138,8 @@ class ALGPT2Attention(nn.Module):
     def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, own=None, **kwargs):
         batch, length, width = hidden_states.shape
         projected = self.c_attn(hidden_states)
-        if own:
-            projected = own["c_attn"](hidden_states, projected)
+        if own is not None:
+            projected = own.added("attn_c_attn", hidden_states, projected)
         query, key, value = (
             states.view(batch, length, -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, H / heads)
             for states in projected.split(width, dim=-1)
@@ -155,8 +160,8 @@ class ALGPT2Attention(nn.Module):
         )
         heads = output.reshape(batch, length, width)
         output = self.c_proj(heads)
-        if own:
-            output = own["c_proj"](heads, output)
+        if own is not None:
+            output = own.added("attn_c_proj", heads, output)
         return self.resid_dropout(output), weights
 
 
@@ -172,9 +177,9 @@ class ALGPT2MLP(nn.Module):
 
     def forward(self, hidden_states, own=None):
         inner = self.c_fc(hidden_states)
-        inner = self.act(own["c_fc"](hidden_states, inner) if own else inner)
+        inner = self.act(inner if own is None else own.added("mlp_c_fc", hidden_states, inner))
         output = self.c_proj(inner)
-        return self.dropout(own["c_proj"](inner, output) if own else output)
+        return self.dropout(output if own is None else own.added("mlp_c_proj", inner, output))
 
 
 class ALGPT2Block(GradientCheckpointingLayer):
@@ -199,11 +204,10 @@ class ALGPT2Block(GradientCheckpointingLayer):
     def forward(self, hidden_states, depth, source=None, past_key_values=None, attention_mask=None, **kwargs):
         """The block at a depth, which tells its cache entry apart; `source` is whose own parameters it takes."""
         own = None if source is None else self.depths[str(source)]
-        norms = own if self.ln_1 is None else self
-        attn, mlp = (None, None) if own is None else (own.attn, own.mlp)
-        output, _ = self.attn(norms.ln_1(hidden_states), depth, past_key_values, attention_mask, own=attn, **kwargs)
+        ln_1, ln_2 = (self.ln_1, self.ln_2) if self.ln_1 is not None else (own["ln_1"], own["ln_2"])
+        output, _ = self.attn(ln_1(hidden_states), depth, past_key_values, attention_mask, own=own, **kwargs)
         hidden_states = torch.add(hidden_states, output, alpha=self.residual_multiplier)
-        output = self.mlp(norms.ln_2(hidden_states), own=mlp)
+        output = self.mlp(ln_2(hidden_states), own=own)
         return torch.add(hidden_states, output, alpha=self.residual_multiplier)
 
 

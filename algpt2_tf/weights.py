@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from algpt2.checkpoints.weight_maps.own import KERAS_PRODUCTS
-from algpt2.checkpoints.weights import check_weights
+from algpt2.checkpoints.weights import check_weights, depth_layer
 from algpt2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -92,12 +92,12 @@ def canonical_variables(model):
 def _own(prefix, own):
     variables = _norms(prefix, own)
     for name, product in KERAS_PRODUCTS.items():
-        layer = getattr(own, name, None)
+        layer, canonical = getattr(own, name, None), depth_layer(f"{prefix}.", product)
         if layer is not None and layer.down is not None:
-            variables[f"{prefix}.{product}.down"] = (layer.down.kernel, True)
-            variables[f"{prefix}.{product}.up"] = (layer.up.kernel, True)
+            variables[f"{canonical}.down"] = (layer.down.kernel, True)
+            variables[f"{canonical}.up"] = (layer.up.kernel, True)
         if layer is not None and layer.bias is not None:
-            variables[f"{prefix}.{product}.bias"] = (layer.bias, False)
+            variables[f"{canonical}.bias"] = (layer.bias, False)
     return variables
 
 

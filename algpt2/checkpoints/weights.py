@@ -61,11 +61,31 @@ def _block_shapes(config, block):
             shapes[owner + name] = (config.n_embd,)
     for name, (inputs, outputs) in config.products.items():
         shapes[f"{name}.weight"] = (outputs, inputs)
-        shapes |= {f"{owner}{name}.bias": (outputs,) for owner in of_biases}
+        shapes |= {f"{depth_layer(owner, name)}.bias": (outputs,) for owner in of_biases}
         for depth in depths if rank else ():
-            shapes[f"depths.{depth}.{name}.down"] = (rank, inputs)
-            shapes[f"depths.{depth}.{name}.up"] = (outputs, rank)
+            layer = depth_layer(f"depths.{depth}.", name)
+            shapes[f"{layer}.down"] = (rank, inputs)
+            shapes[f"{layer}.up"] = (outputs, rank)
     return shapes
+
+
+def depth_layer(owner, product):
+    """The canonical name of what a depth adds to a product, less what stands before it.
+
+    Tools that look for layers by the end of their name, as PEFT does, must find those of the block alone.
+
+    Args:
+        owner: str. `"depths.DEPTH."`, or nothing for the block itself.
+        product: str, of `ALGPT2Config.products`.
+
+    Returns:
+        str.
+
+    Example:
+        >>> depth_layer("depths.3.", "attn.c_attn")
+        'depths.3.attn_c_attn'
+    """
+    return owner + (product.replace(".", "_") if owner else product)
 
 
 def names_at_depth(config, depth):
@@ -89,7 +109,7 @@ def names_at_depth(config, depth):
     names = {}
     for name in weight_shapes(config):
         if name.startswith(of_depth):
-            names[name.removeprefix(of_depth)] = name
+            names[re.sub("^(attn|mlp)_", r"\1.", name.removeprefix(of_depth))] = name
         elif name.startswith(of_block) and not name.startswith(f"{of_block}depths."):
             names[name.removeprefix(of_block)] = name
     return names
@@ -114,7 +134,7 @@ def fold_residual_multiplier(config, weights):
         return LazyTensor(weight.shape, dtype, lambda: (np.asarray(weight, "float64") * factor).astype(dtype))
 
     # Not what leads down to the low rank, since `up` follows.
-    scaled = re.compile(r"transformer\.h\..*\.c_proj\.(weight|bias|up)")
+    scaled = re.compile(r"transformer\.h\..*[._]c_proj\.(weight|bias|up)")
     folded = {name: multiplied(weight) if scaled.fullmatch(name) else weight for name, weight in weights.items()}
     return ALGPT2Config.from_dict(config.to_dict(), residual_multiplier=1.0), folded
 

@@ -118,7 +118,7 @@ def keras_block():
         rules += [rule for norm in ("ln_1", "ln_2") for rule in keras_norm(f"{path}/{norm}", f"{prefix}.{norm}")]
     for layer, product in KERAS_PRODUCTS.items():
         rules += keras_linear(f"{theirs}/{layer}", f"{ours}.{product}")
-        path, name = f"{at_depth[0]}/{layer}", f"{at_depth[1]}.{product}"
+        path, name = f"{at_depth[0]}/{layer}", f"{at_depth[1]}.{product.replace('.', '_')}"
         rules += [Rule(f"{path}/{part}/vars/0", f"{name}.{part}", TRANSPOSED) for part in ("down", "up")]
         rules.append(Rule(f"{path}/vars/0", f"{name}.bias"))
     return tuple(rules)
