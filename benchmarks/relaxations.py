@@ -183,7 +183,7 @@ def smoke(arguments):
     tokens = 6 * sizes.batch * LENGTH / 1e6
     torch.set_num_threads(1)
     for name in ("sweep", "table"):
-        rows = [replace(row, tokens=tokens * min(1, row.tokens)) for row in PLANS[name](sizes)]
+        rows = [replace(row, tokens=tokens * min(1, row.tokens)) for row in PLANS[name](sizes) if row.seed < 2]
         former = read_records(arguments.output_dir / "sweep.jsonl")
         Plan(rows, sizes, texts, arguments.output_dir, name, former).run(arguments.slots, graphs=False)
     row = Row("plain", "full", sizes.relaxed)
