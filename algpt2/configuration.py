@@ -38,7 +38,7 @@ AUTO_MAP = {
 # The most depths of a schedule, and the largest size of anything: those of a damaged file would take all memory.
 MOST_LAYERS, LARGEST_SIZE = 10_000, 2**31 - 1
 
-PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
+PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich", "middle_cycle:P,K,C")
 
 
 def layer_schedule(pattern, n_layer):
@@ -47,8 +47,9 @@ def layer_schedule(pattern, n_layer):
     Args:
         pattern: str. `"full"` (one block, ALBERT's default), `"none"` (a block for every depth, GPT-2),
             `"sequence:K"` (K blocks, each repeated in place: ALBERT's groups), `"cycle:K"` (K blocks in turn),
-            `"cycle_rev:K"` (a cycle whose last round runs backwards) or `"sandwich"` (the first and the last
-            depth have blocks of their own, all others share one).
+            `"cycle_rev:K"` (a cycle whose last round runs backwards), `"sandwich"` (the first and the last depth have
+            blocks of their own, all others share one) or `"middle_cycle:P,K,C"` (P blocks of the first depths, K blocks
+            in turn, C blocks of the last depths: prelude, loop and coda).
         n_layer: int. The number of depths.
 
     Returns:
@@ -60,38 +61,48 @@ def layer_schedule(pattern, n_layer):
     References:
         ALBERT (Lan et al., 2020, https://arxiv.org/abs/1909.11942); sequence, cycle and cycle_rev: Takase and
         Kiyono, 2021 (https://arxiv.org/abs/2104.06022); sandwich: Subformer (Reid et al., 2021,
-        https://arxiv.org/abs/2101.00234).
+        https://arxiv.org/abs/2101.00234); middle_cycle: Mixture-of-Recursions (Bae et al., 2025,
+        https://arxiv.org/abs/2507.10524), which has P = C = 1; prelude and coda of any size: Geiping et al., 2025
+        (https://arxiv.org/abs/2502.05171).
 
     Example:
         >>> layer_schedule("cycle_rev:3", 12)
         [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 1, 0]
+        >>> layer_schedule("middle_cycle:1,2,1", 8)
+        [0, 1, 2, 1, 2, 1, 2, 3]
     """
     _require_positive_int("n_layer", n_layer, MOST_LAYERS)
-    name, _, blocks = str(pattern).partition(":")
-    if pattern in ("full", "none", "sandwich"):
-        if name == "full":
-            return [0] * n_layer
-        if name == "none":
-            return list(range(n_layer))
-        if n_layer < 3:
-            raise ValueError(f"pattern 'sandwich' needs at least 3 layers, n_layer is {n_layer}")
-        return [0] + [1] * (n_layer - 2) + [2]
-    if name not in ("sequence", "cycle", "cycle_rev") or not blocks.isdecimal():
+    if pattern == "full":
+        return [0] * n_layer
+    if pattern == "none":
+        return list(range(n_layer))
+    if pattern == "sandwich" and n_layer < 3:
+        raise ValueError(f"pattern 'sandwich' needs at least 3 layers, n_layer is {n_layer}")
+    name, _, text = ("middle_cycle:1,1,1" if pattern == "sandwich" else str(pattern)).partition(":")
+    counts = text.split(",")
+    count_of = {"sequence": 1, "cycle": 1, "cycle_rev": 1, "middle_cycle": 3}
+    if len(counts) != count_of.get(name) or not all(count.isdecimal() for count in counts):
         raise ValueError(f"unknown sharing pattern {pattern!r}; choose one of {', '.join(PATTERNS)}")
-    blocks = int(blocks)
-    if not 1 <= blocks <= n_layer:
-        raise ValueError(f"pattern {pattern!r} asks for {blocks} blocks; with n_layer {n_layer} K is 1 to {n_layer}")
+    prelude, blocks, coda = map(int, counts if name == "middle_cycle" else (0, *counts, 0))
+    total = prelude + blocks + coda
+    if blocks < 1 or total > n_layer:
+        allowed = f"P + K + C is at most {n_layer}, and K at least 1" if prelude or coda else f"K is 1 to {n_layer}"
+        raise ValueError(f"pattern {pattern!r} asks for {total} blocks; with n_layer {n_layer} {allowed}")
     if name == "sequence":
         return [depth * blocks // n_layer for depth in range(n_layer)]
-    reversed_from = (math.ceil(n_layer / blocks) - 1) * blocks if name == "cycle_rev" else n_layer
-    return [d % blocks if d < reversed_from else blocks - 1 - d % blocks for d in range(n_layer)]
+    turns = [depth % blocks for depth in range(n_layer - prelude - coda)]
+    if name == "cycle_rev":
+        start = (math.ceil(n_layer / blocks) - 1) * blocks
+        turns[start:] = [blocks - 1 - turn for turn in turns[start:]]
+    return [*range(prelude), *(prelude + turn for turn in turns), *range(total - coda, total)]
 
 
 def schedule_pattern(schedule):
     """The named pattern that makes a layer schedule: the inverse of `layer_schedule`.
 
-    Patterns give the same schedule only at the extremes: one block is always called `"full"`, and a block for every
-    depth always `"none"`, even where it is a `"sandwich"` of three depths.
+    Where several patterns make it, the name is the first of `PATTERNS`: one block is always `"full"`, a block for every
+    depth always `"none"`, and `"middle_cycle"` is only what has no other name. A loop that has just begun may have one:
+    `[0, 1, 2, 2]` is `"cycle_rev:3"`, which has another shape than `"middle_cycle:2,1,0"` where it is deeper.
 
     Args:
         schedule: list of int, the block applied at each depth.
@@ -106,8 +117,13 @@ def schedule_pattern(schedule):
     blocks, n_layer = max(schedule) + 1, len(schedule)
     if not 1 <= blocks <= n_layer:
         return None
-    names = ["full", "none", *(["sandwich"] if n_layer >= 3 else [])]
-    names += [f"{name}:{blocks}" for name in ("sequence", "cycle", "cycle_rev")]
+    names = ["full", "none", *(f"{name}:{blocks}" for name in ("sequence", "cycle", "cycle_rev"))]
+    if n_layer >= 3:
+        names.append("sandwich")
+    # Where the numbers first go back is the end of the first turn of a loop, and the number there its start.
+    turn = next((depth for depth, block in enumerate(schedule) if block != depth), 0)
+    if 0 <= schedule[turn] < turn:
+        names.append(f"middle_cycle:{schedule[turn]},{turn - schedule[turn]},{blocks - turn}")
     return next((name for name in names if layer_schedule(name, n_layer) == schedule), None)
 
 
