@@ -13,6 +13,8 @@ DIR/weights-N.tar; rows that are there already are left out, so that the same co
 """
 
 import argparse
+import itertools
+import json
 import math
 import os
 import time
@@ -64,43 +66,68 @@ def sweep(sizes):
     return rows
 
 
+def settings(sizes):
+    """What holds deep models up: warm-up and the size of the first weights, for four families at several rates."""
+    families = {
+        "gpt2": Row("gpt2"),
+        "shared": Row("shared", "full"),
+        "relaxed": Row("relaxed", "full", sizes.relaxed),
+        "dense": Row("dense", model={"n_layer": 3, "n_embd": sizes.n_embd - 32}),
+    }
+    rows = []
+    for name, family in families.items():
+        for warmup, scale, std in itertools.product((0.02, 0.1), (1.0, 4.0), (None, 0.1)):
+            row = replace(family, tokens=8, warmup=warmup, block_scale=scale, embedding_std=std)
+            rates = (2e-3, 4e-3, 8e-3) if (warmup, scale, std) == (0.1, 4.0, 0.1) else (4e-3,)
+            title = f"{name}, warmup {warmup}, blocks x {scale:g}, embeddings {std or 0.02}"
+            rows += [replace(row, name=f"{title} @ {rate:g}", rate=rate) for rate in rates]
+    best = replace(families["shared"], tokens=8, warmup=0.1, block_scale=4.0, embedding_std=0.1)
+    others = {
+        "beta2 0.99": {"beta2": 0.99},
+        "no clip": {"clip": None},
+        "weight decay 0.01": {"weight_decay": 0.01},
+        "embeddings 0.3": {"embedding_std": 0.3},
+        "multiplier": {"model": sizes.multiplier},
+    }
+    return rows + [replace(best, name=f"shared, {name}", **changes) for name, changes in others.items()]
+
+
 def table(sizes):
     """The rows of the comparison; those that carry a claim with three seeds."""
-    tokens, depth, width = 60, sizes.n_layer, sizes.n_embd
+    tokens, width = 40, sizes.n_embd
     half = {"embedding_size": width // 2}
-    norms, biases = {"depth_norms": True}, {"depth_biases": True}
+    free = {"depth_norms": True, "depth_biases": True}
     rows = [
         Row("gpt2", rate="gpt2"),
         Row("shared", "full", rate="shared"),
-        Row("shared, factorized", "full", half, rate="factorized"),
-        Row("shared, norms", "full", norms, rate="relaxed"),
-        Row("shared, biases", "full", biases, rate="relaxed"),
-        *(Row(f"shared, rank {rank}", "full", {"depth_lora_rank": rank}, rate="relaxed") for rank in (4, 8, 16)),
-        Row("shared, multiplier", "full", sizes.multiplier, rate="multiplier"),
+        Row("shared, factorized", "full", half, rate="shared"),
+        Row("shared, norms and biases", "full", free, rate="relaxed"),
+        Row("shared, rank 8", "full", {"depth_lora_rank": 8}, rate="relaxed"),
         Row("shared, relaxed", "full", sizes.relaxed, rate="relaxed"),
+        Row("shared, relaxed, rank 16", "full", {**free, "depth_lora_rank": 16}, rate="relaxed"),
+        Row("shared, multiplier", "full", sizes.multiplier, rate="shared"),
         Row("shared, relaxed, multiplier", "full", {**sizes.relaxed, **sizes.multiplier}, rate="relaxed"),
         # A sandwich is the middle cycle 1,1,1.
-        Row("sandwich", "sandwich", rate="shared"),
         Row("sandwich, relaxed", "sandwich", sizes.relaxed, rate="relaxed"),
         Row("middle cycle 1,2,1", "middle_cycle:1,2,1", rate="shared"),
         Row("middle cycle 1,2,1, relaxed", "middle_cycle:1,2,1", sizes.relaxed, rate="relaxed"),
         Row("dense, 1 layer", model={"n_layer": 1}, rate="dense"),
-        *(Row(f"dense, {layers} layers", model={"n_layer": layers}, rate="dense narrow") for layers in (2, 3, 4)),
+        Row("dense, 3 layers", model={"n_layer": 3}, rate="dense"),
         *(
-            Row(f"dense, {layers} layers of {width}", model={"n_layer": layers, "n_embd": width}, rate="dense narrow")
-            for layers, width in ((3, width - 32), (5, width - 32), (depth, width // 64 * 32))
+            Row(f"dense, {n} layers of {width - 32}", model={"n_layer": n, "n_embd": width - 32}, rate="dense")
+            for n in (3, 4)
         ),
     ]
-    rows = [replace(row, tokens=tokens, save=True) for row in rows]
-    claims = {
-        "gpt2",
-        "shared",
-        "shared, relaxed",
-        "sandwich, relaxed",
-        "dense, 1 layer",
-        "dense, 2 layers",
-        "dense, 3 layers",
-    }
+    # Each family at other rates as well, so that none is compared at another's best.
+    tried = ("gpt2", "shared", "shared, relaxed", f"dense, 3 layers of {width - 32}")
+    rows += [
+        replace(row, name=f"{row.name} @ {rate:g}", rate=rate)
+        for rate in (4e-3, 1.6e-2)
+        for row in rows
+        if row.name in tried
+    ]
+    rows = [replace(row, tokens=tokens, save=" @ " not in row.name) for row in rows]
+    claims = {"gpt2", "shared", "shared, relaxed", "sandwich, relaxed", f"dense, 3 layers of {width - 32}"}
     rows += [replace(row, seed=seed, save=False) for seed in (1, 2) for row in rows if row.name in claims]
     start = Row("compressed", "full", sizes.relaxed, rate=2e-3, start="gpt2")
     rows.append(replace(start, name="compressed by the mean, 0%", tokens=0, init="average", calibration=0))
@@ -108,8 +135,9 @@ def table(sizes):
     for share in (0.01, 0.05, 0.1):
         row = replace(start, name=f"compressed, {share:.0%}", tokens=tokens * share)
         rows += [row, replace(row, name=f"{row.name}, distilled", teacher=True, save=share == 0.1)]
-    rows += [replace(rows[-1], name=f"{rows[-1].name}, {rate:g}", rate=rate, save=False) for rate in (1e-3, 4e-3)]
-    return rows
+    # A sandwich keeps the first and the last block as they were.
+    row = replace(rows[-1], name="compressed sandwich, 10%, distilled", sharing="sandwich")
+    return [*rows, row, replace(row, name=f"{row.name}, rank 16", model={**free, "depth_lora_rank": 16})]
 
 
 def speed(sizes):
@@ -118,7 +146,7 @@ def speed(sizes):
     return [replace(row, tokens=0.6, rate=1e-3, save=False) for row in rows]
 
 
-PLANS = {"sweep": sweep, "table": table, "speed": speed}
+PLANS = {"sweep": sweep, "settings": settings, "table": table, "speed": speed}
 
 
 def main():
@@ -132,6 +160,8 @@ def main():
     parser.add_argument("--batch", type=int, default=32, help="rows of 256 tokens in a step")
     parser.add_argument("--tokens", type=float, help="millions of tokens of a run, instead of those of the plan")
     parser.add_argument("--rates-from", type=Path, help="the .jsonl of a sweep")
+    parser.add_argument("--rates", type=json.loads, default={}, help="JSON, the rate of each family instead")
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON, fields of a row that all rows get")
     parser.add_argument("--only", nargs="+", help="rows whose name starts so")
     parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU")
     arguments = parser.parse_args()
@@ -147,7 +177,8 @@ def main():
     sizes = Sizes(n_layer, n_embd, texts.vocabulary, arguments.batch)
     check_graph(sizes, texts)
     former = read_records(arguments.rates_from) if arguments.rates_from else []
-    rows = chosen(PLANS[arguments.plan](sizes), arguments)
+    rows = [replace(row, **arguments.settings) for row in chosen(PLANS[arguments.plan](sizes), arguments)]
+    rows = [replace(row, rate=arguments.rates.get(row.rate, row.rate)) for row in rows]
     plan = Plan(rows, sizes, texts, arguments.output_dir, arguments.plan, former, deadline)
     plan.run(1 if arguments.plan == "speed" else arguments.slots, graphs=True)
 
@@ -182,7 +213,7 @@ def smoke(arguments):
     texts = Texts.random(sizes.vocabulary, "cpu")
     tokens = 6 * sizes.batch * LENGTH / 1e6
     torch.set_num_threads(1)
-    for name in ("sweep", "table"):
+    for name in ("sweep", "settings", "table"):
         rows = [replace(row, tokens=tokens * min(1, row.tokens)) for row in PLANS[name](sizes) if row.seed < 2]
         former = read_records(arguments.output_dir / "sweep.jsonl")
         Plan(rows, sizes, texts, arguments.output_dir, name, former).run(arguments.slots, graphs=False)

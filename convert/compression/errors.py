@@ -6,7 +6,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from algpt2.checkpoints.formats.lazy_tensor import row_slices
-from algpt2.checkpoints.weights import parameter_count
+from algpt2.checkpoints.weights import depth_layer, parameter_count
 from algpt2.configuration import ALGPT2Config
 from algpt2.tables import markdown_table
 from convert.compression.low_rank import squared_length
@@ -90,7 +90,7 @@ def _matrix(config, weights, depth, product):
     """float64 (outputs, inputs): what a matrix of an ALGPT2 is at a depth."""
     prefix = f"transformer.h.{config.layer_schedule[depth]}."
     matrix = np.asarray(weights[f"{prefix}{product}.weight"], "float64")
-    own = f"{prefix}depths.{depth}.{product}."
+    own = f"{prefix}{depth_layer(f'depths.{depth}.', product)}."
     if f"{own}up" not in weights:
         return matrix
     return matrix + np.asarray(weights[f"{own}up"], "float64") @ np.asarray(weights[f"{own}down"], "float64")

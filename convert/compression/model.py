@@ -5,7 +5,7 @@ from tqdm.auto import tqdm
 
 from algpt2.checkpoints.casting import common_dtype
 from algpt2.checkpoints.formats.lazy_tensor import LazyTensor, RowwiseTensor, lazy, pieces
-from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, weight_shapes
+from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, depth_layer, weight_shapes
 from algpt2.configuration import ALGPT2Config, layer_schedule
 from algpt2.errors import InputError
 from convert.compression import STARTS
@@ -150,7 +150,9 @@ def _block(plain, config, block, init, moments, dtype):
     for name in names:
         own = [plain[f"transformer.h.{depth}.{name}"] for depth in depths]
         if config.depth_norms if name in NORMS else config.depth_biases:
-            result |= {f"{prefix}depths.{d}.{name}": bias for d, bias in zip(depths, own, strict=True)}
+            layer, _, part = name.rpartition(".")
+            owned = [f"{prefix}{depth_layer(f'depths.{depth}.', layer)}.{part}" for depth in depths]
+            result |= dict(zip(owned, own, strict=True))
         elif source is not None:
             result[prefix + name] = plain[f"transformer.h.{source}.{name}"]
         else:
@@ -180,7 +182,7 @@ class _SharedProduct:
         for place, depth in enumerate(depths if rank else ()):
             for part, (key, shape) in enumerate({"up": (outputs, rank), "down": (rank, inputs)}.items()):
                 load = lambda place=place, part=part: self._addition(place, part)  # noqa: E731
-                result[f"{prefix}depths.{depth}.{name}.{key}"] = LazyTensor(shape, self.dtype, load)
+                result[f"{prefix}{depth_layer(f'depths.{depth}.', name)}.{key}"] = LazyTensor(shape, self.dtype, load)
         return result
 
     def _shared(self):
