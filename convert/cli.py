@@ -229,6 +229,10 @@ def _print_written(conversion):
 
 
 def _compress(arguments):
+    if arguments.calibration_tokens and not arguments.calibration:
+        raise InputError("--calibration-tokens is for a --calibration; give that, or leave it out")
+    if arguments.length and not (arguments.calibration or arguments.dataset):
+        raise InputError("--length is the length of the rows of --calibration and --dataset; give one, or leave it out")
     from convert.compress import compress
 
     options = ("sharing", "embedding_size", "init", "calibration", "dataset", "length", "dtype", "force", "base")

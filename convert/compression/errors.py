@@ -6,8 +6,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from algpt2.checkpoints.formats.lazy_tensor import row_slices
-from algpt2.checkpoints.weights import depth_layer, parameter_count
-from algpt2.configuration import ALGPT2Config
+from algpt2.checkpoints.weights import parameter_count
 from algpt2.tables import markdown_table
 from convert.compression.low_rank import squared_length
 from convert.plain_gpt2 import as_gpt2
@@ -46,14 +45,13 @@ def relative_errors(config, weights, new_config, new_weights, moments=None):
         `Errors`.
     """
     _, old = as_gpt2(config, weights, lossy=True)
-    # Of the new model only the embeddings are multiplied out here, which do not depend on depths.
-    shared = {"depth_norms": False, "depth_biases": False, "depth_lora_rank": 0}
-    new = as_gpt2(ALGPT2Config.from_dict(new_config.to_dict(), **shared), new_weights, lossy=True)[1]
+    _, new = as_gpt2(new_config, new_weights, lossy=True)
     names = [(depth, product) for depth in range(config.n_layer) for product in config.products]
     of_weights, of_outputs = {}, {}
     for depth, product in tqdm(names, desc="comparing", unit="matrix", leave=False, delay=2, disable=None):
-        matrix = np.asarray(old[f"transformer.h.{depth}.{product}.weight"], "float64")
-        difference = matrix - _matrix(new_config, new_weights, depth, product)
+        name = f"transformer.h.{depth}.{product}.weight"
+        matrix = np.asarray(old[name], "float64")
+        difference = matrix - np.asarray(new[name])
         of_weights[depth, product] = _relative(squared_length(difference), squared_length(matrix))
         if moments and (depth, product) in moments:
             moment = np.asarray(moments[depth, product])
@@ -84,16 +82,6 @@ def error_table(errors):
         found = [values.get((depth, title.removesuffix(" outputs"))) for title, values in columns]
         rows.append([depth, block, *("" if value is None else f"{value:.4f}" for value in found)])
     return markdown_table(rows)
-
-
-def _matrix(config, weights, depth, product):
-    """float64 (outputs, inputs): what a matrix of an ALGPT2 is at a depth."""
-    prefix = f"transformer.h.{config.layer_schedule[depth]}."
-    matrix = np.asarray(weights[f"{prefix}{product}.weight"], "float64")
-    own = f"{prefix}{depth_layer(f'depths.{depth}.', product)}."
-    if f"{own}up" not in weights:
-        return matrix
-    return matrix + np.asarray(weights[f"{own}up"], "float64") @ np.asarray(weights[f"{own}down"], "float64")
 
 
 def _relative(difference, total):
