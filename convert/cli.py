@@ -5,8 +5,8 @@ import sys
 
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.cli import Parser, byte_size, natural_int, positive_int
-from algpt2.configuration import PATTERNS
 from algpt2.errors import InputError, exit_on_error
+from algpt2.training.command_line import PATTERNS
 from convert.compression import STARTS, TOKENS
 from convert.exports import FORMATS
 

@@ -90,7 +90,13 @@ def compress(
     Example:
         >>> compress("gpt2/", "small/", "cycle:3", embedding_size=256, depth_lora_rank=64)  # doctest: +SKIP
     """
+    if dataset and not installed_frameworks():
+        raise InputError("--dataset needs PyTorch or TensorFlow; install one of them, or leave --dataset out")
     checkpoint = opened_source(source, base)
+    if not checkpoint.is_language_model:
+        raise InputError(
+            f"{checkpoint.path}: is of {checkpoint.architecture}; give a language model, to train it after"
+        )
     target = new_target(checkpoint, output, force)
     metadata = read_metadata(checkpoint)
     config = compressed_config(metadata.config, sharing, embedding_size, **depths)
@@ -143,8 +149,5 @@ def _evaluation(checkpoint, text, length):
     from convert.sides import open_side
 
     # One framework for both, so that they differ by nothing but their weights.
-    frameworks = installed_frameworks()
-    if not frameworks:
-        raise InputError("--dataset needs PyTorch or TensorFlow; install one of them, or leave --dataset out")
-    side = open_side(checkpoint.without_heads(), "float32", frameworks[0])
+    side = open_side(checkpoint.without_heads(), "float32", installed_frameworks()[0])
     return evaluate(side.token_losses, text, length, batch_size=8, progress=True)

@@ -10,7 +10,7 @@ import numpy as np
 ROUNDS = 10
 # What is added to the diagonal of second moments, of its mean: in directions that the text never took, matrices are
 # compared as they are.
-RIDGE = 1e-6
+RIDGE = 1e-3
 
 
 def share(matrices, rank=0, start=None, alternate=False, moments=None, progress=list):

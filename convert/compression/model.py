@@ -116,7 +116,7 @@ def source_depths(config, init):
 
     Example:
         >>> source_depths(ALGPT2Config(layer_schedule=[0, 1, 2, 0, 1, 2]), "stepwise")
-        [0, 2, 5]
+        [0, 3, 5]
     """
     if init == "first":
         return [config.layer_schedule.index(block) for block in range(config.n_block)]
@@ -127,7 +127,7 @@ def source_depths(config, init):
 
 def _require_fit(config, weights, new_config):
     if architecture(weights) not in LANGUAGE_MODELS:
-        raise InputError(f"is of {architecture(weights)}; compress the language model that it is to be trained from")
+        raise InputError(f"the source is of {architecture(weights)}; give the language model that it was trained from")
     for field in KEPT:
         old, new = getattr(config, field), getattr(new_config, field)
         if old != new:
