@@ -41,7 +41,7 @@ def compressed_config(config, sharing, embedding_size=None, **depths):
     """
     changes = {"trained_schedule": None, "residual_multiplier": 1.0}
     changes |= {"depth_norms": False, "depth_biases": False, "depth_lora_rank": 0, **depths}
-    if embedding_size is not None:
+    if embedding_size not in (None, config.embedding_size):
         if embedding_size > config.n_embd:
             raise InputError(
                 f"embedding_size {embedding_size} is more than n_embd, {config.n_embd}; give at most that, which is "
@@ -82,8 +82,8 @@ def compressed(config, weights, new_config, init="average", moments=None):
         InputError: if the configurations do not fit one another, or there is no language model.
 
     References:
-        Relaxed Recursive Transformers (Bae et al., 2025, https://arxiv.org/abs/2410.20672): average, first (there
-        "lower"), stepwise, and the additions by SVD.
+        Relaxed Recursive Transformers (Bae et al., 2025, https://arxiv.org/abs/2410.20672): average, first (for
+        cycles, there "lower"), stepwise, and the additions by SVD.
 
     Example:
         >>> from algpt2.checkpoints.checkpoint import open_checkpoint  # doctest: +SKIP
