@@ -8,9 +8,15 @@ import numpy as np
 
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.configuration import ALGPT2Config
+from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS
 from algpt2.errors import InputError
 
 WEIGHT, TEMPERATURE = 0.5, 2.0
+# The fields of a configuration that say nothing of what a trained model computes of given tokens.
+NOT_OF_A_TEACHER = {
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "use_cache"),
+    *SPECIAL_TOKEN_FIELDS,
+}
 
 
 def open_teacher(arguments):
@@ -106,7 +112,7 @@ def _difference(tokenizer, other):
 def _checksum(config, weights):
     """A hash of what a model computes, the same for all files and names that its weights may have."""
     # Without defaults, so that a field that is new in a later version changes nothing.
-    defaults, names = ALGPT2Config(), sorted(ALGPT2Config.__annotations__)
+    defaults, names = ALGPT2Config(), sorted(ALGPT2Config.__annotations__.keys() - NOT_OF_A_TEACHER)
     fields = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(defaults, name)}
     result = hashlib.sha256(json.dumps(fields).encode())
     for name in sorted(weights):

@@ -173,7 +173,7 @@ def _distillation(arguments, records):
         return ""
     share, temperature = arguments["distill_weight"], arguments["temperature"]
     measured = [record["teacher_perplexity"] for record in records if "teacher_perplexity" in record]
-    own = f" Its own perplexity on the text of the evaluation is {measured[0]:.4f}." if measured else ""
+    own = f" The teacher's own perplexity on the text of the evaluation is {measured[0]:.4f}." if measured else ""
     return (
         f"Distilled from `{text_name(arguments['teacher'])}` as in "
         f"[Hinton et al., 2015](https://arxiv.org/abs/1503.02531): the loss is {1 - share:g} x cross-entropy + "
