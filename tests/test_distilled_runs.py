@@ -174,13 +174,26 @@ def test_half_precision_of_the_run_or_of_the_teacher_stays_near(framework, expec
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_new_model_takes_the_size_and_the_tokenizer_of_its_teacher(framework, files, capsys, tmp_path):
-    config = {"model_type": "algpt2", "n_positions": 16, "n_embd": 16, "n_head": 2, "n_layer": 2, "embedding_size": 8}
+    config = {"model_type": "algpt2", "n_positions": 100, "n_embd": 16, "n_head": 2, "n_layer": 2, "embedding_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
     more = ("--config", tmp_path / "config.json", "--teacher", files / "padded", "--dataset", files / "text.txt")
-    more = (*more, "--batch-size", 8, "--max-steps", 2, "--report-to", "tensorboard", "--distill-weight", 1)
+    more = (
+        *more,
+        "--length",
+        16,
+        "--batch-size",
+        8,
+        "--max-steps",
+        2,
+        "--report-to",
+        "tensorboard",
+        "--distill-weight",
+        1,
+    )
     train(capsys, framework, *more, "--output-dir", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["vocab_size"] == 384
-    assert json.loads((tmp_path / "run" / "tokenizer.json").read_text())["model"]["vocab"]
+    # The positions are its own.
+    assert json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())["model_max_length"] == 100
     names = set()
     for path in (tmp_path / "run").rglob("events.out.tfevents*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):

@@ -63,7 +63,10 @@ def read_teacher(checkpoint, arguments, config, tokenizer, length):
         name, teacher = arguments.teacher, checkpoint.config
         difference = _difference(checkpoint.require_tokenizer(), tokenizer)
         if difference:
-            raise InputError(f"{name}: its tokenizer is another one: {difference}; train with --tokenizer {name}")
+            raise InputError(
+                f"{name}: its tokenizer is another one: {difference}; "
+                f"a new model takes the teacher's by --tokenizer {name}"
+            )
         if teacher.vocab_size != config.vocab_size:
             raise InputError(
                 f"{name}: has vocab_size {teacher.vocab_size}, the model {config.vocab_size}; "

@@ -14,6 +14,7 @@ from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
     fit_tokenizer,
     load_tokenizer,
+    require_end_token,
     special_token_ids,
     vocabulary_size,
 )
@@ -145,8 +146,10 @@ def _given_tokenizer(arguments, source, teacher):
     """The tokenizer that the arguments name; `None` if one is to be trained."""
     if arguments.tokenizer:
         return load_tokenizer(arguments.tokenizer)
-    given = source or teacher
-    return given and given.require_tokenizer()
+    if source:
+        return source.require_tokenizer()
+    # Not the teacher's own, which says how many positions the teacher has.
+    return teacher and require_end_token(load_tokenizer(teacher.directory), teacher.directory)
 
 
 def _read_data(arguments, config, length, tokenizer):
