@@ -38,7 +38,7 @@ AUTO_MAP = {
 # The most depths of a schedule, and the largest size of anything: those of a damaged file would take all memory.
 MOST_LAYERS, LARGEST_SIZE = 10_000, 2**31 - 1
 
-PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
+PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich", "middle_cycle:P,K,C")
 
 
 def layer_schedule(pattern, n_layer):
@@ -47,8 +47,9 @@ def layer_schedule(pattern, n_layer):
     Args:
         pattern: str. `"full"` (one block, ALBERT's default), `"none"` (a block for every depth, GPT-2),
             `"sequence:K"` (K blocks, each repeated in place: ALBERT's groups), `"cycle:K"` (K blocks in turn),
-            `"cycle_rev:K"` (a cycle whose last round runs backwards) or `"sandwich"` (the first and the last
-            depth have blocks of their own, all others share one).
+            `"cycle_rev:K"` (a cycle whose last round runs backwards), `"sandwich"` (the first and the last depth have
+            blocks of their own, all others share one) or `"middle_cycle:P,K,C"` (P blocks of the first depths, K blocks
+            in turn, C blocks of the last depths: prelude, loop and coda).
         n_layer: int. The number of depths.
 
     Returns:
@@ -60,38 +61,48 @@ def layer_schedule(pattern, n_layer):
     References:
         ALBERT (Lan et al., 2020, https://arxiv.org/abs/1909.11942); sequence, cycle and cycle_rev: Takase and
         Kiyono, 2021 (https://arxiv.org/abs/2104.06022); sandwich: Subformer (Reid et al., 2021,
-        https://arxiv.org/abs/2101.00234).
+        https://arxiv.org/abs/2101.00234); middle_cycle: Mixture-of-Recursions (Bae et al., 2025,
+        https://arxiv.org/abs/2507.10524), which has P = C = 1; prelude and coda of any size: Geiping et al., 2025
+        (https://arxiv.org/abs/2502.05171).
 
     Example:
         >>> layer_schedule("cycle_rev:3", 12)
         [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 1, 0]
+        >>> layer_schedule("middle_cycle:1,2,1", 8)
+        [0, 1, 2, 1, 2, 1, 2, 3]
     """
     _require_positive_int("n_layer", n_layer, MOST_LAYERS)
-    name, _, blocks = str(pattern).partition(":")
-    if pattern in ("full", "none", "sandwich"):
-        if name == "full":
-            return [0] * n_layer
-        if name == "none":
-            return list(range(n_layer))
-        if n_layer < 3:
-            raise ValueError(f"pattern 'sandwich' needs at least 3 layers, n_layer is {n_layer}")
-        return [0] + [1] * (n_layer - 2) + [2]
-    if name not in ("sequence", "cycle", "cycle_rev") or not blocks.isdecimal():
+    if pattern == "full":
+        return [0] * n_layer
+    if pattern == "none":
+        return list(range(n_layer))
+    if pattern == "sandwich" and n_layer < 3:
+        raise ValueError(f"pattern 'sandwich' needs at least 3 layers, n_layer is {n_layer}")
+    name, _, text = ("middle_cycle:1,1,1" if pattern == "sandwich" else str(pattern)).partition(":")
+    counts = text.split(",")
+    count_of = {"sequence": 1, "cycle": 1, "cycle_rev": 1, "middle_cycle": 3}
+    if len(counts) != count_of.get(name) or not all(count.isdecimal() for count in counts):
         raise ValueError(f"unknown sharing pattern {pattern!r}; choose one of {', '.join(PATTERNS)}")
-    blocks = int(blocks)
-    if not 1 <= blocks <= n_layer:
-        raise ValueError(f"pattern {pattern!r} asks for {blocks} blocks; with n_layer {n_layer} K is 1 to {n_layer}")
+    prelude, blocks, coda = map(int, counts if name == "middle_cycle" else (0, *counts, 0))
+    total = prelude + blocks + coda
+    if blocks < 1 or total > n_layer:
+        allowed = f"P + K + C is at most {n_layer}, and K at least 1" if prelude or coda else f"K is 1 to {n_layer}"
+        raise ValueError(f"pattern {pattern!r} asks for {total} blocks; with n_layer {n_layer} {allowed}")
     if name == "sequence":
         return [depth * blocks // n_layer for depth in range(n_layer)]
-    reversed_from = (math.ceil(n_layer / blocks) - 1) * blocks if name == "cycle_rev" else n_layer
-    return [d % blocks if d < reversed_from else blocks - 1 - d % blocks for d in range(n_layer)]
+    turns = [depth % blocks for depth in range(n_layer - prelude - coda)]
+    if name == "cycle_rev":
+        start = (math.ceil(n_layer / blocks) - 1) * blocks
+        turns[start:] = [blocks - 1 - turn for turn in turns[start:]]
+    return [*range(prelude), *(prelude + turn for turn in turns), *range(total - coda, total)]
 
 
 def schedule_pattern(schedule):
     """The named pattern that makes a layer schedule: the inverse of `layer_schedule`.
 
-    Patterns give the same schedule only at the extremes: one block is always called `"full"`, and a block for every
-    depth always `"none"`, even where it is a `"sandwich"` of three depths.
+    Where several patterns make it, the name is the first of `PATTERNS`: one block is always `"full"`, a block for every
+    depth always `"none"`, and `"middle_cycle"` is only what has no other name. A loop that has just begun may have one:
+    `[0, 1, 2, 2]` is `"cycle_rev:3"`, which has another shape than `"middle_cycle:2,1,0"` where it is deeper.
 
     Args:
         schedule: list of int, the block applied at each depth.
@@ -106,8 +117,13 @@ def schedule_pattern(schedule):
     blocks, n_layer = max(schedule) + 1, len(schedule)
     if not 1 <= blocks <= n_layer:
         return None
-    names = ["full", "none", *(["sandwich"] if n_layer >= 3 else [])]
-    names += [f"{name}:{blocks}" for name in ("sequence", "cycle", "cycle_rev")]
+    names = ["full", "none", *(f"{name}:{blocks}" for name in ("sequence", "cycle", "cycle_rev"))]
+    if n_layer >= 3:
+        names.append("sandwich")
+    # Where the numbers first go back is the end of the first turn of a loop, and the number there its start.
+    turn = next((depth for depth, block in enumerate(schedule) if block != depth), 0)
+    if 0 <= schedule[turn] < turn:
+        names.append(f"middle_cycle:{schedule[turn]},{turn - schedule[turn]},{blocks - turn}")
     return next((name for name in names if layer_schedule(name, n_layer) == schedule), None)
 
 
@@ -140,6 +156,34 @@ def schedule_at_depth(schedule, n_layer):
     return layer_schedule(pattern, n_layer)
 
 
+def depth_sources(schedule, trained):
+    """The depth of a trained schedule whose own parameters each depth of another schedule takes.
+
+    Of the depths at which the same block was trained, it is the nearest in relative depth, 0 for the first and 1 for
+    the last; of two as near, the lower.
+
+    Args:
+        schedule: list of int, the block applied at each depth.
+        trained: list of int, the schedule that the parameters belong to.
+
+    Returns:
+        list of int of the length of `schedule`.
+
+    Example:
+        >>> depth_sources([0, 0, 0], [0, 0, 0, 0, 0, 0])
+        [0, 2, 5]
+    """
+    if schedule == trained:
+        return list(range(len(schedule)))
+    sources = []
+    for depth, block in enumerate(schedule):
+        candidates = [source for source, other in enumerate(trained) if other == block]
+        # Both relative depths times both last depths, so that ties are exact.
+        here, unit = depth * (len(trained) - 1), len(schedule) - 1
+        sources.append(min(candidates, key=lambda source: abs(source * unit - here)))
+    return sources
+
+
 @strict
 class ALGPT2Config(PreTrainedConfig):
     """The configuration of an ALGPT2 model; its defaults are the preset `algpt2`.
@@ -154,6 +198,14 @@ class ALGPT2Config(PreTrainedConfig):
         embedding_size: int. The width of the embeddings, E; `None` means `n_embd`, not factorized.
         layer_schedule: list of int. The block applied at each depth, see `algpt2.layer_schedule`; `None` means one
             block shared by all depths.
+        depth_norms: bool. Whether each depth has layer normalizations of its own, ln_1 and ln_2. This and the next two
+            are the freedom that depths keep within sharing, of blocks that are applied more than once.
+        depth_biases: bool. Whether each depth has biases of its own for the four products of its block.
+        depth_lora_rank: int. The rank of what each depth adds to the four matrices of its block; 0 for nothing.
+        trained_schedule: list of int. The layer schedule whose depths the parameters of single depths belong to, where
+            a model is run at another depth, see `algpt2.configuration.depth_sources`; `None` means `layer_schedule`.
+        residual_multiplier: float. What the outputs of both residual branches are multiplied by; for L blocks, each
+            applied N times, 1 / (N sqrt(L)) is proposed.
         tie_projections: bool. Whether `project_out` uses the matrix of `project_in`, transposed.
         activation_function: str. One of `algpt2.configuration.ACTIVATIONS`.
         resid_pdrop: float. The dropout on both residual branches.
@@ -167,6 +219,10 @@ class ALGPT2Config(PreTrainedConfig):
 
     Raises:
         ValueError: for a wrong value; the message names the field.
+
+    References:
+        What belongs to a depth: Relaxed Recursive Transformers (Bae et al., 2025, https://arxiv.org/abs/2410.20672).
+        The residual multiplier: https://arxiv.org/abs/2606.18524.
 
     Example:
         >>> ALGPT2Config(n_embd=256, n_head=4, layer_schedule=[0, 0, 1, 1]).n_layer
@@ -190,6 +246,11 @@ class ALGPT2Config(PreTrainedConfig):
     n_inner: int | None = None
     embedding_size: int | None = 128
     layer_schedule: list[int] | None = None
+    depth_norms: bool = False
+    depth_biases: bool = False
+    depth_lora_rank: int = 0
+    trained_schedule: list[int] | None = None
+    residual_multiplier: float | int = 1.0
     tie_projections: bool = False
     activation_function: str = "gelu_new"
     resid_pdrop: float | int = 0.1
@@ -208,6 +269,8 @@ class ALGPT2Config(PreTrainedConfig):
             self.n_layer = 12 if self.layer_schedule is None else len(self.layer_schedule)
         if self.layer_schedule is None:
             self.layer_schedule = layer_schedule("full", self.n_layer)
+        if self.trained_schedule == self.layer_schedule:
+            self.trained_schedule = None
         self.validate_architecture()
         super().__post_init__(**kwargs)
 
@@ -228,7 +291,7 @@ class ALGPT2Config(PreTrainedConfig):
         for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, but is {getattr(self, field)}")
-        for field in ("layer_norm_epsilon", "initializer_range"):
+        for field in ("layer_norm_epsilon", "initializer_range", "residual_multiplier"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"{field} must be positive and finite, but is {getattr(self, field)}")
         if len(self.layer_schedule) != self.n_layer:
@@ -241,6 +304,13 @@ class ALGPT2Config(PreTrainedConfig):
             raise ValueError(
                 f"layer_schedule must use every block from 0 to {max(self.layer_schedule)} "
                 f"without gaps, but is {_shown(self.layer_schedule)}"
+            )
+        if isinstance(self.depth_lora_rank, bool) or not 0 <= self.depth_lora_rank <= self.n_embd:
+            raise ValueError(f"depth_lora_rank must be 0 to n_embd {self.n_embd}, but is {self.depth_lora_rank!r}")
+        if self.trained_schedule is not None and set(self.trained_schedule) != blocks:
+            raise ValueError(
+                f"trained_schedule must use the blocks of layer_schedule, 0 to {self.n_block - 1}, "
+                f"but is {_shown(self.trained_schedule)}"
             )
         if self.tie_projections and not self.is_factorized:
             raise ValueError("tie_projections needs projections: set embedding_size, or leave tie_projections False")
@@ -265,12 +335,54 @@ class ALGPT2Config(PreTrainedConfig):
         """int: the width of the feed-forward layer."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    @property
+    def products(self):
+        """dict of str to tuple of int: the inputs and outputs of the four products of a block."""
+        return {
+            "attn.c_attn": (self.n_embd, 3 * self.n_embd),
+            "attn.c_proj": (self.n_embd, self.n_embd),
+            "mlp.c_fc": (self.n_embd, self.inner_width),
+            "mlp.c_proj": (self.inner_width, self.n_embd),
+        }
+
+    @property
+    def has_depth_parameters(self):
+        """bool: whether something belongs to the single depths of a shared block."""
+        return self.depth_norms or self.depth_biases or self.depth_lora_rank > 0
+
+    def depths_of(self, block):
+        """list of int: the depths that have parameters of their own besides those of this block.
+
+        They are counted in `trained_schedule`; a block that is applied once keeps all to itself.
+
+        Example:
+            >>> ALGPT2Config(layer_schedule=[0, 1, 1, 2], depth_norms=True).depths_of(1)
+            [1, 2]
+        """
+        trained = self.trained_schedule or self.layer_schedule
+        depths = [depth for depth, other in enumerate(trained) if other == block]
+        return depths if self.has_depth_parameters and len(depths) > 1 else []
+
+    def depth_sources(self):
+        """list of int or None: for each depth, whose of `depths_of` its block it takes.
+
+        Example:
+            >>> ALGPT2Config(layer_schedule=[0, 1, 1, 2], depth_norms=True).depth_sources()
+            [None, 1, 2, None]
+        """
+        if not self.has_depth_parameters:
+            return [None] * len(self.layer_schedule)
+        sources = depth_sources(self.layer_schedule, self.trained_schedule or self.layer_schedule)
+        owning = {block for block in range(self.n_block) if self.depths_of(block)}
+        return [source if block in owning else None for block, source in zip(self.layer_schedule, sources, strict=True)]
+
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """A configuration from a dict; keyword arguments replace its values before they are checked.
 
         A schedule made by a named pattern keeps that pattern and its blocks under another `n_layer`, as
-        `algpt2.configuration.schedule_at_depth` says; any other has to be given anew.
+        `algpt2.configuration.schedule_at_depth` says; any other has to be given anew. What belongs to single depths
+        stays with the stored schedule, as `trained_schedule`; give that as `None` for a model that starts anew.
 
         Raises:
             ValueError: for a wrong value, or an `n_layer` that the schedule cannot follow.
@@ -288,7 +400,12 @@ class ALGPT2Config(PreTrainedConfig):
         elif replaced.get("n_layer") is not None and stored.get("layer_schedule") is not None:
             schedule = cls(layer_schedule=stored["layer_schedule"]).layer_schedule
             stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
-        return super().from_dict({**stored, **replaced}, **kwargs)
+        result = {**stored, **replaced}
+        has_depths = any(result.get(field) for field in ("depth_norms", "depth_biases", "depth_lora_rank"))
+        if has_depths and not result.get("trained_schedule") and "trained_schedule" not in replaced:
+            former = config_dict.get("layer_schedule")
+            result["trained_schedule"] = former if former != result.get("layer_schedule") else None
+        return super().from_dict(result, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Write config.json, and the code that loads the model where this project is not installed.
@@ -327,7 +444,7 @@ class ALGPT2Config(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-        return cls.from_dict(PRESETS[name], **overrides)
+        return cls.from_dict(PRESETS[name], **{"trained_schedule": None, **overrides})
 
 
 PRESETS = {

@@ -137,7 +137,8 @@ def losses_at_depths(checkpoint, depths, arguments):
     losses = token_loss_function(model)
     for depth in depths:
         config = checkpoint.at_depth(depth)
-        model.config.layer_schedule, model.config.n_layer = config.layer_schedule, config.n_layer
+        for field in ("layer_schedule", "n_layer", "trained_schedule"):
+            setattr(model.config, field, getattr(config, field))
         yield losses
 
 

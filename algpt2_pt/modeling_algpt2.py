@@ -50,9 +50,9 @@ def check_mask(attention_mask, batch, length):
         raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
 
 
-def residual_projection(config, inputs):
+def residual_projection(config, inputs, bias=True):
     """The last layer of a residual branch; GPT-2 starts it smaller by the square root of the number of additions."""
-    layer = nn.Linear(inputs, config.n_embd)
+    layer = nn.Linear(inputs, config.n_embd, bias=bias)
     # The additions count depths, not blocks.
     layer.initial_std = config.initializer_range / math.sqrt(2 * config.n_layer)
     return layer
@@ -83,24 +83,66 @@ class AtDepth:
         return getattr(self.layer, name)
 
 
-class ALGPT2Attention(nn.Module):
-    """Causal self-attention with one projection to queries, keys and values."""
+class ALGPT2DepthLinear(nn.Module):
+    """What one depth adds to a shared linear layer: a bias, a product of low rank, or both.
+
+    It starts as nothing: `down` is drawn with the variance 1 / inputs, `up` and `bias` are zero.
+    """
+
+    def __init__(self, config, inputs, outputs):
+        super().__init__()
+        rank = config.depth_lora_rank
+        self.bias = nn.Parameter(torch.zeros(outputs)) if config.depth_biases else None
+        self.down = nn.Parameter(torch.zeros(rank, inputs)) if rank else None
+        self.up = nn.Parameter(torch.zeros(outputs, rank)) if rank else None
+
+    def forward(self, inputs, outputs):
+        if self.down is None:
+            return outputs + self.bias
+        return outputs + nn.functional.linear(nn.functional.linear(inputs, self.down), self.up, self.bias)
+
+
+class ALGPT2Depth(nn.ModuleDict):
+    """What belongs to one depth of a shared block.
+
+    No layer ends in the name of one of the block, which tools look for by the end of their names.
+    """
 
     def __init__(self, config):
+        super().__init__()
+        if config.depth_norms:
+            self["ln_1"] = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+            self["ln_2"] = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if config.depth_biases or config.depth_lora_rank:
+            for name, sizes in config.products.items():
+                self[name.replace(".", "_")] = ALGPT2DepthLinear(config, *sizes)
+
+    def added(self, name, inputs, outputs):
+        """The outputs of a layer of the block with what this depth adds to them."""
+        return self[name](inputs, outputs) if name in self else outputs
+
+
+class ALGPT2Attention(nn.Module):
+    """Causal self-attention with one projection to queries, keys and values; `own` is what its depth adds to them."""
+
+    def __init__(self, config, bias=True):
         super().__init__()
         self.config = config
         self.head_dim = config.n_embd // config.n_head
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = residual_projection(config, config.n_embd)
+        self.c_attn = nn.Linear(*config.products["attn.c_attn"], bias=bias)
+        self.c_proj = residual_projection(config, config.n_embd, bias)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
+    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, own=None, **kwargs):
         batch, length, width = hidden_states.shape
+        projected = self.c_attn(hidden_states)
+        if own is not None:
+            projected = own.added("attn_c_attn", hidden_states, projected)
         query, key, value = (
             states.view(batch, length, -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, H / heads)
-            for states in self.c_attn(hidden_states).split(width, dim=-1)
+            for states in projected.split(width, dim=-1)
         )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, depth)  # (batch, heads, past + length, H / heads)
@@ -116,38 +158,57 @@ class ALGPT2Attention(nn.Module):
             dropout=self.config.attn_pdrop if self.training else 0.0,
             **kwargs,
         )
-        output = self.c_proj(output.reshape(batch, length, width))
+        heads = output.reshape(batch, length, width)
+        output = self.c_proj(heads)
+        if own is not None:
+            output = own.added("attn_c_proj", heads, output)
         return self.resid_dropout(output), weights
 
 
 class ALGPT2MLP(nn.Module):
-    """The feed-forward layer of a block."""
+    """The feed-forward layer of a block; `own` is what its depth adds to its products."""
 
-    def __init__(self, config):
+    def __init__(self, config, bias=True):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.inner_width)
-        self.c_proj = residual_projection(config, config.inner_width)
+        self.c_fc = nn.Linear(*config.products["mlp.c_fc"], bias=bias)
+        self.c_proj = residual_projection(config, config.inner_width, bias)
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states):
-        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+    def forward(self, hidden_states, own=None):
+        inner = self.c_fc(hidden_states)
+        inner = self.act(inner if own is None else own.added("mlp_c_fc", hidden_states, inner))
+        output = self.c_proj(inner)
+        return self.dropout(output if own is None else own.added("mlp_c_proj", inner, output))
 
 
 class ALGPT2Block(GradientCheckpointingLayer):
-    """A pre-normalization GPT-2 block; `depth` tells its cache entry apart from those of its other applications."""
+    """A pre-normalization GPT-2 block.
 
-    def __init__(self, config):
+    Args:
+        config: `ALGPT2Config`.
+        depths: list of int. The depths that have parameters of their own.
+    """
+
+    def __init__(self, config, depths=()):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = ALGPT2Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = ALGPT2MLP(config)
+        has_norms = not (depths and config.depth_norms)
+        has_biases = not (depths and config.depth_biases)
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon) if has_norms else None
+        self.attn = ALGPT2Attention(config, has_biases)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon) if has_norms else None
+        self.mlp = ALGPT2MLP(config, has_biases)
+        self.depths = nn.ModuleDict({str(depth): ALGPT2Depth(config) for depth in depths})
+        self.residual_multiplier = config.residual_multiplier
 
-    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, **kwargs):
-        attention, _ = self.attn(self.ln_1(hidden_states), depth, past_key_values, attention_mask, **kwargs)
-        hidden_states = hidden_states + attention
-        return hidden_states + self.mlp(self.ln_2(hidden_states))
+    def forward(self, hidden_states, depth, source=None, past_key_values=None, attention_mask=None, **kwargs):
+        """The block at a depth, which tells its cache entry apart; `source` is whose own parameters it takes."""
+        own = None if source is None else self.depths[str(source)]
+        ln_1, ln_2 = (self.ln_1, self.ln_2) if self.ln_1 is not None else (own["ln_1"], own["ln_2"])
+        output, _ = self.attn(ln_1(hidden_states), depth, past_key_values, attention_mask, own=own, **kwargs)
+        hidden_states = torch.add(hidden_states, output, alpha=self.residual_multiplier)
+        output = self.mlp(ln_2(hidden_states), own=own)
+        return torch.add(hidden_states, output, alpha=self.residual_multiplier)
 
 
 class ALGPT2TiedProjection(nn.Module):
@@ -190,6 +251,12 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ALGPT2TiedProjection):
             init.zeros_(module.bias)
+        if isinstance(module, ALGPT2DepthLinear):
+            for zero in (module.bias, module.up):
+                if zero is not None:
+                    init.zeros_(zero)
+            if module.down is not None:
+                init.normal_(module.down, mean=0.0, std=module.down.shape[1] ** -0.5)
         if hasattr(module, "initial_std"):
             init.normal_(module.weight, mean=0.0, std=module.initial_std)
 
@@ -223,7 +290,7 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         if config.is_factorized:
             self.project_in = embedding_projection(config.embedding_width, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList([ALGPT2Block(config) for _ in range(config.n_block)])
+        self.h = nn.ModuleList([ALGPT2Block(config, config.depths_of(block)) for block in range(config.n_block)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if config.tie_projections:
             self.project_out = ALGPT2TiedProjection(config.embedding_width)
@@ -308,11 +375,13 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
             )
         all_hidden_states = []
         # Early-exit generation lowers n_layer for a while.
-        for depth, block in enumerate(self.config.layer_schedule[: self.config.n_layer]):
+        schedule = self.config.layer_schedule[: self.config.n_layer]
+        for depth, (block, source) in enumerate(zip(schedule, self.config.depth_sources(), strict=False)):
             all_hidden_states.append(hidden_states)
             hidden_states = self.h[block](
                 hidden_states,
                 depth,
+                source,
                 past_key_values=past_key_values,
                 attention_mask=attention_mask,
                 position_ids=position_ids,

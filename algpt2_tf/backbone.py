@@ -69,7 +69,8 @@ class TFALGPT2Backbone(Backbone):
             self.project_in = self._projection(config.n_embd, dtype, "project_in")
         self.embeddings_dropout = keras.layers.Dropout(config.embd_pdrop, dtype=dtype, name="embeddings_dropout")
         self.transformer_layers = [
-            TFALGPT2Block(config, dtype=dtype, name=f"block_{block}") for block in range(config.n_block)
+            TFALGPT2Block(config, config.depths_of(block), dtype=dtype, name=f"block_{block}")
+            for block in range(config.n_block)
         ]
         self.gradient_checkpointing = gradient_checkpointing
         self.layer_norm = keras.layers.LayerNormalization(
@@ -82,8 +83,8 @@ class TFALGPT2Backbone(Backbone):
         token_ids = keras.Input(shape=(None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input(shape=(None,), dtype="int32", name="padding_mask")
         states = [self.project_embeddings(self.embed(token_ids))]
-        for block in config.layer_schedule:
-            states.append(self.transformer_layers[block](states[-1], padding_mask=padding_mask))
+        for block, source in self.applications:
+            states.append(block(states[-1], padding_mask=padding_mask, source=source))
         states[-1] = self.layer_norm(states[-1])
         super().__init__(
             inputs={"token_ids": token_ids, "padding_mask": padding_mask},
@@ -98,6 +99,13 @@ class TFALGPT2Backbone(Backbone):
     @staticmethod
     def _projection(units, dtype, name):
         return keras.layers.Dense(units, kernel_initializer=projection_initializer(), dtype=dtype, name=name)
+
+    @property
+    def applications(self):
+        """list of tuple: the block of each depth, and the `source` that it is called with."""
+        sources = self.config.depth_sources()
+        pairs = zip(self.config.layer_schedule, sources, strict=True)
+        return [(self.transformer_layers[block], source) for block, source in pairs]
 
     @property
     def gradient_checkpointing(self):
@@ -145,8 +153,8 @@ class TFALGPT2Backbone(Backbone):
                 raise ValueError(f"the cache has room for {room} tokens, not for {cache_update_index + length}")
         x = self.project_embeddings(self.embed(token_ids, cache_update_index))
         entries = []
-        for block, entry in zip(self.config.layer_schedule, cache, strict=True):
-            x, entry = self.transformer_layers[block](x, cache=entry, cache_update_index=cache_update_index)
+        for (block, source), entry in zip(self.applications, cache, strict=True):
+            x, entry = block(x, cache=entry, cache_update_index=cache_update_index, source=source)
             entries.append(entry)
         return self.project_states(self.layer_norm(x)), tuple(entries)
 

@@ -81,8 +81,8 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         mask = ops.ones_like(token_ids) if padding_mask is None else padding_mask
         backbone = self.backbone
         states = backbone.project_embeddings(intercept(backbone.embed(token_ids), -1))
-        for depth, block in enumerate(self.config.layer_schedule):
-            states = intercept(backbone.transformer_layers[block](states, padding_mask=mask), depth)
+        for depth, (block, source) in enumerate(backbone.applications):
+            states = intercept(block(states, padding_mask=mask, source=source), depth)
         logits = self._logits(backbone.project_states(backbone.layer_norm(states)))
         if scoring_mode == "logits":
             return logits

@@ -8,6 +8,7 @@ from keras import ops
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from algpt2 import ALGPT2Config
+from algpt2.checkpoints.weight_maps.own import KERAS_PRODUCTS
 
 # Written out where TensorFlow's own functions round their constants to float32, which float64 models would show.
 ACTIVATIONS = {
@@ -32,6 +33,78 @@ def projection_initializer():
     return keras.initializers.VarianceScaling(1.0, mode="fan_in", distribution="untruncated_normal")
 
 
+class DepthDense(keras.layers.Layer):
+    """What one depth adds to a shared dense layer: a bias, a product of low rank, or both; at first nothing.
+
+    Args:
+        units: int. The output width.
+        config: `ALGPT2Config`.
+        **kwargs: as in `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float (batch, length, input width), of the shared layer.
+        outputs: float (batch, length, units), of the shared layer.
+        training: bool.
+
+    Returns:
+        float (batch, length, units).
+    """
+
+    def __init__(self, units, config, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.rank, self.use_bias = units, config.depth_lora_rank, config.depth_biases
+        self.down = self.up = self.bias = None
+
+    def build(self, input_shape, _=None):
+        if self.rank:
+            options = {"use_bias": False, "dtype": self.dtype_policy}
+            self.down = keras.layers.Dense(
+                self.rank, kernel_initializer=projection_initializer(), name="down", **options
+            )
+            self.up = keras.layers.Dense(self.units, kernel_initializer="zeros", name="up", **options)
+            self.down.build(input_shape)
+            self.up.build((*input_shape[:-1], self.rank))
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
+
+    def call(self, inputs, outputs, training=None):
+        if self.down is not None:
+            outputs = outputs + self.up(self.down(inputs, training=training), training=training)
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class TFALGPT2Depth(keras.layers.Layer):
+    """What belongs to one depth of a shared block; its layers are named as those of the block.
+
+    Args:
+        config: `ALGPT2Config`.
+        **kwargs: as in `keras.layers.Layer`.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+
+    def build(self, input_shape=None):
+        config = self.config
+        if config.depth_norms:
+            self.ln_1, self.ln_2 = (layer_norm(config, self.dtype_policy, name) for name in ("ln_1", "ln_2"))
+            for norm in (self.ln_1, self.ln_2):
+                norm.build((None, None, config.n_embd))
+        if config.depth_biases or config.depth_lora_rank:
+            for name, product in KERAS_PRODUCTS.items():
+                inputs, outputs = config.products[product]
+                layer = DepthDense(outputs, config, dtype=self.dtype_policy, name=name)
+                layer.build((None, None, inputs))
+                setattr(self, name, layer)
+        self.built = True
+
+
+def layer_norm(config, dtype, name):
+    """A layer normalization of a block."""
+    return keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, dtype=dtype, name=name)
+
+
 @keras.saving.register_keras_serializable(package="algpt2")
 class TFALGPT2Block(keras.layers.Layer):
     """A pre-normalization GPT-2 block, applied at every depth that the layer schedule gives it.
@@ -42,6 +115,7 @@ class TFALGPT2Block(keras.layers.Layer):
 
     Args:
         config: `ALGPT2Config` or its dict.
+        own_depths: list of int. The depths that have parameters of their own.
         **kwargs: as in `keras.layers.Layer`.
 
     Attributes:
@@ -53,6 +127,7 @@ class TFALGPT2Block(keras.layers.Layer):
         padding_mask: int or bool (batch, length), 0 for padding; optional.
         cache: tuple of the keys and the values so far, float (batch, n_head, max_length, head width); optional.
         cache_update_index: int, the position of the first of `hidden_states`; goes with `cache`.
+        source: int, one of `own_depths`, whose parameters to take; `None` where there are none.
         training: bool. Whether to apply dropout.
 
     Returns:
@@ -64,53 +139,58 @@ class TFALGPT2Block(keras.layers.Layer):
         TensorShape([2, 5, 128])
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config, own_depths=(), **kwargs):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ALGPT2Config) else ALGPT2Config.from_dict(config)
+        self.own_depths = list(own_depths)
         self.head_width = self.config.n_embd // self.config.n_head
         self.activation = ACTIVATIONS[self.config.activation_function]
         self.gradient_checkpointing = False
 
     def build(self, input_shape):
         config = self.config
-        residual_std = config.initializer_range / math.sqrt(2 * config.n_layer)
+        has_depths = bool(self.own_depths)
         hidden_shape = (None, None, config.n_embd)
-        self.ln_1 = self._built(self._norm("ln_1"), hidden_shape)
-        self.c_attn = self._built(self._dense("c_attn", 3 * config.n_embd), hidden_shape)
+        if not (has_depths and config.depth_norms):
+            self.ln_1, self.ln_2 = (
+                self._built(layer_norm(config, self.dtype_policy, name), hidden_shape) for name in ("ln_1", "ln_2")
+            )
+        residual_std = config.initializer_range / math.sqrt(2 * config.n_layer)
+        for name, product in KERAS_PRODUCTS.items():
+            std = residual_std if name.endswith("c_proj") else config.initializer_range
+            inputs, outputs = config.products[product]
+            layer = keras.layers.Dense(
+                outputs,
+                use_bias=not (has_depths and config.depth_biases),
+                kernel_initializer=keras.initializers.RandomNormal(stddev=std),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            setattr(self, name, self._built(layer, (None, None, inputs)))
         self.attn_dropout = self._built(self._dropout("attn_dropout", config.attn_pdrop), hidden_shape)
-        self.attn_c_proj = self._built(self._dense("attn_c_proj", config.n_embd, residual_std), hidden_shape)
         self.resid_dropout = self._built(self._dropout("resid_dropout", config.resid_pdrop), hidden_shape)
-        self.ln_2 = self._built(self._norm("ln_2"), hidden_shape)
-        self.c_fc = self._built(self._dense("c_fc", config.inner_width), hidden_shape)
-        self.mlp_c_proj = self._built(
-            self._dense("mlp_c_proj", config.n_embd, residual_std), (None, None, config.inner_width)
-        )
+        self.depths = [
+            self._built(TFALGPT2Depth(config, dtype=self.dtype_policy, name=f"depth_{depth}"), hidden_shape)
+            for depth in self.own_depths
+        ]
         self.built = True
 
     def _built(self, layer, shape):
         layer.build(shape)
         return layer
 
-    def _dense(self, name, units, std=None):
-        initializer = keras.initializers.RandomNormal(stddev=std or self.config.initializer_range)
-        return keras.layers.Dense(units, kernel_initializer=initializer, dtype=self.dtype_policy, name=name)
-
-    def _norm(self, name):
-        return keras.layers.LayerNormalization(
-            epsilon=self.config.layer_norm_epsilon, dtype=self.dtype_policy, name=name
-        )
-
     def _dropout(self, name, rate):
         return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
 
-    def call(self, hidden_states, padding_mask=None, cache=None, cache_update_index=0, training=None):
+    def call(self, hidden_states, padding_mask=None, cache=None, cache_update_index=0, source=None, training=None):
+        own = None if source is None else self.depths[self.own_depths.index(source)]
         # Gradients do not pass from a recomputation to weights that a scope replaces.
         if not training or cache is not None or in_stateless_scope():
-            return self._apply(_kept, hidden_states, padding_mask, cache, cache_update_index, training)
+            return self._apply(_kept, own, hidden_states, padding_mask, cache, cache_update_index, training)
         if not self.gradient_checkpointing:
-            return self._apply(self._recomputed, hidden_states, padding_mask, training=True)
+            return self._apply(self._recomputed, own, hidden_states, padding_mask, training=True)
         return self._recomputed(
-            lambda states: self._apply(_kept, states, padding_mask, training=True),
+            lambda states: self._apply(_kept, own, states, padding_mask, training=True),
             hidden_states,
             dropouts=((self.attn_dropout, 1), (self.resid_dropout, 2)),
         )
@@ -138,21 +218,35 @@ class TFALGPT2Block(keras.layers.Layer):
 
         return keras.remat(apply)(*inputs, *(first for first, *_ in seeds))
 
-    def _apply(self, run, hidden_states, padding_mask, cache=None, cache_update_index=0, training=None):
+    def _apply(self, run, own, hidden_states, padding_mask, cache=None, cache_update_index=0, training=None):
         """The block, with `run(function, *inputs, dropouts)` for what is cheap to compute and large to keep."""
-        attention, cache = self._attend(run, hidden_states, padding_mask, cache, cache_update_index, training)
-        hidden_states = hidden_states + self.resid_dropout(attention, training=training)
+        norms = own if own is not None and self.config.depth_norms else self
+        attention, cache = self._attend(
+            run, own, norms.ln_1, hidden_states, padding_mask, cache, cache_update_index, training
+        )
+        hidden_states = self._add(hidden_states, self.resid_dropout(attention, training=training))
         # Each function ends with its matrix product, so that graphs do not compute that again: no gradient depends on
         # its output. `training` is passed on, since Keras does not know it during a recomputation.
-        inner = run(lambda states: self.c_fc(self.ln_2(states), training=training), hidden_states)
-        output = run(lambda states: self.mlp_c_proj(self.activation(states), training=training), inner)
-        hidden_states = hidden_states + self.resid_dropout(output, training=training)
+        inner = run(lambda states: self._product("c_fc", own, norms.ln_2(states), training), hidden_states)
+        output = run(lambda states: self._product("mlp_c_proj", own, self.activation(states), training), inner)
+        hidden_states = self._add(hidden_states, self.resid_dropout(output, training=training))
         return hidden_states if cache is None else (hidden_states, cache)
 
-    def _attend(self, run, hidden_states, padding_mask, cache, cache_update_index, training):
+    def _add(self, hidden_states, change):
+        multiplier = self.config.residual_multiplier
+        return hidden_states + (change if multiplier == 1 else change * multiplier)
+
+    def _product(self, name, own, inputs, training):
+        """A product of the block, with what its depth adds to it."""
+        outputs = getattr(self, name)(inputs, training=training)
+        if own is None or not hasattr(own, name):
+            return outputs
+        return getattr(own, name)(inputs, outputs, training=training)
+
+    def _attend(self, run, own, norm, hidden_states, padding_mask, cache, cache_update_index, training):
         batch, length = ops.shape(hidden_states)[:2]
         heads = (batch, length, self.config.n_head, self.head_width)
-        projected = run(lambda states: self.c_attn(self.ln_1(states), training=training), hidden_states)
+        projected = run(lambda states: self._product("c_attn", own, norm(states), training), hidden_states)
         query, key, value = (
             ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3)) for states in ops.split(projected, 3, axis=-1)
         )
@@ -176,13 +270,13 @@ class TFALGPT2Block(keras.layers.Layer):
 
         output = run(weigh, query, key, value, dropouts=((self.attn_dropout, 1),))
         output = ops.reshape(ops.transpose(output, (0, 2, 1, 3)), (batch, length, self.config.n_embd))
-        return self.attn_c_proj(output, training=training), cache
+        return self._product("attn_c_proj", own, output, training), cache
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "config": self.config.to_dict()}
+        return {**super().get_config(), "config": self.config.to_dict(), "own_depths": self.own_depths}
 
 
 def _kept(function, *inputs, dropouts=()):

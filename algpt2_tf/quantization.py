@@ -21,7 +21,7 @@ def calibration_structure(backbone):
         >>> from algpt2_tf import TFALGPT2Backbone
         >>> sandwich = ALGPT2Config(layer_schedule=[0, 1, 1, 2], n_embd=16, n_head=2, vocab_size=9)
         >>> [type(entry).__name__ for entry in calibration_structure(TFALGPT2Backbone(sandwich))["sequential_blocks"]]
-        ['Dense', 'TFALGPT2Block', 'Chain', 'TFALGPT2Block', 'Chain']
+        ['Dense', 'TFALGPT2Block', 'AppliedBlocks', 'TFALGPT2Block', 'Chain']
     """
     entries, schedule = [], backbone.config.layer_schedule
     if backbone.project_out is not None:
@@ -29,8 +29,8 @@ def calibration_structure(backbone):
     start = 0
     for end in range(1, len(schedule) + 1):
         if not set(schedule[start:end]) & set(schedule[end:]):
-            blocks = [backbone.transformer_layers[block] for block in schedule[start:end]]
-            entries.append(blocks[0] if len(blocks) == 1 else Chain(blocks))
+            applied = backbone.applications[start:end]
+            entries.append(applied[0][0] if len(applied) == 1 else AppliedBlocks(applied))
             start = end
     if backbone.project_out is not None:
         entries.append(Chain([backbone.layer_norm, backbone.project_out]))
@@ -40,8 +40,29 @@ def calibration_structure(backbone):
     return {"pre_block_layers": pre_layers, "sequential_blocks": entries}
 
 
+class AppliedBlocks(keras.layers.Layer):
+    """Blocks at some depths one after the other, as one layer.
+
+    Args:
+        applied: list of tuple, as `TFALGPT2Backbone.applications`.
+
+    Call arguments:
+        inputs: as of a block.
+    """
+
+    def __init__(self, applied):
+        super().__init__()
+        self.blocks = [block for block, _ in applied]
+        self.sources = [source for _, source in applied]
+
+    def call(self, inputs):
+        for block, source in zip(self.blocks, self.sources, strict=True):
+            inputs = block(inputs, source=source)
+        return inputs
+
+
 class Chain(keras.layers.Layer):
-    """Layers one after the other, some perhaps more than once, as one layer.
+    """Layers one after the other, as one layer.
 
     Args:
         chain: list of `keras.layers.Layer`.

@@ -4,7 +4,8 @@ import logging
 
 import numpy as np
 
-from algpt2.checkpoints.weights import check_weights
+from algpt2.checkpoints.weight_maps.own import KERAS_PRODUCTS
+from algpt2.checkpoints.weights import check_weights, depth_layer
 from algpt2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -69,12 +70,11 @@ def canonical_variables(model):
         variables |= _dense("transformer.project_in", backbone.project_in)
     for index, block in enumerate(backbone.transformer_layers):
         prefix = f"transformer.h.{index}"
-        variables |= _norm(f"{prefix}.ln_1", block.ln_1)
-        variables |= _dense(f"{prefix}.attn.c_attn", block.c_attn)
-        variables |= _dense(f"{prefix}.attn.c_proj", block.attn_c_proj)
-        variables |= _norm(f"{prefix}.ln_2", block.ln_2)
-        variables |= _dense(f"{prefix}.mlp.c_fc", block.c_fc)
-        variables |= _dense(f"{prefix}.mlp.c_proj", block.mlp_c_proj)
+        variables |= _norms(prefix, block)
+        for name, product in KERAS_PRODUCTS.items():
+            variables |= _dense(f"{prefix}.{product}", getattr(block, name))
+        for depth, own in zip(block.own_depths, block.depths, strict=True):
+            variables |= _own(f"{prefix}.depths.{depth}", own)
     variables |= _norm("transformer.ln_f", backbone.layer_norm)
     if model.config.tie_projections:
         variables["transformer.project_out.bias"] = (backbone.project_in.reverse_bias, False)
@@ -89,8 +89,28 @@ def canonical_variables(model):
     return variables
 
 
+def _own(prefix, own):
+    variables = _norms(prefix, own)
+    for name, product in KERAS_PRODUCTS.items():
+        layer, canonical = getattr(own, name, None), depth_layer(f"{prefix}.", product)
+        if layer is not None and layer.down is not None:
+            variables[f"{canonical}.down"] = (layer.down.kernel, True)
+            variables[f"{canonical}.up"] = (layer.up.kernel, True)
+        if layer is not None and layer.bias is not None:
+            variables[f"{canonical}.bias"] = (layer.bias, False)
+    return variables
+
+
 def _dense(name, layer):
-    return {f"{name}.weight": (layer.kernel, True), f"{name}.bias": (layer.bias, False)}
+    variables = {f"{name}.weight": (layer.kernel, True)}
+    return variables if layer.bias is None else variables | {f"{name}.bias": (layer.bias, False)}
+
+
+def _norms(prefix, layer):
+    """The layer normalizations of a block or of a depth, whichever has them."""
+    if not hasattr(layer, "ln_1"):
+        return {}
+    return _norm(f"{prefix}.ln_1", layer.ln_1) | _norm(f"{prefix}.ln_2", layer.ln_2)
 
 
 def _norm(name, layer):

@@ -4,8 +4,10 @@ import json
 import sys
 
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
-from algpt2.cli import Parser, byte_size, positive_int
+from algpt2.cli import Parser, byte_size, natural_int, positive_int
+from algpt2.configuration import PATTERNS
 from algpt2.errors import InputError, exit_on_error
+from convert.compression import STARTS, TOKENS
 from convert.exports import FORMATS
 
 SOURCES = "a checkpoint of any system, a GGUF file of a GPT-2, or an adapter of PEFT with its base"
@@ -34,6 +36,14 @@ def build_parser():
     for name, (summary, description) in CONVERSIONS.items():
         command = commands.add_parser(name, help=summary, description=f"{description}, then compare logits.")
         _add_conversion(command, name)
+    _add_compression(
+        commands.add_parser(
+            "compress",
+            help="any checkpoint to a smaller ALGPT2, to be trained on",
+            description="Write a smaller ALGPT2 that starts as near to a checkpoint as its size allows: blocks shared "
+            "over depths, what each depth adds to them, and embeddings of lower rank. Then show how near it is.",
+        )
+    )
     _add_verification(
         commands.add_parser(
             "verify",
@@ -54,20 +64,12 @@ def build_parser():
 def _add_conversion(command, name):
     in_place, from_any = name in ("pt2tf", "tf2pt"), name in ("to-tf", "to-pt")
     if from_any:
-        command.add_argument("directory", metavar="SOURCE", help="a checkpoint, a GGUF file or an adapter")
-        command.add_argument("--base", metavar="DIR", help="of an adapter: its base (default: the one that it names)")
+        _add_source(command)
     else:
         command.add_argument("directory", help="a checkpoint directory")
     default = " (default: add to the given one)" if in_place else ""
     command.add_argument("--output", metavar="DIR", required=not in_place, help=f"write a new directory{default}")
-    command.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as stored)")
-    command.add_argument(
-        "--max-shard-size",
-        type=byte_size,
-        metavar="SIZE",
-        help="larger weights become shards (default: 5GB)",
-    )
-    command.add_argument("--force", action="store_true", help="replace what is there already")
+    _add_weights(command)
     command.add_argument("--no-verify", action="store_true", help="do not run the models")
     if in_place:
         command.add_argument(
@@ -78,6 +80,66 @@ def _add_conversion(command, name):
     if name == "to-gpt2":
         command.add_argument("--keras-hub", action="store_true", help="a preset of KerasHub's GPT2CausalLM")
         command.add_argument("--lossy", action="store_true", help="the nearest GPT-2 where none is exact")
+
+
+def _add_source(command):
+    command.add_argument("directory", metavar="SOURCE", help="a checkpoint, a GGUF file or an adapter")
+    command.add_argument("--base", metavar="DIR", help="of an adapter: its base (default: the one that it names)")
+
+
+def _add_weights(command):
+    command.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as stored)")
+    command.add_argument(
+        "--max-shard-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="larger weights become shards (default: 5GB)",
+    )
+    command.add_argument("--force", action="store_true", help="replace what is there already")
+
+
+def _add_compression(command):
+    _add_source(command)
+    command.add_argument("--output", metavar="DIR", required=True, help="write a new directory")
+    size = command.add_argument_group("size")
+    size.add_argument("--sharing", metavar="PATTERN", required=True, help=f"share blocks: {', '.join(PATTERNS)}")
+    size.add_argument(
+        "--embedding-size", type=positive_int, metavar="E", help="factorize the embeddings (default: leave them)"
+    )
+    size.add_argument(
+        "--depth-lora-rank",
+        type=natural_int,
+        default=0,
+        metavar="R",
+        help="let each depth add a product of this rank to the matrices of its block",
+    )
+    size.add_argument("--depth-norms", action="store_true", help="let each depth keep its normalizations")
+    size.add_argument("--depth-biases", action="store_true", help="let each depth keep its biases")
+    start = command.add_argument_group("start")
+    start.add_argument(
+        "--init",
+        choices=STARTS,
+        default="average",
+        help="start a shared block with the mean of its depths, with the first of them, with depths at even steps from "
+        "the first to the last, or with what is best together with the additions of its depths (svd)",
+    )
+    start.add_argument(
+        "--calibration",
+        metavar="TEXT",
+        help="count errors by what they do to the outputs on this text: python-docs, files, or a hub data set "
+        "(default: by the weights alone)",
+    )
+    start.add_argument(
+        "--calibration-tokens", type=positive_int, metavar="N", help=f"read its first N tokens (default: {TOKENS})"
+    )
+    measure = command.add_argument_group("measurement")
+    measure.add_argument(
+        "--dataset", metavar="NAME", help="measure the perplexity on python-docs or text files, before and after"
+    )
+    measure.add_argument(
+        "--length", type=positive_int, metavar="N", help="tokens in a row of both texts (default: n_positions)"
+    )
+    _add_weights(command.add_argument_group("files"))
 
 
 def _add_verification(command):
@@ -115,8 +177,8 @@ def main(argv=None):
     parser = build_parser()
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
-        run = {"inspect": _inspect, "verify": _verify, "export": _export}.get(arguments.command, _convert)
-        problem = run(arguments)
+        commands = {"inspect": _inspect, "compress": _compress, "verify": _verify, "export": _export}
+        problem = commands.get(arguments.command, _convert)(arguments)
     if problem:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
         sys.exit(1)
@@ -155,10 +217,26 @@ def _convert(arguments):
     options = ("max_shard_size", "keras_hub", "lossy", "base")
     given = {option: getattr(arguments, option) for option in options if getattr(arguments, option, None)}
     result = convert(arguments.directory, arguments.output, arguments.dtype, arguments.force, **given)
-    print(f"wrote {result.directory}, {result.dtype}", flush=True)
-    if result.rounded_tensor:
-        print(f"largest rounding error: {result.rounding_error:.2e} of the largest value of {result.rounded_tensor}")
+    _print_written(result)
     return _compare(arguments, result.source, result.directory, result.dtype)
+
+
+def _print_written(conversion):
+    print(f"wrote {conversion.directory}, {conversion.dtype}", flush=True)
+    if conversion.rounded_tensor:
+        error = f"{conversion.rounding_error:.2e} of the largest value of {conversion.rounded_tensor}"
+        print(f"largest rounding error: {error}")
+
+
+def _compress(arguments):
+    from convert.compress import compress
+
+    options = ("sharing", "embedding_size", "init", "calibration", "dataset", "length", "dtype", "force", "base")
+    options += ("depth_lora_rank", "depth_norms", "depth_biases", "calibration_tokens", "max_shard_size")
+    given = {option: getattr(arguments, option) for option in options if getattr(arguments, option)}
+    result = compress(arguments.directory, arguments.output, **given)
+    _print_written(result.conversion)
+    print(f"\n{result.summary()}")
 
 
 def _carry(arguments):

@@ -5,7 +5,7 @@ from collections import Counter
 
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, find_checkpoint, open_checkpoint, read_stored_config
 from algpt2.checkpoints.formats import find_weights, weight_files
-from algpt2.checkpoints.weights import parameter_count
+from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.configuration import schedule_pattern
 from algpt2.data.tokenizer import check_vocabulary, has_tokenizer, load_tokenizer
 from algpt2.errors import InputError
@@ -86,6 +86,7 @@ def _describe_heads(checkpoint):
 def _describe_model(config):
     return {
         "parameters": parameter_count(config),
+        "parameters_of": {part: parameter_count(config, part) for part in PARTS},
         "n_layer": config.n_layer,
         "n_embd": config.n_embd,
         "n_head": config.n_head,
@@ -155,9 +156,10 @@ def _model_rows(report):
     embedding += ", factorized" if report["factorized"] else ", not factorized"
     embedding += ", projections tied" if report["tie_projections"] else ""
     embedding += ", head tied" if report["tie_word_embeddings"] else ", head of its own"
+    parts = {f"of {part}": count for part, count in report["parameters_of"].items() if count}
     shape = f"{report['n_layer']} layers of {report['n_embd']}, {report['n_head']} heads, inner {report['n_inner']}"
     return [
-        ("parameters", f"{report['parameters']:,}"),
+        ("parameters", f"{report['parameters']:,}: " + ", ".join(f"{n:,} {part}" for part, n in parts.items())),
         ("shape", f"{shape}, {report['n_positions']:,} positions, {report['activation_function']}"),
         ("schedule", f"{report['pattern'] or 'no named pattern'}, {blocks}: {json.dumps(report['layer_schedule'])}"),
         ("embedding", embedding),

@@ -7,9 +7,15 @@ import numpy as np
 from algpt2.checkpoints.casting import Casting, common_dtype
 from algpt2.checkpoints.checkpoint import opened, write_dialect
 from algpt2.checkpoints.formats import KERAS, SAFETENSORS
-from algpt2.checkpoints.formats.lazy_tensor import RowwiseTensor, lazy
+from algpt2.checkpoints.formats.lazy_tensor import LazyTensor, RowwiseTensor, lazy
 from algpt2.checkpoints.weight_maps.gpt2 import KERAS_HUB, KERAS_HUB_FIXED, PYTORCH, as_gpt2_config
-from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, head_shapes
+from algpt2.checkpoints.weights import (
+    LANGUAGE_MODELS,
+    architecture,
+    fold_residual_multiplier,
+    head_shapes,
+    names_at_depth,
+)
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
@@ -23,7 +29,8 @@ SMALL_FACTORS = ("transformer.project_in.", "transformer.project_out.", "transfo
 def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, lossy=False, keras_hub=False):
     """Write a plain GPT-2 with the logits of an ALGPT2.
 
-    The blocks are copied for every depth, the embeddings multiplied out through project_in and the head through
+    The blocks are copied for every depth with what belongs to it, low-rank additions and the residual multiplier are
+    multiplied out, the embeddings multiplied out through project_in and the head through
     project_out; project_in's bias goes into the position embeddings, project_out's into the bias of ln_f.
 
     Args:
@@ -88,7 +95,12 @@ def as_gpt2(config, weights, lossy=False):
     Raises:
         algpt2.errors.InputError: if there is no exact one and it is not `lossy`.
     """
-    changes = {"layer_schedule": list(range(config.n_layer)), "embedding_size": None, "tie_projections": False}
+    config, weights = fold_residual_multiplier(config, weights)
+    changes = {
+        "layer_schedule": list(range(config.n_layer)),
+        **{"depth_norms": False, "depth_biases": False, "depth_lora_rank": 0, "trained_schedule": None},
+        **{"embedding_size": None, "tie_projections": False},
+    }
     result = dict(_blocks(config, weights))
     result |= {name: weights[name] for name in weights if name.startswith(("transformer.w", "transformer.ln_f."))}
     has_lm_head = architecture(weights) in LANGUAGE_MODELS
@@ -118,11 +130,26 @@ def as_gpt2(config, weights, lossy=False):
 
 
 def _blocks(config, weights):
-    for depth, block in enumerate(config.layer_schedule):
-        prefix = f"transformer.h.{block}."
-        for name in weights:
-            if name.startswith(prefix):
-                yield f"transformer.h.{depth}.{name.removeprefix(prefix)}", weights[name]
+    for depth in range(config.n_layer):
+        names = names_at_depth(config, depth)
+        for name, canonical in names.items():
+            product, _, kind = name.rpartition(".")
+            if kind == "weight" and f"{product}.down" in names:
+                parts = (weights[names[f"{product}.{part}"]] for part in ("weight", "up", "down"))
+                yield f"transformer.h.{depth}.{name}", _with_addition(*parts)
+            elif kind in ("weight", "bias"):
+                yield f"transformer.h.{depth}.{name}", weights[canonical]
+
+
+def _with_addition(matrix, up, down):
+    """The matrix plus up down, in float32, or float64 where it was."""
+    dtype = "float64" if matrix.dtype == "float64" else "float32"
+
+    def load():
+        shared, left, right = (np.asarray(part, "float64") for part in (matrix, up, down))
+        return (shared + left @ right).astype(dtype)
+
+    return LazyTensor(matrix.shape, dtype, load)
 
 
 def _product(rows, matrix, dtype, bias=0.0):

@@ -32,16 +32,18 @@ def tiny_config(**overrides):
     return ALGPT2Config(**{**values, **overrides})
 
 
+# All that a depth of a shared block may have of its own.
+DEPTHS = {"depth_norms": True, "depth_biases": True, "depth_lora_rank": 3, "residual_multiplier": 0.5}
 CONFIGS = {
     "shared": tiny_config(layer_schedule=[0, 0, 0], attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1),
-    "cycle": tiny_config(layer_schedule=[0, 1, 0]),
+    "cycle": tiny_config(layer_schedule=[0, 1, 0], **DEPTHS),
     "unfactorized": tiny_config(embedding_size=None, layer_schedule=[0, 1]),
     "tied_projections": tiny_config(tie_projections=True, layer_schedule=[0, 0]),
 }
 
 
 def random_config(seed):
-    """A configuration drawn at random: pattern, factorization, tying, n_inner and activation."""
+    """A configuration drawn at random: pattern, factorization, tying, freedom of depths, n_inner and activation."""
     draw = np.random.default_rng(seed)
     factorized = draw.random() < 0.7
     n_layer = int(draw.integers(3, 6))
@@ -55,6 +57,10 @@ def random_config(seed):
         # Every pattern and activation comes up within the first seeds.
         layer_schedule=layer_schedule(PATTERNS[seed % len(PATTERNS)], n_layer),
         activation_function=ACTIVATIONS[seed % len(ACTIVATIONS)],
+        depth_norms=bool(draw.random() < 0.5),
+        depth_biases=bool(draw.random() < 0.5),
+        depth_lora_rank=int(draw.choice([0, 1, 5])),
+        residual_multiplier=float(draw.choice([1.0, 0.7])),
     )
 
 

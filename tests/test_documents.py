@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import read_checkpoint, save_checkpoint, tiny_config
+from models import DEPTHS, read_checkpoint, save_checkpoint, tiny_config
 
 from algpt2.checkpoints.weight_maps import DIALECTS, gpt2, weight_map
 from algpt2.checkpoints.weights import weight_shapes
@@ -43,9 +43,9 @@ def test_every_rule_of_a_dialect_is_documented(dialect):
 @pytest.mark.slow
 def test_every_canonical_name_is_documented():
     text = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
-    for config in (ALGPT2Config(), ALGPT2Config(embedding_size=None, tie_word_embeddings=False)):
-        for name in weight_shapes(config):
-            assert f"`{name.replace('.h.0.', '.h.{b}.')}`" in text, name
+    for options in ({}, {"embedding_size": None, "tie_word_embeddings": False}, DEPTHS):
+        for name in weight_shapes(ALGPT2Config(**options)):
+            assert f"`{re.sub(r'depths[.][0-9]+', 'depths.{d}', name.replace('.h.0.', '.h.{b}.'))}`" in text, name
 
 
 def test_files_that_the_documents_name_are_there():

@@ -1,8 +1,11 @@
 """Canonical weights: the names and shapes that a configuration implies, and the one check of every reader."""
 
 import math
+import re
 
-from algpt2.checkpoints.formats.lazy_tensor import DTYPES, is_finite, pieces
+import numpy as np
+
+from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, is_finite, pieces
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
@@ -26,7 +29,7 @@ def weight_shapes(config):
         >>> weight_shapes(ALGPT2Config())["transformer.project_in.weight"]
         (768, 128)
     """
-    hidden, embedding, inner = config.n_embd, config.embedding_width, config.inner_width
+    hidden, embedding = config.n_embd, config.embedding_width
     shapes = {
         "transformer.wte.weight": (config.vocab_size, embedding),
         "transformer.wpe.weight": (config.n_positions, embedding),
@@ -35,17 +38,7 @@ def weight_shapes(config):
         shapes["transformer.project_in.weight"] = (hidden, embedding)
         shapes["transformer.project_in.bias"] = (hidden,)
     for block in range(config.n_block):
-        prefix = f"transformer.h.{block}"
-        for norm in ("ln_1", "ln_2"):
-            shapes[f"{prefix}.{norm}.weight"] = shapes[f"{prefix}.{norm}.bias"] = (hidden,)
-        for name, inputs, outputs in (
-            ("attn.c_attn", hidden, 3 * hidden),
-            ("attn.c_proj", hidden, hidden),
-            ("mlp.c_fc", hidden, inner),
-            ("mlp.c_proj", inner, hidden),
-        ):
-            shapes[f"{prefix}.{name}.weight"] = (outputs, inputs)
-            shapes[f"{prefix}.{name}.bias"] = (outputs,)
+        shapes |= {f"transformer.h.{block}.{name}": shape for name, shape in _block_shapes(config, block).items()}
     shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (hidden,)
     if config.is_factorized:
         if not config.tie_projections:
@@ -54,6 +47,96 @@ def weight_shapes(config):
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, embedding)
     return shapes
+
+
+def _block_shapes(config, block):
+    depths = config.depths_of(block)
+    rank = config.depth_lora_rank
+    # Whose the norms and the biases are: the block's, or each depth's.
+    of_norms = [f"depths.{depth}." for depth in depths] if config.depth_norms and depths else [""]
+    of_biases = [f"depths.{depth}." for depth in depths] if config.depth_biases and depths else [""]
+    shapes = {}
+    for owner in of_norms:
+        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
+            shapes[owner + name] = (config.n_embd,)
+    for name, (inputs, outputs) in config.products.items():
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        shapes |= {f"{depth_layer(owner, name)}.bias": (outputs,) for owner in of_biases}
+        for depth in depths if rank else ():
+            layer = depth_layer(f"depths.{depth}.", name)
+            shapes[f"{layer}.down"] = (rank, inputs)
+            shapes[f"{layer}.up"] = (outputs, rank)
+    return shapes
+
+
+def depth_layer(owner, product):
+    """The canonical name of what a depth adds to a product, less what stands before it.
+
+    Tools that look for layers by the end of their name, as PEFT does, must find those of the block alone.
+
+    Args:
+        owner: str. `"depths.DEPTH."`, or nothing for the block itself.
+        product: str, of `ALGPT2Config.products`.
+
+    Returns:
+        str.
+
+    Example:
+        >>> depth_layer("depths.3.", "attn.c_attn")
+        'depths.3.attn_c_attn'
+    """
+    return owner + (product.replace(".", "_") if owner else product)
+
+
+def names_at_depth(config, depth):
+    """The canonical names of all that applies at a depth, by the names within a block.
+
+    Args:
+        config: `ALGPT2Config`.
+        depth: int.
+
+    Returns:
+        dict of str to str.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> names = names_at_depth(ALGPT2Config(depth_norms=True), 3)
+        >>> names["ln_1.bias"], names["attn.c_attn.bias"]
+        ('transformer.h.0.depths.3.ln_1.bias', 'transformer.h.0.attn.c_attn.bias')
+    """
+    block, source = config.layer_schedule[depth], config.depth_sources()[depth]
+    of_block, of_depth = f"transformer.h.{block}.", f"transformer.h.{block}.depths.{source}."
+    names = {}
+    for name in weight_shapes(config):
+        if name.startswith(of_depth):
+            names[re.sub("^(attn|mlp)_", r"\1.", name.removeprefix(of_depth))] = name
+        elif name.startswith(of_block) and not name.startswith(f"{of_block}depths."):
+            names[name.removeprefix(of_block)] = name
+    return names
+
+
+def fold_residual_multiplier(config, weights):
+    """A configuration and weights of the same model with `residual_multiplier` 1: it goes into both c_proj.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
+
+    Returns:
+        tuple of `ALGPT2Config` and a dict as `weights`; what is multiplied is float32, or float64 where it was.
+    """
+    factor = config.residual_multiplier
+    if factor == 1:
+        return config, weights
+
+    def multiplied(weight):
+        dtype = "float64" if weight.dtype == "float64" else "float32"
+        return LazyTensor(weight.shape, dtype, lambda: (np.asarray(weight, "float64") * factor).astype(dtype))
+
+    # Not what leads down to the low rank, since `up` follows.
+    scaled = re.compile(r"transformer\.h\..*[._]c_proj\.(weight|bias|up)")
+    folded = {name: multiplied(weight) if scaled.fullmatch(name) else weight for name, weight in weights.items()}
+    return ALGPT2Config.from_dict(config.to_dict(), residual_multiplier=1.0), folded
 
 
 def head_shapes(config):
@@ -106,17 +189,35 @@ def required_shapes(config, names):
     return shapes
 
 
-def parameter_count(config):
+# What a parameter belongs to: a part of the model, and the names of its weights.
+PARTS = {
+    "embeddings": r"transformer\.(wte|wpe|project_in|project_out)\..*|lm_head\..*",
+    "depths": r"transformer\.h\.\d+\.depths\..*",
+    "blocks": r"transformer\.(h\.\d+|ln_f)\.(?!depths\.).*",
+}
+
+
+def parameter_count(config, part=None):
     """The number of parameters of a language model with this configuration; tied tensors count once.
 
     Those of other heads are not counted, such as the `2 * n_embd + 2` of a sentence-order head.
 
+    Args:
+        config: `ALGPT2Config`.
+        part: str, one of `PARTS`: the embeddings with their projections, the blocks with the last normalization, or
+            what belongs to single depths. By default all.
+
+    Returns:
+        int.
+
     Example:
         >>> from algpt2 import ALGPT2Config
-        >>> parameter_count(ALGPT2Config())
-        13850880
+        >>> parameter_count(ALGPT2Config()), parameter_count(ALGPT2Config(), "blocks")
+        (13850880, 7089408)
     """
-    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+    pattern = PARTS[part] if part else ".*"
+    shapes = weight_shapes(config)
+    return sum(math.prod(shape) for name, shape in shapes.items() if re.fullmatch(pattern, name))
 
 
 def check_weights(config, weights, source="checkpoint"):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth
 from algpt2.errors import InputError
 from algpt2.onnx.quantization import BLOCK_SIZES, quantize_blocks
 
@@ -71,6 +72,7 @@ def language_model(config, weights, precision="float32", unpack=False):
         raise InputError(
             f"a head is n_embd / n_head = {head_width} wide; ONNX Runtime's attention takes multiples of {HEAD_WIDTH}"
         )
+    config, weights = fold_residual_multiplier(config, weights)
     graph = _Graph(weights, PRECISIONS[precision], unpack)
     total, last, bias = _past_and_mask(graph)
     past_shape = _past_shape(graph, config)
@@ -79,15 +81,15 @@ def language_model(config, weights, precision="float32", unpack=False):
     x = graph.op("Add", graph.embed("transformer.wte", "input_ids"), graph.gather("transformer.wpe", "position_ids"))
     if config.is_factorized:
         x = graph.linear(x, "transformer.project_in")
-    norms = [f"transformer.h.{block}.ln_1" for block in config.layer_schedule]
+    depths = [names_at_depth(config, depth) for depth in range(config.n_layer)]
+    norms = [*(names["ln_1.weight"].removesuffix(".weight") for names in depths), "transformer.ln_f"]
     y = graph.op("LayerNormalization", x, *graph.norm(norms[0]), epsilon=config.layer_norm_epsilon)
-    for depth, block in enumerate(config.layer_schedule):
-        prefix = f"transformer.h.{block}"
+    for depth, names in enumerate(depths):
         present = f"present.{depth}"
         key, value = (
             graph.op("Reshape", f"past_key_values.{depth}.{kind}", past_shape, allowzero=1) for kind in ("key", "value")
         )
-        qkv = graph.linear(y, f"{prefix}.attn.c_attn")
+        qkv = graph.product(y, names, "attn.c_attn")
         y, *_ = graph.node(
             "GroupQueryAttention",
             # One input holds queries, keys and values; the empty ones are of rotary positions.
@@ -97,11 +99,11 @@ def language_model(config, weights, precision="float32", unpack=False):
             num_heads=config.n_head,
             kv_num_heads=config.n_head,
         )
-        x, y = graph.add_and_norm(x, graph.linear(y, f"{prefix}.attn.c_proj"), f"{prefix}.ln_2", config)
+        ln_2 = names["ln_2.weight"].removesuffix(".weight")
+        x, y = graph.add_and_norm(x, graph.product(y, names, "attn.c_proj"), ln_2, config)
         operator, options = ACTIVATIONS[config.activation_function]
-        y = graph.op(operator, graph.linear(y, f"{prefix}.mlp.c_fc"), **options)
-        following = [*norms, "transformer.ln_f"][depth + 1]
-        x, y = graph.add_and_norm(x, graph.linear(y, f"{prefix}.mlp.c_proj"), following, config)
+        y = graph.op(operator, graph.product(y, names, "mlp.c_fc"), **options)
+        x, y = graph.add_and_norm(x, graph.product(y, names, "mlp.c_proj"), norms[depth + 1], config)
     if config.tie_projections:
         y = graph.linear(y, "transformer.project_out", graph.weights["transformer.project_in.weight"].T)
     elif config.is_factorized:
@@ -183,16 +185,31 @@ class _Graph:
         levels, scales = (self.op("Gather", stored, ids) for stored in self.quantized(name, matrix))
         return self.unpacked(levels, scales, matrix.shape[1], axes=2)
 
-    def linear(self, x, name, matrix=None):
+    def product(self, x, names, product):
+        """A product of a block, with what its depth adds to it; `names` are those of `names_at_depth`."""
+        y = self.linear(x, names[f"{product}.weight"].removesuffix(".weight"), bias=names[f"{product}.bias"])
+        if f"{product}.down" not in names:
+            return y
+        return self.op("Add", y, self.multiply(self.multiply(x, names[f"{product}.down"]), names[f"{product}.up"]))
+
+    def linear(self, x, name, matrix=None, bias=None):
         """The product with a matrix (out, in), by default the weight of the layer, plus the layer's bias."""
         matrix = self.weights[f"{name}.weight"] if matrix is None else matrix
-        bias = self.weight(f"{name}.bias")
-        if self.bits == 32:
-            return self.op("Add", self.op("MatMul", x, self.store(f"{name}.weight", matrix.T)), bias)
-        if self.unpack:
-            transposed = self.op("Transpose", self.unpacked_matrix(name, matrix), perm=[1, 0])
-            return self.op("Add", self.op("MatMul", x, transposed), bias)
-        return self._multiply_quantized(x, name, matrix, f"value.{len(self.nodes)}", ["", "", bias])
+        return self.multiply(x, f"{name}.weight", matrix, bias or f"{name}.bias")
+
+    def multiply(self, x, name, matrix=None, bias=None):
+        """The product with a matrix (out, in), by default the one of this name, plus the bias of a name."""
+        matrix = self.weights[name] if matrix is None else matrix
+        if self.bits == 32 or self.unpack:
+            if self.bits == 32:
+                transposed = self.store(name, matrix.T)
+            else:
+                whole = self.unpacked_matrix(name.removesuffix(".weight"), matrix)
+                transposed = self.op("Transpose", whole, perm=[1, 0])
+            y = self.op("MatMul", x, transposed)
+            return self.op("Add", y, self.weight(bias)) if bias else y
+        more = ["", "", self.weight(bias)] if bias else []
+        return self._multiply_quantized(x, name.removesuffix(".weight"), matrix, f"value.{len(self.nodes)}", more)
 
     def multiply_rows(self, x, name, output):
         """The products with the rows of a matrix (V, E), which may be an embedding too."""

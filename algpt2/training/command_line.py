@@ -23,7 +23,7 @@ PRESETS = (
     *("gpt2", "algpt2", "algpt2-no-dropout", "algpt2-factorized-256", "algpt2-factorized-512"),
     *("algpt2-medium", "algpt2-large", "algpt2-xl", "algpt2-tiny"),
 )
-PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich")
+PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich", "middle_cycle:P,K,C")
 
 
 def train_parser(framework, loop):

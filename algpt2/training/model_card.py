@@ -8,8 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from algpt2.checkpoints.weights import parameter_count
+from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.cli import FRAMEWORKS
+from algpt2.configuration import ALGPT2Config
 from algpt2.files.atomic import file_replaced
 from algpt2.tables import markdown_table
 from algpt2.training.history import FIGURE_FILE
@@ -140,6 +141,7 @@ def _description(config, classifies):
 def _architecture(config):
     rows = {
         "parameters": f"{parameter_count(config):,}",
+        **{f"of them, {part}": f"{parameter_count(config, part):,}" for part in PARTS},
         "depths": config.n_layer,
         "blocks": config.n_block,
         "block of each depth (`layer_schedule`)": ", ".join(map(str, config.layer_schedule)),
@@ -149,6 +151,9 @@ def _architecture(config):
         "positions (`n_positions`)": config.n_positions,
         "vocabulary (`vocab_size`)": config.vocab_size,
     }
+    for field in ("depth_norms", "depth_biases", "depth_lora_rank", "residual_multiplier"):
+        if getattr(config, field) != getattr(ALGPT2Config, field):
+            rows[f"`{field}`"] = getattr(config, field)
     return markdown_table([("", "value"), *rows.items()]) + "\n"
 
 

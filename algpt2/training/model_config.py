@@ -33,7 +33,11 @@ def model_config(arguments, source=None):
     if unknown:
         print(f"{arguments.init_from or arguments.config}: not used: {', '.join(unknown)}", flush=True)
     try:
-        return ALGPT2Config.from_dict(config.to_dict(), **_overrides(arguments, config))
+        overrides = _overrides(arguments, config)
+        # A new model has parameters for its own depths, one with weights those that it was trained with.
+        return ALGPT2Config.from_dict(
+            config.to_dict(), **overrides if source else {"trained_schedule": None, **overrides}
+        )
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
 

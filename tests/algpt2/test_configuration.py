@@ -1,5 +1,6 @@
 """ALGPT2Config, layer schedules and presets."""
 
+import itertools
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoConfig
 
 from algpt2 import PRESETS, ALGPT2Config, layer_schedule, parameter_count
 from algpt2.checkpoints.checkpoint import read_config
-from algpt2.configuration import parse_overrides
+from algpt2.configuration import parse_overrides, schedule_at_depth, schedule_pattern
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,12 @@ from algpt2.configuration import parse_overrides
         ("cycle:3", [0, 1, 2] * 4),
         ("cycle_rev:3", [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 1, 0]),
         ("sandwich", [0] + [1] * 10 + [2]),
+        # Mixture-of-Recursions, figure 2: own blocks at the ends, a cycle between.
+        ("middle_cycle:1,2,1", [0, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 3]),
+        ("middle_cycle:2,3,1", [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5]),
+        ("middle_cycle:2,4,2", [0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 6, 7]),
+        ("middle_cycle:0,5,2", [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]),
+        ("middle_cycle:3,1,0", [0, 1, 2] + [3] * 9),
     ],
 )
 def test_patterns_are_those_of_their_papers(pattern, expected):
@@ -45,6 +52,10 @@ def test_every_number_of_blocks_is_used_in_full(name, n_layer):
         ("cycle:0", 4, "asks for 0 blocks"),
         ("sequence:5", 4, "asks for 5 blocks"),
         ("sandwich", 2, "at least 3 layers"),
+        ("middle_cycle:2", 8, "unknown sharing pattern 'middle_cycle:2'.*middle_cycle:P,K,C"),
+        ("middle_cycle:1,-1,1", 8, "unknown sharing pattern"),
+        ("middle_cycle:1,0,1", 8, "asks for 2 blocks; with n_layer 8 P . K . C is at most 8, and K at least 1"),
+        ("middle_cycle:2,4,2", 7, "asks for 8 blocks; with n_layer 7 P . K . C is at most 7"),
         ("full", 0, "n_layer must be a positive integer"),
         ("full", 2.0, "n_layer must be a positive integer"),
     ],
@@ -165,6 +176,21 @@ def every_pattern(n_layer):
     return ["full", "none", *(["sandwich"] if n_layer > 2 else []), *counted]
 
 
+def test_a_middle_cycle_keeps_its_blocks_at_another_depth_and_has_the_last_of_all_names():
+    for n_layer, prelude, cycle, coda in itertools.product(range(1, 9), range(4), range(1, 5), range(4)):
+        pattern, blocks = f"middle_cycle:{prelude},{cycle},{coda}", prelude + cycle + coda
+        if blocks > n_layer:
+            continue
+        schedule = layer_schedule(pattern, n_layer)
+        others = [other for other in every_pattern(n_layer) if layer_schedule(other, n_layer) == schedule]
+        name = schedule_pattern(schedule)
+        assert name in (others or [pattern]), (pattern, n_layer)
+        # Elsewhere the two have the same shape.
+        if n_layer > blocks + 1:
+            assert schedule_at_depth(schedule, n_layer + 3) == layer_schedule(pattern, n_layer + 3)
+            assert schedule_at_depth(schedule, blocks) == list(range(blocks))
+
+
 @pytest.mark.parametrize("n_layer", range(1, 10))
 def test_a_pattern_is_kept_at_another_depth(n_layer):
     for pattern in every_pattern(n_layer):
@@ -202,6 +228,7 @@ def test_patterns_coincide_only_where_sharing_is_full_or_none(n_layer):
         ([1, 0, 0], 4, "follows no named pattern.*give the new layer_schedule"),
         ([0, 1], 6, "has a block for every depth.*give the new layer_schedule"),
         ([0, 1, 2, 0, 1, 2], 2, "'cycle:3' asks for 3 blocks; with n_layer 2 K is 1 to 2"),
+        ([0, 1, 2, 1, 2, 3], 3, "'middle_cycle:1,2,1' asks for 4 blocks; with n_layer 3"),
         ([0, 1, 1, 2], 2, "'sandwich' needs at least 3 layers, n_layer is 2"),
         ([0, 0], 0, "n_layer must be a positive integer"),
         ([0, 2], 3, "layer_schedule must use every block"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import close, pytorch_model, random_weights, tiny_config
+from models import DEPTHS, close, pytorch_model, random_weights, tiny_config
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -29,13 +29,14 @@ def base(**overrides):
 def test_merged_and_unmerged_adapters_compute_the_same(targets, tie_projections, tmp_path):
     if tie_projections and targets == ["project_out"]:
         pytest.skip("it has no matrix of its own")
-    expected = base(tie_projections=tie_projections)(IDS).logits
+    overrides = {"tie_projections": tie_projections, **DEPTHS}
+    expected = base(**overrides)(IDS).logits
     options = LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
-    model = get_peft_model(base(tie_projections=tie_projections), options).double().eval()
+    model = get_peft_model(base(**overrides), options).double().eval()
     adapted = model(IDS).logits
     assert not close(adapted, expected, 1e-3)
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(base(tie_projections=tie_projections), tmp_path).double().eval()
+    loaded = PeftModel.from_pretrained(base(**overrides), tmp_path).double().eval()
     assert close(loaded(IDS).logits, adapted)
     assert close(model.merge_and_unload()(IDS).logits, adapted)
 

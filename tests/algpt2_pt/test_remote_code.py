@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from isolation import ROOT, run_without
-from models import pytorch_model, random_weights, tiny_config
+from models import DEPTHS, pytorch_model, random_weights, tiny_config
 from transformers import AutoTokenizer
 
 from algpt2.training.run_directory import ARGUMENTS_FILE
@@ -83,7 +83,7 @@ def trained(text_tokenizer, tmp_path_factory):
 
 
 def test_strangers_load_every_directory_that_is_written(text_tokenizer, trained, tmp_path):
-    config = tiny_config(vocab_size=len(text_tokenizer), tie_projections=True)
+    config = tiny_config(vocab_size=len(text_tokenizer), tie_projections=True, **DEPTHS)
     pytorch_model(config, random_weights(config, "float32")).save_pretrained(tmp_path / "tied")
     ALGPT2ForPreTraining(tiny_config(vocab_size=len(text_tokenizer))).save_pretrained(tmp_path / "pretraining")
     for name in ("tied", "pretraining"):

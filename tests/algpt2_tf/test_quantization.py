@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src.quantizers import gptq_core
-from models import random_weights, relative_difference, tiny_config
+from models import DEPTHS, random_weights, relative_difference, tiny_config
 
 from algpt2.data.corpus import read_corpus
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
@@ -15,6 +15,7 @@ from algpt2_tf.weights import assign_weights
 SAMPLES = 4
 INPUTS = {"token_ids": np.arange(30)[None].astype("int32"), "padding_mask": np.ones((1, 30), "int32")}
 SHAPES = {
+    "depths": {"layer_schedule": [0, 0, 0], **DEPTHS},
     "shared": {"layer_schedule": [0, 0, 0]},
     "sandwich": {"layer_schedule": [0, 1, 1, 2]},
     "cycle": {"layer_schedule": [0, 1, 0, 1]},

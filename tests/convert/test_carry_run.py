@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from command_lines import history, run
-from models import tiny_config
+from models import DEPTHS, tiny_config
 from safetensors.numpy import load_file
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -42,7 +42,11 @@ VARIANTS = {
         ["--optimizer", "adafactor", "--lr-schedule", "constant", "--epochs", "0.6"],
         1e-5,
     ),
-    "adamw, no factorization, untied head": ({"embedding_size": None, "tie_word_embeddings": False}, [], 1e-5),
+    "adamw, no factorization, untied head": (
+        {"embedding_size": None, "tie_word_embeddings": False, **DEPTHS},
+        [],
+        1e-5,
+    ),
     "bfloat16": ({}, ["--precision", "bf16"], 1e-3),
 }
 STEPS = 30

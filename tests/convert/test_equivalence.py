@@ -110,6 +110,10 @@ def test_the_random_configurations_cover_what_they_should():
     assert {c.tie_word_embeddings for c in configs} == {True, False}
     assert {c.n_inner is None for c in configs} == {True, False}
     assert len({tuple(c.layer_schedule) for c in configs}) >= 6
+    shared = [c for c in configs if c.has_depth_parameters and c.n_block < c.n_layer]
+    for field in ("depth_norms", "depth_biases", "residual_multiplier"):
+        assert len({getattr(c, field) for c in shared}) == 2
+    assert {c.depth_lora_rank for c in shared} == {0, 1, 5}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from command_lines import run
 from isolation import TENSORFLOW, TORCH, run_without
-from models import read_checkpoint, save_checkpoint, tiny_config
+from models import DEPTHS, read_checkpoint, save_checkpoint, tiny_config
 
 import convert.__main__
 from algpt2.checkpoints.weights import parameter_count
@@ -35,7 +35,7 @@ ROUNDED = ["Kullback-Leibler divergence, nats a token", "share of positions with
 
 @pytest.fixture(scope="module")
 def config(text_tokenizer):
-    return tiny_config(vocab_size=len(text_tokenizer), n_embd=64, n_head=2, layer_schedule=[0, 0])
+    return tiny_config(vocab_size=len(text_tokenizer), n_embd=64, n_head=2, layer_schedule=[0, 0], **DEPTHS)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_lines import run
-from models import random_weights, relative_difference, save_checkpoint, tiny_config
+from models import DEPTHS, random_weights, relative_difference, save_checkpoint, tiny_config
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
@@ -39,7 +39,7 @@ def files(text_tokenizer, tmp_path_factory):
     directory = tmp_path_factory.mktemp("gguf")
     tokenizer = type(text_tokenizer)(tokenizer_object=text_tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
     tokenizer.add_tokens([AddedToken("<|tool|>", special=False, normalized=False)])
-    config = tiny_config(vocab_size=len(tokenizer) + 7, n_embd=64, n_head=4, n_inner=96, eos_token_id=0)
+    config = tiny_config(vocab_size=len(tokenizer) + 7, n_embd=64, n_head=4, n_inner=96, eos_token_id=0, **DEPTHS)
     save_checkpoint(directory / "algpt2", config, tokenizer=tokenizer)
     to_gpt2(directory / "algpt2", directory / "gpt2")
     for quantize in (None, "f16", "q8_0", "q4_0"):

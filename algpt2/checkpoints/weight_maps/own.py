@@ -8,6 +8,13 @@ from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
 BACKBONE = "layers/tfalgpt2_backbone/layers"
+# The dense layers of a block of Keras, and what the configuration calls their products.
+KERAS_PRODUCTS = {
+    "c_attn": "attn.c_attn",
+    "attn_c_proj": "attn.c_proj",
+    "c_fc": "mlp.c_fc",
+    "mlp_c_proj": "mlp.c_proj",
+}
 
 
 def algpt2_config(stored):
@@ -54,6 +61,23 @@ def keras_block_numbers(config):
     return [order.index(block) for block in range(config.n_block)]
 
 
+def keras_depth_numbers(config, block):
+    """The number of each depth in a Keras file, which counts those of a block.
+
+    Args:
+        config: `ALGPT2Config`.
+        block: int.
+
+    Returns:
+        dict of int to int.
+
+    Example:
+        >>> keras_depth_numbers(ALGPT2Config(layer_schedule=[0, 1, 1, 2], depth_norms=True), 1)
+        {1: 0, 2: 1}
+    """
+    return {depth: number for number, depth in enumerate(config.depths_of(block))}
+
+
 def keras_names(tensors):
     """Tensors of a Keras file with one name for the backbone.
 
@@ -85,6 +109,21 @@ def keras_norm(theirs, ours):
     return (Rule(f"{theirs}/vars/0", f"{ours}.weight"), Rule(f"{theirs}/vars/1", f"{ours}.bias"))
 
 
+def keras_block():
+    """The rules of a block of Keras, and of what belongs to its depths."""
+    rules = []
+    theirs, ours = f"{BACKBONE}/tfalgpt2_block{{_b}}", "transformer.h.{b}"
+    at_depth = f"{theirs}/depths/tfalgpt2_depth{{_d}}", f"{ours}.depths.{{d}}"
+    for path, prefix in ((theirs, ours), at_depth):
+        rules += [rule for norm in ("ln_1", "ln_2") for rule in keras_norm(f"{path}/{norm}", f"{prefix}.{norm}")]
+    for layer, product in KERAS_PRODUCTS.items():
+        rules += keras_linear(f"{theirs}/{layer}", f"{ours}.{product}")
+        path, name = f"{at_depth[0]}/{layer}", f"{at_depth[1]}.{product.replace('.', '_')}"
+        rules += [Rule(f"{path}/{part}/vars/0", f"{name}.{part}", TRANSPOSED) for part in ("down", "up")]
+        rules.append(Rule(f"{path}/vars/0", f"{name}.bias"))
+    return tuple(rules)
+
+
 PYTORCH = Dialect(
     name="ALGPT2 (PyTorch)",
     naming="pytorch",
@@ -106,12 +145,7 @@ KERAS = Dialect(
         Rule(f"{BACKBONE}/reversible_embedding/vars/0", "transformer.wte.weight"),
         Rule(f"{BACKBONE}/reversible_embedding/vars/1", "lm_head.weight", TRANSPOSED),
         Rule(f"{BACKBONE}/position_embedding/vars/0", "transformer.wpe.weight"),
-        *keras_norm(f"{BACKBONE}/tfalgpt2_block{{_b}}/ln_1", "transformer.h.{b}.ln_1"),
-        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/c_attn", "transformer.h.{b}.attn.c_attn"),
-        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/attn_c_proj", "transformer.h.{b}.attn.c_proj"),
-        *keras_norm(f"{BACKBONE}/tfalgpt2_block{{_b}}/ln_2", "transformer.h.{b}.ln_2"),
-        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/c_fc", "transformer.h.{b}.mlp.c_fc"),
-        *keras_linear(f"{BACKBONE}/tfalgpt2_block{{_b}}/mlp_c_proj", "transformer.h.{b}.mlp.c_proj"),
+        *keras_block(),
         *keras_norm(f"{BACKBONE}/layer_normalization", "transformer.ln_f"),
         *keras_linear(f"{BACKBONE}/dense", "transformer.project_in"),
         *keras_linear(f"{BACKBONE}/dense_1", "transformer.project_out"),
@@ -121,6 +155,7 @@ KERAS = Dialect(
     # The state of training and of random numbers, which Keras's own `save_weights` writes besides.
     dropped=(r"optimizer/.*", r"(.*/)?seed_generator/.*"),
     block_numbers=keras_block_numbers,
+    depth_numbers=keras_depth_numbers,
 )
 # Tied projections are one layer, which keeps both biases.
 KERAS_TIED = replace(

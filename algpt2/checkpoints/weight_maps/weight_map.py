@@ -41,7 +41,8 @@ class Rule:
 
     Args:
         theirs: str, or tuple of str for the parts of a weight that they keep apart. `{b}` stands for the number of a
-            block; `{_b}` for a number as Keras counts, nothing for the first, then `_1`, `_2`, ...
+            block and `{d}` for that of a depth; `{_b}` and `{_d}` for a number as Keras counts, nothing for the first,
+            then `_1`, `_2`, ...
         ours: str. The canonical name.
         layout: `Layout`.
     """
@@ -50,11 +51,13 @@ class Rule:
     ours: str
     layout: Layout = SAME
 
-    def their_names(self, block):
-        """list of str: the names there, for the number of a block, an int or `None`."""
+    def their_names(self, numbers):
+        """list of str: the names there, for the numbers of what `{b}` and `{d}` stand for, a dict of str to int."""
         names = [self.theirs] if isinstance(self.theirs, str) else self.theirs
-        suffix = f"_{block}" if block else ""
-        return [name.replace("{b}", str(block)).replace("{_b}", suffix) for name in names]
+        for letter, number in numbers.items():
+            suffix = f"_{number}" if number else ""
+            names = [name.replace(f"{{{letter}}}", str(number)).replace(f"{{_{letter}}}", suffix) for name in names]
+        return list(names)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Dialect:
         dropped: tuple of str, patterns of the names that have no counterpart here.
         block_numbers: function from an `ALGPT2Config` to the number that each block has there, a list of int; by
             default its own.
+        depth_numbers: function from an `ALGPT2Config` and a block to a dict of the depths that have something of their
+            own of that block to their numbers there.
     """
 
     name: str
@@ -78,6 +83,7 @@ class Dialect:
     rules: tuple = ()
     dropped: tuple = ()
     block_numbers: Callable = field(default=lambda config: list(range(config.n_block)))
+    depth_numbers: Callable = field(default=lambda config, block: {depth: depth for depth in config.depths_of(block)})
 
     def to_canonical(self, config, tensors, source="checkpoint"):
         """The weights by their canonical names and in the canonical layout.
@@ -144,11 +150,15 @@ class Dialect:
 
     def _find(self, config, ours):
         for rule in self.rules:
-            match = re.fullmatch(re.escape(rule.ours).replace(r"\{b\}", r"(?P<b>\d+)"), ours)
+            pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(rule.ours))
+            match = re.fullmatch(pattern, ours)
             if match:
-                block = match.groupdict().get("b")
-                number = None if block is None else self.block_numbers(config)[int(block)]
-                return rule, rule.their_names(number)
+                numbers = {letter: int(number) for letter, number in match.groupdict().items()}
+                if "d" in numbers:
+                    numbers["d"] = self.depth_numbers(config, numbers["b"])[numbers["d"]]
+                if "b" in numbers:
+                    numbers["b"] = self.block_numbers(config)[numbers["b"]]
+                return rule, rule.their_names(numbers)
         return Rule(ours, ours), [ours]
 
     def _is_dropped(self, name):

@@ -1,0 +1,606 @@
+"""Many small models trained side by side on one GPU, a step of each a CUDA graph: what relaxations.py runs on."""
+
+import gc
+import io
+import json
+import math
+import tarfile
+import tempfile
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from algpt2 import ALGPT2Config, layer_schedule
+from algpt2.data.packing import TrainingOrder
+from algpt2.evaluation.perplexity import Evaluation
+from algpt2.training.optimization import hyperparameters
+from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt.optimization import create_optimizer, create_scheduler
+from convert.compression.calibration import input_moments
+from convert.compression.model import compressed
+
+LENGTH, HEAD_WIDTH, IGNORED = 256, 32, -100
+# Steps that run before a graph is captured: what libraries set up at the first call must not be part of it.
+EAGER_STEPS = 3
+TEMPERATURE, DISTILL_WEIGHT = 2.0, 0.5
+WEIGHTS_LIMIT = 15_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model and how it is trained.
+
+    Args:
+        name: str.
+        sharing: str. A pattern of `algpt2.layer_schedule`.
+        model: dict, other fields of the configuration.
+        rate: float; or the name of a family of the sweep, for its best.
+        tokens: float. Millions of tokens, or the share of those of `start`.
+        start: str. The row whose final weights are compressed into the first of this one.
+        init, calibration: str and int, of `convert.compression`: the start of shared blocks, and the rows of the
+            training text that say which inputs count.
+        teacher: bool. Whether to learn from the logits of `start` as well.
+        embedding_std, block_scale: float. Of the initial embeddings; times those of the matrices of the blocks.
+        save: bool. Whether to keep the weights.
+    """
+
+    name: str
+    sharing: str = "none"
+    model: dict = field(default_factory=dict)
+    rate: float | str = 4e-3
+    tokens: float = 20
+    seed: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    warmup: float = 0.02
+    clip: float | None = 1.0
+    weight_decay: float = 0.1
+    schedule: str = "linear"
+    start: str | None = None
+    init: str = "svd"
+    calibration: int = 64
+    teacher: bool = False
+    embedding_std: float | None = None
+    block_scale: float = 1.0
+    save: bool = False
+
+    @property
+    def family(self):
+        """str: the rows of a sweep that differ in their rate alone."""
+        return self.name.partition(" @ ")[0]
+
+    @property
+    def key(self):
+        """str: the name with the seed."""
+        return f"{self.name} / {self.seed}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of the unshared model, and the tokens of a step."""
+
+    n_layer: int = 8
+    n_embd: int = 128
+    vocabulary: int = 4096
+    batch: int = 32
+
+    @property
+    def relaxed(self):
+        """dict: the fields of all relaxations together."""
+        return {"depth_norms": True, "depth_biases": True, "depth_lora_rank": 8}
+
+    @property
+    def multiplier(self):
+        """dict: 1 / N of one block that is applied N times."""
+        return {"residual_multiplier": 1 / self.n_layer}
+
+
+def causal_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention that is causal without a mask; that of transformers builds one while a graph is captured."""
+    output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return output.transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("causal", causal_attention)
+
+
+def configuration(row, sizes):
+    """The `ALGPT2Config` of a row; `None` if this version of the project does not know what it asks for."""
+    fields = {
+        "vocab_size": sizes.vocabulary,
+        "n_positions": LENGTH,
+        "n_embd": sizes.n_embd,
+        "n_layer": sizes.n_layer,
+        "embedding_size": None,
+        # GPT-2's gelu_new, in one kernel.
+        "activation_function": "gelu_pytorch_tanh",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **row.model,
+    }
+    if unknown := fields.keys() - ALGPT2Config.__dataclass_fields__.keys():
+        print(f"{row.key}: left out, unknown: {', '.join(sorted(unknown))}", flush=True)
+        return None
+    try:
+        schedule = layer_schedule(row.sharing, fields["n_layer"])
+    except ValueError as error:
+        print(f"{row.key}: left out, {error}", flush=True)
+        return None
+    return ALGPT2Config(**fields, n_head=fields["n_embd"] // HEAD_WIDTH, layer_schedule=schedule)
+
+
+class Texts:
+    """The tokens of all texts, on the device as a whole."""
+
+    def __init__(self, directory, device):
+        facts = json.loads((directory / "texts.json").read_text())
+        self.vocabulary = facts.pop("vocabulary")
+        tokens = {name: np.fromfile(directory / f"{name}.uint16", np.uint16).astype(np.int32) for name in facts}
+        self._set(tokens, facts, device)
+
+    @classmethod
+    def random(cls, vocabulary, device):
+        """Texts of random tokens, some of which are more frequent."""
+        texts, generator = cls.__new__(cls), np.random.default_rng(0)
+        tokens = {
+            name: (vocabulary * generator.random(size) ** 3).astype(np.int32)
+            for name, size in (("train", 40_000), ("first", 3_000), ("second", 700))
+        }
+        texts.vocabulary = vocabulary
+        texts._set(tokens, {name: {"words": len(t), "bytes": 4 * len(t)} for name, t in tokens.items()}, device)
+        return texts
+
+    def _set(self, tokens, facts, device):
+        train = tokens.pop("train")
+        self.blocks = len(train) // LENGTH
+        self.train = torch.from_numpy(train[: self.blocks * LENGTH].reshape(-1, LENGTH)).to(device)
+        self.facts, self.tokens, self.rows, rows = facts, {}, {}, []
+        for name, text in tokens.items():
+            # Protocol stream: blocks, of which the last is shorter.
+            padded = np.full(-(-len(text) // LENGTH) * LENGTH, IGNORED, dtype=np.int32)
+            padded[: len(text)] = text
+            start = sum(map(len, rows))
+            rows.append(padded.reshape(-1, LENGTH))
+            self.tokens[name], self.rows[name] = len(text), slice(start, start + len(rows[-1]))
+        self.held_out = torch.from_numpy(np.concatenate(rows)).to(device)
+
+    def perplexities(self, losses):
+        """Perplexities by text from the sum of the losses of each held-out row."""
+        found = {}
+        for name, rows in self.rows.items():
+            predicted = self.tokens[name] - (rows.stop - rows.start)
+            loss = float(losses[rows].double().sum()) / predicted
+            facts = self.facts[name]
+            result = Evaluation(
+                "stream", loss, predicted, LENGTH, None, self.tokens[name], facts["words"], facts["bytes"]
+            )
+            found[name] = {
+                "perplexity": result.perplexity,
+                "word perplexity": result.word_perplexity,
+                "bits per byte": result.bits_per_byte,
+            }
+        return found
+
+
+class Training:
+    """A run, launched piece by piece on a stream of its own; everything that a step needs lies on the device.
+
+    Args:
+        row: `Row`, with its rate as a number.
+        sizes: `Sizes`.
+        texts: `Texts`.
+        steps: int.
+        teacher: `ALGPT2LMHeadModel`; `None` for the loss of the text alone.
+        weights: dict of str to tensor, to start from.
+        graphs: bool. Whether steps are CUDA graphs.
+        evaluates: bool. Whether to measure the held-out texts at all.
+    """
+
+    def __init__(self, row, sizes, texts, steps, teacher=None, weights=None, graphs=True, evaluates=True):
+        self.row, self.sizes, self.texts, self.steps = row, sizes, texts, steps
+        self.teacher, self.graphs, self.pool = teacher, graphs, None
+        device = self.device = texts.train.device
+        self.model = new_model(row, sizes, weights).to(device)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = optimizer_of(row, self.model)
+        self.rate = torch.zeros((), device=device)
+        for group in self.optimizer.param_groups:
+            # A rate on the device, which a graph reads anew at each step.
+            group.update(lr=self.rate, capturable=device.type == "cuda", fused=device.type == "cuda")
+        self.rates = torch.tensor(rate_table(row, steps), device=device)
+        order = TrainingOrder(texts.blocks, steps * sizes.batch, row.seed)
+        self.order = torch.from_numpy(order[np.arange(steps * sizes.batch)]).to(device)
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        self.losses, self.norms = torch.zeros(2, steps, device=device)
+        self.places = torch.arange(sizes.batch, device=device)
+        self.held_out_number = torch.zeros(1, dtype=torch.int64, device=device)
+        # Of a last batch that is not full, some rows are computed twice.
+        self.held_out_batches = -(-len(texts.held_out) // sizes.batch)
+        self.row_losses = torch.zeros(len(texts.held_out), device=device)
+        # The steps after which the held-out texts are measured, and the results.
+        shares = (0.9, 0.95, 1.0) if steps else (1.0,)
+        self.evaluated_at = {round(share * steps): share for share in shares} if evaluates else {}
+        self.evaluations = {}
+        self.launched, self.is_finished = 0, False
+        # Of the first replayed step, and of the end of those that no evaluation interrupts.
+        self.started = self.ended = self.timed_steps = None
+
+    def train_step(self):
+        """One step; nothing in it waits for the device."""
+        self.rate.copy_(self.rates.index_select(0, self.number)[0])
+        rows = self.order.index_select(0, self.number * self.sizes.batch + self.places)
+        ids = self.texts.train.index_select(0, rows).long()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            output = self.model(ids, labels=ids, use_cache=False)
+            loss = output.loss
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = self.teacher(ids, use_cache=False).logits
+                loss = (1 - DISTILL_WEIGHT) * loss + DISTILL_WEIGHT * distillation(output.logits, taught)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.row.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.index_copy_(0, self.number, output.loss.detach().reshape(1))
+        self.norms.index_copy_(0, self.number, norm.reshape(1))
+        self.number += 1
+
+    @torch.no_grad()
+    def held_out_step(self):
+        """The losses of the next batch of held-out rows, in float32."""
+        rows = (self.held_out_number * self.sizes.batch + self.places).clamp(max=len(self.texts.held_out) - 1)
+        labels = self.texts.held_out.index_select(0, rows).long()
+        logits = self.model(labels.clamp(min=0), use_cache=False).logits[:, :-1].float()
+        losses = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
+        self.row_losses.index_copy_(0, rows, losses.view(len(rows), -1).sum(1))
+        self.held_out_number += 1
+
+    def launches(self):
+        """Launch the run piece by piece; yields after each, and leaves the waiting to whoever asks for the next."""
+        train, held_out = self.train_step, None
+        for number in range(self.steps + 1):
+            if self.started and not self.ended and (number in self.evaluated_at or number == self.steps):
+                self.ended, self.timed_steps = self.event(), number - EAGER_STEPS
+            if number in self.evaluated_at:
+                self.held_out_number.zero_()
+                for _ in range(self.held_out_batches):
+                    if held_out is None:
+                        self.held_out_step()
+                        held_out = self.captured(self.held_out_step)
+                    else:
+                        held_out()
+                    yield
+                self.evaluations[self.evaluated_at[number]] = self.row_losses.clone()
+            if number == self.steps:
+                break
+            if number == EAGER_STEPS:
+                train = self.captured(self.train_step)
+                self.started = self.event()
+            train()
+            self.launched += 1
+            yield
+        self.is_finished = True
+
+    def captured(self, function):
+        """A function that replays what another launches."""
+        if not self.graphs:
+            return function
+        gc.collect()
+        if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory / 2:
+            # What former graphs held is given back, which cannot happen during a capture.
+            torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        # Not torch.cuda.graph, which would wait for all other runs.
+        gc.disable()
+        graph.capture_begin(*([self.pool] if self.pool else []), capture_error_mode="thread_local")
+        try:
+            function()
+        finally:
+            graph.capture_end()
+            gc.enable()
+        self.pool = graph.pool()
+        return graph.replay
+
+    def event(self):
+        """A CUDA event that is recorded now; on a CPU, the time."""
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def tokens_per_second(self):
+        """float: of the steps that were replayed, without evaluations; other runs may have gone beside it."""
+        if self.ended is None:
+            return None
+        if self.device.type == "cpu":
+            seconds = self.ended - self.started
+        else:
+            self.ended.synchronize()
+            seconds = self.started.elapsed_time(self.ended) / 1e3
+        return self.timed_steps * self.sizes.batch * LENGTH / seconds
+
+    def record(self):
+        """dict: what is written of the run; waits for it."""
+        losses, norms = self.losses[: self.launched].cpu(), self.norms[: self.launched].cpu()
+        record = {
+            "name": self.row.name,
+            "seed": self.row.seed,
+            "finished": self.is_finished,
+            "parameters": sum(parameter.numel() for parameter in self.parameters),
+            "steps": self.launched,
+            "tokens": self.launched * self.sizes.batch * LENGTH,
+            "tokens per second": self.tokens_per_second(),
+            "held out": {f"{share:g}": self.texts.perplexities(rows) for share, rows in self.evaluations.items()},
+            "loss": [round(float(part.mean()), 4) for part in losses.chunk(40)] if self.launched else [],
+            "gradient norm": [round(float(part.mean()), 4) for part in norms.chunk(20)] if self.launched else [],
+            "row": asdict(self.row),
+            "shape": asdict(self.sizes),
+        }
+        return record
+
+
+def distillation(logits, taught):
+    """The KL divergence from the teacher's distribution at a temperature, of all tokens that the text predicts."""
+    student, teacher = (
+        log_softmax(each[:, :-1].flatten(0, 1).float() / TEMPERATURE, dim=-1) for each in (logits, taught)
+    )
+    return TEMPERATURE**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def new_model(row, sizes, weights=None):
+    """The model of a row, initialized by its seed or with given weights."""
+    torch.manual_seed(row.seed)
+    config = configuration(row, sizes)
+    config._attn_implementation = "causal"
+    model = ALGPT2LMHeadModel(config).train()
+    with torch.no_grad():
+        if row.embedding_std:
+            model.transformer.wte.weight.mul_(row.embedding_std / config.initializer_range)
+        for name, parameter in model.transformer.h.named_parameters():
+            if parameter.ndim == 2 and ".depths." not in name:
+                parameter.mul_(row.block_scale)
+    if weights is not None:
+        model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+    return model
+
+
+def optimizer_of(row, model):
+    """The project's AdamW of a row."""
+    constants = hyperparameters("adamw", row.beta1, row.beta2)
+    return create_optimizer(model, "adamw", row.rate, row.weight_decay, constants)
+
+
+def rate_table(row, steps):
+    """The learning rate of every step, by the project's schedule."""
+    unit = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = create_scheduler(unit, row.schedule, math.ceil(row.warmup * steps), max(1, steps)).lr_lambdas[0]
+    return [row.rate * schedule(step) for step in range(steps)]
+
+
+def compressed_weights(row, sizes, texts, source):
+    """The first weights of a row, dict of str to tensor, compressed from those of another model."""
+    weights = {name: value.cpu().numpy() for name, value in source.state_dict().items() if name != "lm_head.weight"}
+    config, moments = configuration(row, sizes), None
+    with tempfile.TemporaryDirectory() as folder:
+        if row.calibration:
+            rows = texts.train[: row.calibration].cpu().numpy()
+            schedule = config.layer_schedule
+            shared = [depth for depth, block in enumerate(schedule) if schedule.count(block) > 1]
+            moments = input_moments(source.config, weights, rows, shared, Path(folder))
+        found = compressed(source.config, weights, config, row.init, moments)
+        return {name: torch.from_numpy(np.array(value, "float32")) for name, value in found.items()}
+
+
+class Plan:
+    """Rows that wait, run and are done.
+
+    Args:
+        rows: list of `Row`.
+        sizes: `Sizes`.
+        texts: `Texts`.
+        directory: `Path`, or `None` to write nothing.
+        name: str, of the file in the directory.
+        former: list of dict, records of other plans, for the best rates.
+        deadline: float, by `time.monotonic`.
+    """
+
+    def __init__(self, rows, sizes, texts, directory, name, former=(), deadline=math.inf):
+        self.sizes, self.texts, self.directory, self.deadline = sizes, texts, directory, deadline
+        # The plan that measures speed alone.
+        self.evaluates = name != "speed"
+        self.path = directory / f"{name}.jsonl"
+        self.records = [*former, *read_records(self.path)]
+        done = {(record["name"], record["seed"]) for record in read_records(self.path) if record["finished"]}
+        rows = [row for row in rows if (row.name, row.seed) not in done and configuration(row, sizes) is not None]
+        # Those that others wait for come first, further seeds last; of the others the longest first, so that no single
+        # one is left at the end.
+        starts = {row.start for row in rows}
+
+        def order(row):
+            awaited = " @ " in row.name or row.name in starts
+            return row.seed, not awaited, -row.tokens * configuration(row, sizes).n_layer
+
+        self.waiting = sorted(rows, key=order)
+        self.planned = {row.name for row in rows}
+        self.models, self.compressed = {}, {}
+
+    def next(self):
+        """The next row that can start, its rate a number; `None` if none can now."""
+        for row in self.waiting:
+            rate = self.best_rate(row.rate) if isinstance(row.rate, str) else row.rate
+            if rate is not None and (row.start is None or f"{row.start} / {row.seed}" in self.models):
+                self.waiting.remove(row)
+                return replace(row, rate=rate)
+        return None
+
+    def best_rate(self, family):
+        """The rate of a family of the sweep with the least loss, over both texts; `None` if some are not done."""
+        if any(row.family == family and row.name != family for row in self.waiting):
+            return None
+        found = {}
+        for record in self.records:
+            if Row(record["name"]).family == family and " @ " in record["name"] and record["finished"]:
+                found[record["row"]["rate"]] = held_out_loss(record)
+        if len(found) < sum(name.startswith(f"{family} @ ") for name in self.planned):
+            return None
+        return min(found, key=found.get) if found else None
+
+    def start(self, row, graphs):
+        """The `Training` of a row."""
+        model = self.models.get(f"{row.start} / {row.seed}") if row.start else None
+        weights = None
+        if row.start:
+            # The same for rows that differ in their training alone.
+            key = (row.start, row.sharing, str(row.model), row.init, row.calibration)
+            if key not in self.compressed:
+                self.compressed[key] = compressed_weights(row, self.sizes, self.texts, model)
+            weights = self.compressed[key]
+        steps = round(row.tokens * 1e6 / (self.sizes.batch * LENGTH))
+        teacher = model if row.teacher else None
+        return Training(row, self.sizes, self.texts, steps, teacher, weights, graphs, self.evaluates)
+
+    def finish(self, training):
+        """Write what a run gave."""
+        record = training.record()
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        shown = {text: round(result["perplexity"], 3) for text, result in record["held out"].get("1", {}).items()}
+        speed = record["tokens per second"]
+        print(
+            f"{training.row.key}: {record['parameters']:,} parameters, rate {training.row.rate:g}, "
+            f"{record['steps']} steps, "
+            f"{shown or ('' if record['finished'] else 'unfinished')}" + (f", {speed:,.0f} tokens/s" if speed else ""),
+            flush=True,
+        )
+        if not record["finished"]:
+            return
+        if any(row.start == training.row.name for row in self.waiting):
+            self.models[training.row.key] = training.model.eval().requires_grad_(False)
+        if training.row.save:
+            self.keep_weights(training)
+
+    def keep_weights(self, training):
+        """Append the weights, in bf16, to the first archive that has room for them."""
+        weights = {name: value.to(torch.bfloat16).cpu() for name, value in training.model.state_dict().items()}
+        weights.pop("lm_head.weight", None)
+        name = training.row.key.replace(" ", "-").replace(",", "").replace("/", "seed")
+        content = to_safetensors(weights)
+        config = training.model.config.to_json_string(use_diff=False).encode()
+        number = 0
+        while (path := self.directory / f"weights-{number}.tar").exists():
+            if path.stat().st_size + len(content) < WEIGHTS_LIMIT:
+                break
+            number += 1
+        with tarfile.open(path, "a") as archive:
+            for file, data in (("model.safetensors", content), ("config.json", config)):
+                entry = tarfile.TarInfo(f"{name}/{file}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+
+    def run(self, slots, graphs):
+        """Run all rows, some at a time, until the deadline."""
+        running, failures, begin, former = [], 0, time.monotonic(), len(self.records)
+        while (running or self.waiting) and time.monotonic() < self.deadline:
+            while len(running) < slots and (row := self.next()):
+                try:
+                    running.append(Slot(self.start(row, graphs)))
+                except Exception as error:
+                    print(f"{row.key}: failed: {type(error).__name__}: {error}", flush=True)
+            if not running:
+                print(
+                    f"left out, as what they wait for did not finish: {[row.key for row in self.waiting]}", flush=True
+                )
+                return
+            advanced = False
+            for slot in list(running):
+                try:
+                    advanced |= slot.advance()
+                except Exception as error:
+                    failures += 1
+                    print(f"{slot.training.row.key}: failed: {type(error).__name__}: {error}", flush=True)
+                    running.remove(slot)
+                    if failures > 5:
+                        raise
+                    continue
+                if slot.is_done():
+                    running.remove(slot)
+                    with slot.current():
+                        self.finish(slot.training)
+            if not advanced:
+                time.sleep(0.0002)
+        for slot in running:
+            with slot.current():
+                self.finish(slot.training)
+        seconds, tokens = time.monotonic() - begin, sum(record["tokens"] for record in self.records[former:])
+        print(f"{tokens / 1e6:,.0f} million tokens in {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s together")
+        if self.waiting:
+            print(f"not begun: {', '.join(row.key for row in self.waiting)}")
+
+
+class Slot:
+    """A run with the stream that it is launched on, and how far it has come there."""
+
+    # Launches from one event to the next, and events ahead of the device: enough for the second that setting up takes.
+    BETWEEN, AHEAD = 8, 24
+
+    def __init__(self, training):
+        self.training, self.events, self.count, self.exhausted = training, deque(), 0, False
+        self.is_cuda = training.device.type == "cuda"
+        self.stream = torch.cuda.Stream() if self.is_cuda else None
+        if self.is_cuda:
+            self.stream.wait_stream(torch.cuda.current_stream())
+        self.pieces = training.launches()
+
+    def current(self):
+        """A context in which the stream is the current one."""
+        return torch.cuda.stream(self.stream)
+
+    def advance(self):
+        """Launch some more, unless enough is waiting already; whether anything was launched."""
+        while self.events and self.events[0].query():
+            self.events.popleft()
+        if self.exhausted or len(self.events) >= self.AHEAD:
+            return False
+        with self.current(), sdpa_kernel(list(BACKENDS)):
+            for _ in range(self.BETWEEN):
+                if next(self.pieces, self) is self:
+                    self.exhausted = True
+                    break
+            if self.is_cuda:
+                self.events.append(torch.cuda.Event())
+                self.events[-1].record()
+        return True
+
+    def is_done(self):
+        """Whether all was launched, and is through."""
+        return self.exhausted and (not self.events or self.events[-1].query())
+
+
+BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def read_records(path):
+    """The records of a JSON lines file; a line that was cut is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            print(f"{path}: a line was cut", flush=True)
+    return records
+
+
+def held_out_loss(record):
+    """float: the mean of the logarithms of the final perplexities on the held-out validation texts."""
+    found = [math.log(r["perplexity"]) for name, r in record["held out"]["1"].items() if "test" not in name]
+    loss = sum(found) / len(found)
+    return loss if math.isfinite(loss) else math.inf
