@@ -7,7 +7,8 @@ The path of a batch:
 4. `RunTrainer`, transformers' Trainer, stacks samples to (batch, length) and calls the model of modeling_algpt2.py:
    embedding (batch, length, E), project_in (batch, length, H), the block of each depth, ln_f, project_out (batch,
    length, E).
-5. `LossInChunks` multiplies that by the embedding, some tokens at a time, and gives the mean loss of the next token.
+5. `LossInChunks` multiplies that by the embedding, some tokens at a time, and gives the mean loss of the next token;
+   with `--teacher` what `Teacher` says of the same tokens is part of it.
 6. Backward; gradients are clipped; the optimizer of optimization.py steps at the rate of its schedule.
 7. `RunCallback` sees every step: `History` prints and records, `evaluate_run` measures the held-out text.
 8. `Checkpoints` takes weights, optimizer and random states, written aside and renamed when whole.

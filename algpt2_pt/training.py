@@ -41,11 +41,12 @@ class RunTrainer(Trainer):
     Args:
         run: `algpt2.training.run.Run`.
         history: `algpt2.training.history.History`.
+        teacher: `algpt2_pt.distillation.Teacher`, or `None`.
         **kwargs: as in `transformers.Trainer`.
     """
 
-    def __init__(self, run, history, **kwargs):
-        self.run, self.history = run, history
+    def __init__(self, run, history, teacher=None, **kwargs):
+        self.run, self.history, self.teacher = run, history, teacher
         self.sop_loss = 0.0
         self._output_directory = run.directory
         super().__init__(**kwargs)
@@ -77,11 +78,22 @@ class RunTrainer(Trainer):
             inputs["skip_logits"] = True
         if self.run.arguments.sop:
             inputs["num_sequences_in_batch"] = self.run.arguments.batch_size
+        if self.teacher:
+            inputs |= self.teacher.targets(inputs["input_ids"], inputs["attention_mask"])
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.run.arguments.sop:
             # With several GPUs in one process, each has its part of the loss.
             self.sop_loss += outputs.sop_loss.detach().sum()
         return (loss, outputs) if return_outputs else loss
+
+    def take_losses(self):
+        """dict of str to float: the sums over steps of the losses besides the whole one, since they were last taken."""
+        sums = {"sop_loss": torch.as_tensor(self.sop_loss)} if self.run.arguments.sop else {}
+        if self.teacher:
+            sums |= dict(zip(("lm_loss", "distill_loss"), self.teacher.losses.clone(), strict=True))
+            self.teacher.losses.zero_()
+        self.sop_loss = 0.0
+        return {name: self.accelerator.reduce(total).item() for name, total in sums.items()}
 
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
@@ -171,17 +183,15 @@ class RunCallback(TrainerCallback):
         if "loss" not in logs:
             return
         history, step = self.trainer.history, state.global_step
-        loss, values = float(logs["loss"]), {}
-        if self.trainer.run.arguments.sop:
-            steps = step - self.logged_step
-            sop_loss = self.trainer.accelerator.reduce(torch.as_tensor(self.trainer.sop_loss)).item() / steps
-            loss, values = loss - sop_loss, {"sop_loss": sop_loss}
-        self.logged_step, self.trainer.sop_loss = step, 0.0
+        steps, self.logged_step = step - self.logged_step, step
+        values = {name: total / steps for name, total in self.trainer.take_losses().items()}
+        loss = float(logs["loss"]) - values.get("sop_loss", 0.0)
         recorded = history.log_train(step, loss, float(logs["learning_rate"]), **values)
         # The reporters that come after this one get the same values.
         logs |= recorded
         if not self.has_logged:
-            logs["parameters"], self.has_logged = parameter_count(self.trainer.run.config), True
+            logs |= {"parameters": parameter_count(self.trainer.run.config), **history.teacher()}
+            self.has_logged = True
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.logged_step = state.global_step

@@ -12,11 +12,13 @@ from transformers.utils import logging
 from algpt2.files.atomic import files_replaced_in
 from algpt2.training.history import History
 from algpt2.training.preparation import prepare_run
-from algpt2.training.run import best_weights, finish_run, finished, start_run
+from algpt2.training.run import best_weights, evaluate_tokens, finish_run, finished, start_run
 from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
+from algpt2_pt.distillation import make_teacher
+from algpt2_pt.evaluation import token_loss_function
 from algpt2_pt.models import ALGPT2ForSequenceClassification, language_model_class
 from algpt2_pt.training import QuietProgress, RunCallback, RunTrainer, Samples
 from algpt2_pt.training_state import read_training_state
@@ -65,6 +67,9 @@ def train(run):
     arguments = run.arguments
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    settings = training_arguments(run)
+    # Before the seed is set, so that the model starts as it would without a teacher.
+    teacher = make_teacher(run, settings.device)
     set_seed(arguments.seed)
     model = initial_model(run)
     if run.step and run.is_first:
@@ -75,13 +80,15 @@ def train(run):
         # transformers before 5.23 calls it by its older name only.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     history = History(run, machine_flops(arguments))
-    settings = training_arguments(run)
+    if teacher and not history.teacher():
+        history.log_teacher(evaluate_tokens(run, token_loss_function(teacher.model)))
     if arguments.fsdp and settings.device.type == "cpu":
         # accelerate shards where there are GPUs only, though gloo does it on CPUs as well.
         PartialState().distributed_type = DistributedType.MULTI_GPU
     trainer = RunTrainer(
         run,
         history,
+        teacher,
         model=model,
         args=settings,
         train_dataset=Samples(run),

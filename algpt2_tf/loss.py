@@ -87,24 +87,29 @@ def _without_ignored(y, y_pred, sample_weight):
     return y, weights
 
 
-def next_token_loss(model, states, labels):
-    """The sum of the negative log-likelihoods of the next tokens.
+def next_token_loss(model, states, labels, soft=None):
+    """The sum of the negative log-likelihoods of the next tokens, or with a teacher of the losses of both.
 
     Args:
         model: `TFALGPT2LMHeadModel`.
         states: float (batch, length, E), the output of its backbone.
         labels: int32 (batch, length), -100 where ignored; each position predicts the label of the next one.
+        soft: `algpt2.training.loss.SoftTargets` of batch x (length - 1) tokens, or `None`.
 
     Returns:
-        float32 scalar, in nats.
+        tuple of the loss and its parts, as of `linear_distillation`.
     """
+    weight = head_weight(model)
+    states, labels = tf.reshape(states[:, :-1], (-1, weight.shape[1])), tf.reshape(labels[:, 1:], (-1,))
+    return _in_chunks(states, weight, labels, LOGITS_IN_CHUNK["cpu"], soft)
+
+
+def head_weight(model):
+    """The weight of the head of a `TFALGPT2LMHeadModel`, float (V, E)."""
     embedding = model.backbone.token_embedding
     if embedding.tie_weights:
-        weight = tf.convert_to_tensor(embedding.embeddings)
-    else:
-        weight = tf.transpose(tf.convert_to_tensor(embedding.reverse_embeddings))
-    width = weight.shape[1]
-    return linear_cross_entropy(tf.reshape(states[:, :-1], (-1, width)), weight, tf.reshape(labels[:, 1:], (-1,)))
+        return tf.convert_to_tensor(embedding.embeddings)
+    return tf.transpose(tf.convert_to_tensor(embedding.reverse_embeddings))
 
 
 def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK["cpu"]):
@@ -126,50 +131,93 @@ def linear_cross_entropy(states, weight, labels, logits_in_chunk=LOGITS_IN_CHUNK
         >>> round(float(loss), 4)  # 2 log 4
         2.7726
     """
+    return _in_chunks(states, weight, labels, logits_in_chunk)[0]
+
+
+def linear_distillation(states, weight, labels, soft, logits_in_chunk=LOGITS_IN_CHUNK["cpu"]):
+    """The loss of Hinton et al.: (1 - share) x cross-entropy + share x T² x KL(teacher || model), chunk by chunk.
+
+    Args:
+        states, weight, labels: as in `linear_cross_entropy`.
+        soft: `algpt2.training.loss.SoftTargets`. T is its temperature, which divides the logits on both sides of the
+            divergence; that is summed over the labels that count.
+        logits_in_chunk: as in `linear_cross_entropy`, those of both models.
+
+    Returns:
+        tuple of the loss, a scalar, and (2,) without gradients, the cross-entropy and T² x KL; sums over the tokens, in
+        nats, float32 at least.
+
+    References:
+        Hinton et al., 2015, https://arxiv.org/abs/1503.02531, section 2.
+
+    Example:
+        >>> from algpt2.training.loss import SoftTargets
+        >>> states, weight, labels = tf.zeros((3, 2)), tf.ones((4, 2)), tf.constant([0, 3, -100])
+        >>> soft = SoftTargets(tf.zeros((3, 5)), tf.ones((4, 5)), share=0.25, temperature=2.0)
+        >>> loss, parts = linear_distillation(states, weight, labels, soft)
+        >>> round(float(loss), 4), float(parts[1])  # the teacher says the same
+        (2.0794, 0.0)
+    """
+    return _in_chunks(states, weight, labels, logits_in_chunk, soft)
+
+
+def _in_chunks(states, weight, labels, logits_in_chunk, soft=None):
     dtype = keras.backend.result_type(states.dtype, "float32")
     width = weight.shape[1]
-    rows = tokens_in_chunk(*weight.shape, logits_in_chunk)
+    rows = tokens_in_chunk(*weight.shape, logits_in_chunk // 2 if soft else logits_in_chunk)
     count = tf.shape(labels)[0]
     if labels.shape[0] is not None:
         count = labels.shape[0]
         rows = min(rows, count)
     chunks = -(-count // rows)
     padding = chunks * rows - count
+    share = soft.share if soft else 0.0
+
+    def split(states):
+        return tf.reshape(tf.pad(states, ((0, padding), (0, 0))), (chunks, rows, states.shape[1]))
 
     @tf.custom_gradient
     def compute(states, weight):
         matrix = tf.cast(weight, states.dtype)
-        parts = tf.reshape(tf.pad(states, ((0, padding), (0, 0))), (chunks, rows, width))
+        parts = split(states)
         targets = tf.reshape(tf.pad(labels, ((0, padding),), constant_values=IGNORED), (chunks, rows))
+        if soft:
+            teacher_parts, teacher_matrix = split(soft.states), tf.cast(soft.weight, soft.states.dtype)
 
-        def add_chunk(index, loss, weight_gradient, state_gradients):
+        def add_chunk(index, sums, weight_gradient, state_gradients):
             part, target = parts[index], targets[index]
             logits = tf.cast(tf.matmul(part, matrix, transpose_b=True), dtype)
             factors = tf.cast(counted(target), dtype)
             losses, gradient = _softmax_cross_entropy(logits, tf.maximum(target, 0))
+            divergences = tf.zeros_like(losses)
+            if soft:
+                teacher_logits = tf.cast(tf.matmul(teacher_parts[index], teacher_matrix, transpose_b=True), dtype)
+                divergences, soft_gradient = _divergence(logits, teacher_logits, soft.temperature)
+                gradient = (1 - share) * gradient + share * soft_gradient
             gradient = tf.cast(gradient * factors[:, None], states.dtype)
+            sums += tf.reduce_sum(tf.stack((losses, divergences)) * factors, axis=1)
             weight_gradient += tf.cast(tf.matmul(gradient, part, transpose_a=True), dtype)
             state_gradients = state_gradients.write(index, tf.matmul(gradient, matrix))
-            return index + 1, loss + tf.reduce_sum(losses * factors), weight_gradient, state_gradients
+            return index + 1, sums, weight_gradient, state_gradients
 
         start = (
             tf.constant(0),
-            tf.zeros((), dtype),
+            tf.zeros(2, dtype),
             tf.zeros(weight.shape, dtype),
             tf.TensorArray(states.dtype, chunks, element_shape=(rows, width)),
         )
-        _, loss, weight_gradient, state_gradients = tf.while_loop(
+        _, sums, weight_gradient, state_gradients = tf.while_loop(
             lambda index, *_: index < chunks, add_chunk, start, parallel_iterations=1
         )
         state_gradient = tf.reshape(state_gradients.stack(), (-1, width))[:count]
 
-        def gradients(upstream):
+        def gradients(upstream, _):
             return (
                 tf.cast(tf.cast(state_gradient, dtype) * upstream, states.dtype),
                 tf.cast(weight_gradient * upstream, weight.dtype),
             )
 
-        return loss, gradients
+        return ((1 - share) * sums[0] + share * sums[1], sums), gradients
 
     return compute(states, weight)
 
@@ -188,3 +236,11 @@ def _softmax_cross_entropy(logits, labels):
     is_label = tf.range(tf.shape(logits)[1])[None] == labels[:, None]
     losses = tf.math.log(sums[:, 0]) - tf.reduce_sum(shifted * tf.cast(is_label, shifted.dtype), axis=-1)
     return losses, exponentials / sums - tf.cast(is_label, logits.dtype)
+
+
+def _divergence(logits, teacher_logits, temperature):
+    """T² KL(teacher || model), (rows,), and its gradient with the logits, (rows, V)."""
+    model, teacher = (tf.nn.log_softmax(both / temperature) for both in (logits, teacher_logits))
+    probabilities = tf.exp(teacher)
+    losses = tf.reduce_sum(probabilities * (teacher - model), axis=-1) * temperature**2
+    return losses, (tf.exp(model) - probabilities) * temperature

@@ -7,7 +7,8 @@ The path of a batch:
 4. `TrainingModel`, under Keras's fit, calls the backbone of backbone.py on its part: embedding (batch, length, E),
    project_in (batch, length, H), the block of each depth, layer_norm, project_out (batch, length, E).
 5. `next_token_loss` multiplies that by the embedding, some tokens at a time, and gives the loss of the next token: its
-   share of the mean over all tokens of the step, wherever they are.
+   share of the mean over all tokens of the step, wherever they are; with `--teacher` what `Teacher` says of the same
+   tokens is part of it.
 6. Gradients are summed over parts and replicas and clipped; the optimizer of optimization.py steps at the rate of its
    schedule.
 7. `Reporter` sees every step: `History` prints and records, `evaluate_run` measures the held-out text.

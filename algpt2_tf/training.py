@@ -9,7 +9,7 @@ from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import History, divergence
-from algpt2.training.run import evaluate_run
+from algpt2.training.run import evaluate_run, evaluate_tokens
 from algpt2_tf.devices import machine_flops, on_any_worker, wait_for_everyone
 from algpt2_tf.evaluation import class_logits_function, order_function, token_loss_function
 from algpt2_tf.loss import counted, next_token_loss
@@ -26,14 +26,15 @@ class TrainingModel(keras.Model):
     Args:
         model: `TFALGPT2LMHeadModel`; a `TFALGPT2ForPreTraining` learns the sentence order too.
         parts: int. How many parts the batch of a replica is computed in, one after the other.
+        teacher: `algpt2_tf.distillation.Teacher` whose distribution it learns too, or `None`.
 
     Call arguments:
         as of `model`.
     """
 
-    def __init__(self, model, parts=1):
+    def __init__(self, model, parts=1, teacher=None):
         super().__init__()
-        self.model, self.parts = model, parts
+        self.model, self.parts, self.teacher = model, parts, teacher
         self.built = True
 
     def call(self, inputs, training=None):
@@ -52,7 +53,8 @@ class TrainingModel(keras.Model):
                 `sentence_order_label` (batch,) if the model learns it.
 
         Returns:
-            dict of `loss` and, if learned, `sop_loss`; float (1,), the means over the step.
+            dict of `loss` and, if learned, `sop_loss`, which is not in it, and with a teacher `lm_loss` and
+            `distill_loss`, which are; float (1,), the means over the step.
         """
         context = tf.distribute.get_replica_context()
         # Those of the whole step, which the summed losses are divided by.
@@ -76,7 +78,8 @@ class TrainingModel(keras.Model):
         # Keras sums the gradients of the replicas.
         self.optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
         losses = context.all_reduce(tf.distribute.ReduceOp.SUM, losses)
-        names = ["loss", "sop_loss"] if "sentence_order_label" in data else ["loss"]
+        names = ["loss", *(["sop_loss"] if "sentence_order_label" in data else [])]
+        names += ["lm_loss", "distill_loss"] if self.teacher else []
         return {name: losses[index : index + 1] for index, name in enumerate(names)}
 
     def _counts(self, data):
@@ -86,24 +89,27 @@ class TrainingModel(keras.Model):
 
     def _gradients(self, data, counts, variables):
         sequences, tokens = counts
+        inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
+        soft = self.teacher and self.teacher.soft_targets(inputs)
         with tf.GradientTape() as tape:
-            inputs = {"token_ids": data["input_ids"], "padding_mask": tf.ones_like(data["input_ids"])}
             learns_order = "sentence_order_label" in data
             if learns_order:
                 hidden_states, states = self.model.both_states(inputs, training=True)
             else:
                 states = self.model.backbone(inputs, training=True)
-            loss = next_token_loss(self.model, states, data["labels"])
+            loss, parts = next_token_loss(self.model, states, data["labels"], soft)
             # A step without a token that counts changes nothing.
-            losses = [tf.math.divide_no_nan(loss, tokens), tf.constant(0.0)]
+            losses = [tf.math.divide_no_nan(loss, tokens)]
             if learns_order:
                 logits = self.model.sop_classifier(hidden_states, inputs["padding_mask"])
                 order = tf.nn.sparse_softmax_cross_entropy_with_logits(
                     data["sentence_order_label"], tf.cast(logits, "float32")
                 )
-                losses[1] = tf.reduce_sum(order) / sequences
-            loss = self.optimizer.scale_loss(losses[0] + losses[1])
+                losses.append(tf.reduce_sum(order) / sequences)
+            loss = self.optimizer.scale_loss(tf.add_n(losses))
         gradients = tape.gradient(loss, variables)
+        if soft:
+            losses += tf.unstack(tf.math.divide_no_nan(parts, tokens))
         return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]
 
 
@@ -167,16 +173,21 @@ def batches(run):
 class Reporter(keras.callbacks.Callback):
     """Writes the history, evaluates and saves at the intervals of the run, and when a stop is requested."""
 
-    def __init__(self, run, model, schedule, strategy, request):
+    def __init__(self, run, model, schedule, strategy, request, teacher=None):
         super().__init__()
         self.run, self.trained, self.schedule, self.strategy, self.request = run, model, schedule, strategy, request
         self.history = History(run, machine_flops(run.arguments, strategy))
         self.report = _report_function(run) if run.is_first else lambda step, values: None
-        self.evaluation = _evaluation_function(run, model)
+        self.evaluation, self.teacher = _evaluation_function(run, model), teacher
         self.stopped = False
         self._restart_means(run.step)
 
     def on_train_begin(self, logs=None):
+        if self.teacher:
+            if not self.history.teacher():
+                self.history.log_teacher(evaluate_tokens(self.run, token_loss_function(self.teacher.model)))
+            self.report(self.run.step, self.history.teacher())
+            self.history.restart_clock(self.run.step)
         if self.run.arguments.eval_on_start and not self.run.step:
             self._evaluate(0)
 

@@ -14,6 +14,7 @@ from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.devices import DTYPE_POLICIES, is_first, select_strategy, wait_for_everyone
+from algpt2_tf.distillation import make_teacher
 from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 from algpt2_tf.pretraining import language_model_class
 from algpt2_tf.text_classifier import TFALGPT2TextClassifier
@@ -63,8 +64,10 @@ def train(run, strategy):
         KeyboardInterrupt: if a stop was requested; a checkpoint is there.
     """
     arguments = run.arguments
-    keras.utils.set_random_seed(arguments.seed)
     with strategy.scope():
+        # Before the seed is set, so that the model starts as it would without a teacher.
+        teacher = make_teacher(run)
+        keras.utils.set_random_seed(arguments.seed)
         model = initial_model(run)
         schedule = WarmupSchedule(
             arguments.lr_schedule, arguments.learning_rate, run.warmup_steps, run.steps, run.decay_steps
@@ -79,7 +82,7 @@ def train(run, strategy):
         if arguments.precision == "fp16":
             optimizer = LossScaleOptimizer(optimizer)
         training_class = TrainingModel if run.measures_perplexity else ClassifierTrainingModel
-        training_model = training_class(model, arguments.gradient_accumulation)
+        training_model = training_class(model, arguments.gradient_accumulation, teacher)
         optimizer.build(model.trainable_variables)
         # XLA compiles the step on one device, but not the collective operations over several. By itself Keras compiles
         # on GPUs only.
@@ -91,7 +94,7 @@ def train(run, strategy):
     # Several workers could not agree on the step to stop after.
     alone = strategy.cluster_resolver is None or not strategy.cluster_resolver.task_type
     with StopRequest() if alone else contextlib.nullcontext() as request:
-        reporter = Reporter(run, model, schedule, strategy, request)
+        reporter = Reporter(run, model, schedule, strategy, request, teacher)
         if run.step < run.steps and not reporter.history.has_stopped_improving():
             # The bar of `fit` and the lines of the history would write over each other.
             callbacks = [reporter, *([Progress(run)] if run.is_first else [])]

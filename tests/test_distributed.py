@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command_lines import TINY_CONFIG, history, stored_weights
-from models import tiny_config
+from models import save_checkpoint, tiny_config
 from transformers import TrainingArguments
 
 import algpt2_pt.train
@@ -116,6 +116,25 @@ def test_two_processes_train_as_one(one_process, arguments, launcher, tmp_path):
     # Only one process writes and reports.
     assert output.count("step 6/6  train_loss") == 1
     assert [record["step"] for record in history(tmp_path / "run")] == [2, 2, 4, 4, 6, 6]
+
+
+def test_two_processes_learn_from_a_teacher_as_one(arguments, text_tokenizer, tmp_path):
+    teacher = tiny_config(vocab_size=len(text_tokenizer), n_positions=20)
+    save_checkpoint(tmp_path / "teacher", teacher, tokenizer=text_tokenizer)
+    # Lines: the processes hold different numbers of tokens that count.
+    arguments = [argument for argument in arguments if argument != "--sop"]
+    arguments += ["--max-steps", "4", "--logging-steps", "2", "--packing", "line"]
+    arguments += ["--teacher", str(tmp_path / "teacher")]
+    algpt2_pt.train.main([*arguments, "--output-dir", str(tmp_path / "one")])
+    codes, output = finish(start("ddp", [*arguments, "--output-dir", str(tmp_path / "two")]))
+    assert not any(codes), output
+    expected, found = stored_weights(tmp_path / "one"), stored_weights(tmp_path / "two")
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
+    for name in ("train_loss", "lm_loss", "distill_loss", "teacher_perplexity"):
+        values = [[record[name] for record in history(tmp_path / run) if name in record] for run in ("one", "two")]
+        assert values[0]
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-5, err_msg=name)
 
 
 def test_a_process_that_is_not_the_first_writes_nothing(text_tokenizer, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ CHANGEABLE = {
 # With another length a run goes on from where it is, also after its end.
 LENGTHS = {"max_steps", "epochs"}
 # What a record of a run has that another run does not take from it.
-OF_ONE_RUN = {"framework", "text", "steps", "resume", "overwrite"}
+OF_ONE_RUN = {"framework", "text", "teacher_checksum", "steps", "resume", "overwrite"}
 # What only one framework has, and the other leaves alone: the devices that compute the same.
 OF_ONE_FRAMEWORK = {"fsdp", "strategy"}
 
@@ -169,6 +169,8 @@ def _require_used(arguments):
         (("decay_steps",), arguments.lr_schedule != "wsd", "it is for --lr-schedule wsd"),
         (("adam_beta1", "adam_beta2", "adam_epsilon"), not has_adam, f"{arguments.optimizer} has no such constant"),
         (("save_total_limit",), not saves, "no checkpoint is kept without --save-steps"),
+        (("vocab_size",), arguments.teacher, "the tokenizer is that of --teacher"),
+        (("distill_weight", "temperature", "teacher_precision"), not arguments.teacher, "it is for --teacher"),
         (("run_name",), arguments.report_to != "wandb", "it is for --report-to wandb"),
         (("depth", "sharing"), depth & overridden, "--config-override sets the depth"),
         (("embedding_size",), "embedding_size" in overridden, "--config-override sets embedding_size"),
@@ -208,7 +210,7 @@ def read_arguments(directory, parser):
         for action in parser._actions:
             if action.dest in arguments and not _is_possible(action, arguments[action.dest]):
                 raise InputError(f"{record}: {action.dest} is {arguments[action.dest]!r}, which the argument cannot be")
-        for key, kind in {"text": str, "steps": int}.items():
+        for key, kind in {"text": str, "teacher_checksum": str, "steps": int}.items():
             if type(arguments[key]) not in (kind, type(None)):
                 raise InputError(f"{record}: {key} is {arguments[key]!r}; expected {kind.__name__}")
         return argparse.Namespace(**arguments)

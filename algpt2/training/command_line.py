@@ -7,6 +7,7 @@ from algpt2.cli import (
     fraction,
     natural_float,
     natural_int,
+    part,
     positive_float,
     positive_int,
     seed,
@@ -40,13 +41,14 @@ def train_parser(framework, loop):
         description=f"Train ALGPT2 in {FRAMEWORKS[framework].title}, with {loop}.",
         usage="%(prog)s [arguments]",
     )
-    # The text is recorded, so that a resumed run recognizes it, and so are the steps, for readers of the record.
-    parser.set_defaults(framework=framework, text=None, steps=None)
+    # Text and teacher are recorded, so that a resumed run recognizes them, and the steps, for readers of the record.
+    parser.set_defaults(framework=framework, text=None, teacher_checksum=None, steps=None)
     _add_run_arguments(parser.add_argument_group("run"))
     _add_task_arguments(parser.add_argument_group("task"))
     _add_model_arguments(parser.add_argument_group("model"))
     _add_data_arguments(parser.add_argument_group("data"))
     _add_training_arguments(parser.add_argument_group("training"))
+    _add_teacher_arguments(parser.add_argument_group("teacher"))
     _add_optimizer_arguments(parser.add_argument_group("optimizer"))
     _add_evaluation_arguments(parser.add_argument_group("evaluation"))
     _add_logging_arguments(parser.add_argument_group("logs and checkpoints"))
@@ -179,6 +181,25 @@ def _add_training_arguments(group):
     group.add_argument("--sop", action="store_true", help="learn the order of a block's halves too, as ALBERT does")
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="draw weights, dropout and order from this seed"
+    )
+
+
+def _add_teacher_arguments(group):
+    group.add_argument(
+        "--teacher",
+        metavar="DIR",
+        help="learn what this checkpoint, of any kind that convert reads, says of every token, beside the text itself",
+    )
+    group.add_argument(
+        "--distill-weight", type=part, metavar="X", help="give the teacher this part of the loss (default: 0.5)"
+    )
+    group.add_argument(
+        "--temperature", type=positive_float, metavar="X", help="divide the logits of both by this (default: 2)"
+    )
+    group.add_argument(
+        "--teacher-precision",
+        choices=PRECISIONS[:2],
+        help="compute the teacher in this type of numbers (default: as --precision)",
     )
 
 

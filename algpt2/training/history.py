@@ -41,9 +41,9 @@ class History:
 
         Args:
             step: int.
-            loss: float. The mean negative log-likelihood of a token, in nats.
+            loss: float. The mean negative log-likelihood of a token, in nats; with a teacher its part is in it.
             learning_rate: float.
-            **values: float. More to record.
+            **values: float. More to record; with a teacher the negative log-likelihood alone is `lm_loss`.
 
         Returns:
             dict of str to float: what was recorded.
@@ -54,7 +54,9 @@ class History:
         now = time.perf_counter()
         steps, seconds = step - self._last[0], now - self._last[1]
         self._last = (step, now)
-        perplexities = {"train_perplexity": perplexity(loss)} if self.run.measures_perplexity else {}
+        perplexities = {}
+        if self.run.measures_perplexity:
+            perplexities["train_perplexity"] = perplexity(values.get("lm_loss", loss))
         values = {"train_loss": loss, **perplexities, "learning_rate": learning_rate, **values}
         remaining = ""
         if steps:
@@ -88,6 +90,19 @@ class History:
             patience = self.run.arguments.early_stopping_patience
             _print(f"no lower evaluation loss for {patience} evaluations: the run ends at step {step}")
         return recorded
+
+    def teacher(self):
+        """dict of str to float: the teacher's perplexity on the held-out text, empty if it was not measured."""
+        name = "teacher_perplexity"
+        return next(({name: record[name]} for record in self.records if name in record), {})
+
+    def log_teacher(self, evaluation):
+        """Record what a teacher was measured at, which is done once a run.
+
+        Args:
+            evaluation: `algpt2.evaluation.perplexity.Evaluation` of it.
+        """
+        self._append(self.run.step, evaluation.loss, {"teacher_perplexity": evaluation.perplexity})
 
     def evaluation_losses(self):
         """dict of int to float: the evaluation loss by step."""

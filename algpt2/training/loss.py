@@ -1,10 +1,28 @@
 """What the losses of both frameworks share."""
 
+from typing import NamedTuple
+
 # The label of a token that is not counted, as transformers has it.
 IGNORED = -100
 # How many logits a loss in chunks holds at once: enough for efficient matrix products, in float32 32 MB on a CPU and
 # 1 GB on a GPU.
 LOGITS_IN_CHUNK = {"cpu": 1 << 23, "gpu": 1 << 28}
+
+
+class SoftTargets(NamedTuple):
+    """What a teacher says of the tokens of a loss in chunks.
+
+    Args:
+        states: float (tokens, E), of the teacher, whose E may be another one.
+        weight: float (V, E), of its head. The products are computed in the dtype of `states`.
+        share: float. The part of the loss that is the teacher's.
+        temperature: float. What the logits of both are divided by.
+    """
+
+    states: object
+    weight: object
+    share: float
+    temperature: float
 
 
 def tokens_in_chunk(vocabulary, width, logits=LOGITS_IN_CHUNK["cpu"]):

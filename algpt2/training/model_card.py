@@ -20,6 +20,7 @@ MODEL_CARD_FILE = "README.md"
 LEFT_OUT = {
     "framework", "output_dir", "overwrite", "resume", "report_to", "push_to_hub", "logging_steps", "eval_steps",
     "save_steps", "save_total_limit", "dataset", "validation", "tokenizer", "eval_protocol", "device", "text", "steps",
+    "teacher", "teacher_checksum", "distill_weight", "temperature",
 }  # fmt: skip
 
 PYTORCH_CLASSIFIER_USE = """```python
@@ -168,7 +169,21 @@ def _training(arguments, records):
         unused = key == "epochs" and arguments.get("max_steps")
         if key not in LEFT_OUT and not unused and value not in (None, False, [], ""):
             rows[f"`{key}`"] = text_name(value)
-    return markdown_table([("", "value"), *rows.items()]) + "\n"
+    return _distillation(arguments, records) + markdown_table([("", "value"), *rows.items()]) + "\n"
+
+
+def _distillation(arguments, records):
+    """What the model learned from besides the text; empty without a teacher."""
+    if not arguments.get("teacher"):
+        return ""
+    share, temperature = arguments["distill_weight"], arguments["temperature"]
+    measured = [record["teacher_perplexity"] for record in records if "teacher_perplexity" in record]
+    own = f" The teacher's own perplexity on the text of the evaluation is {measured[0]:.4f}." if measured else ""
+    return (
+        f"Distilled from `{text_name(arguments['teacher'])}` as in "
+        f"[Hinton et al., 2015](https://arxiv.org/abs/1503.02531): the loss is {1 - share:g} x cross-entropy + "
+        f"{share:g} x T² x KL(teacher || model), with T = {temperature:g}, the temperature of both.{own}\n\n"
+    )
 
 
 def _evaluation(arguments, evaluations, step, setting, has_figure):

@@ -14,6 +14,7 @@ from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
     fit_tokenizer,
     load_tokenizer,
+    require_end_token,
     special_token_ids,
     vocabulary_size,
 )
@@ -22,6 +23,7 @@ from algpt2.errors import InputError
 from algpt2.hub import require_access
 from algpt2.training.arguments import settle_text
 from algpt2.training.classification import ClassificationRun, check_arguments, read_labelled
+from algpt2.training.distillation import open_teacher, read_teacher
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import final_decay_steps
 from algpt2.training.run import Run
@@ -56,6 +58,7 @@ def prepare_run(arguments, is_first=True, data=None):
     classifies = arguments.task == "classify"
     if classifies:
         check_arguments(arguments)
+    teacher = open_teacher(arguments)
     if arguments.init_from and not arguments.resume:
         source = opened(arguments.init_from, arguments.framework)
     # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
@@ -65,7 +68,7 @@ def prepare_run(arguments, is_first=True, data=None):
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
     tokenizer, names = None, None
     if not data:
-        tokenizer = load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source)
+        tokenizer = load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source, teacher)
     if classifies:
         names, *texts = read_labelled(arguments, config, tokenizer)
         data = tokenizer, *texts
@@ -73,7 +76,9 @@ def prepare_run(arguments, is_first=True, data=None):
     if starts:
         tokens = special_token_ids(tokenizer)
         if not source:
-            tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": vocabulary_size(tokenizer)}
+            # A teacher may have more tokens than its tokenizer.
+            size = teacher.config.vocab_size if teacher else vocabulary_size(tokenizer)
+            tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": size}
         config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
         if classifies:
             # Other classes start a new head.
@@ -82,6 +87,8 @@ def prepare_run(arguments, is_first=True, data=None):
     fit_tokenizer(tokenizer, config, (starts and (arguments.tokenizer or arguments.init_from)) or directory)
     # Before a directory is made or replaced.
     initial_weights = source.read_weights(config) if source else None
+    if teacher:
+        teacher = read_teacher(teacher, arguments, config, tokenizer, length)
 
     block_count = min(len(training_blocks), arguments.max_train_blocks or math.inf)
     if arguments.batch_size > block_count:
@@ -101,7 +108,7 @@ def prepare_run(arguments, is_first=True, data=None):
     order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
     run = (ClassificationRun if classifies else Run)(
         *(arguments, directory, config, tokenizer, training_blocks, order, validation),
-        *(steps, warmup_steps, decay_steps, is_first, initial_weights, goes_on),
+        *(steps, warmup_steps, decay_steps, is_first, initial_weights, teacher, goes_on),
     )
     if goes_on:
         _require_steps_left(run)
@@ -135,11 +142,14 @@ def _require_steps_left(run):
         )
 
 
-def _given_tokenizer(arguments, source):
+def _given_tokenizer(arguments, source, teacher):
     """The tokenizer that the arguments name; `None` if one is to be trained."""
     if arguments.tokenizer:
         return load_tokenizer(arguments.tokenizer)
-    return source and source.require_tokenizer()
+    if source:
+        return source.require_tokenizer()
+    # Not the teacher's own, which says how many positions the teacher has.
+    return teacher and require_end_token(load_tokenizer(teacher.directory), teacher.directory)
 
 
 def _read_data(arguments, config, length, tokenizer):

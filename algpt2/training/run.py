@@ -43,6 +43,7 @@ class Run:
         decay_steps: int. The length of the final decay of the schedule `wsd`.
         is_first: bool. Whether this process writes files.
         initial_weights: dict of str to numpy array, the canonical weights of `--init-from`; `None` without.
+        teacher: tuple of the `ALGPT2Config` and the canonical weights of `--teacher`; `None` without.
         goes_on: bool. Whether it goes on though it may have ended: to more steps, or from an earlier checkpoint.
     """
 
@@ -58,6 +59,7 @@ class Run:
     decay_steps: int
     is_first: bool
     initial_weights: dict | None = None
+    teacher: tuple | None = None
     goes_on: bool = False
 
     # Whether its losses are those of tokens.
@@ -92,6 +94,15 @@ class Run:
         weights, self.initial_weights = self.initial_weights, None
         return weights
 
+    def take_teacher(self):
+        """The configuration and the canonical weights of the teacher, which the run keeps no longer.
+
+        Returns:
+            tuple of `ALGPT2Config` and dict of str to numpy array; `None` without a teacher.
+        """
+        teacher, self.teacher = self.teacher, None
+        return teacher
+
     def read_checkpoint(self, step):
         """The canonical weights of a checkpoint of the run, an int, as a dict of str to numpy array.
 
@@ -125,6 +136,22 @@ class Run:
         return samples
 
 
+def evaluate_tokens(run, token_losses):
+    """Evaluate a language model, the run's or its teacher, on the held-out text of a run, by its protocol.
+
+    Args:
+        run, token_losses: as in `evaluate_run`.
+
+    Returns:
+        `algpt2.evaluation.perplexity.Evaluation`.
+    """
+    return evaluate(token_losses, run.validation, run.length, _rows_at_once(run), run.arguments.eval_protocol)
+
+
+def _rows_at_once(run):
+    return run.arguments.eval_batch_size or min(run.arguments.batch_size, EVALUATION_BATCH)
+
+
 def evaluate_run(run, token_losses, sentence_orders):
     """Evaluate on the held-out text of a run, by its protocol.
 
@@ -138,10 +165,8 @@ def evaluate_run(run, token_losses, sentence_orders):
         tuple of an `algpt2.evaluation.perplexity.Evaluation` and a dict that holds the `eval_sop_accuracy`, if there is
         one.
     """
-    arguments = run.arguments
-    batch_size = arguments.eval_batch_size or min(arguments.batch_size, EVALUATION_BATCH)
-    evaluation = evaluate(token_losses, run.validation, run.length, batch_size, arguments.eval_protocol)
-    if not arguments.sop or len(run.validation.tokens) < 2 * run.length:
+    evaluation, batch_size = evaluate_tokens(run, token_losses), _rows_at_once(run)
+    if not run.arguments.sop or len(run.validation.tokens) < 2 * run.length:
         return evaluation, {}
     blocks = Blocks(run.validation, run.length)
     right = 0

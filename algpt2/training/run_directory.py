@@ -237,7 +237,7 @@ def run_sources(arguments):
     Returns:
         dict of str to str or `None`.
     """
-    names = ("init_from", "tokenizer", "dataset", "validation", "config")
+    names = ("init_from", "teacher", "tokenizer", "dataset", "validation", "config")
     return {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
 
 

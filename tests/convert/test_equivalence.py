@@ -123,7 +123,7 @@ def test_the_losses_of_training_agree(seed):
     ids, mask = random_batch(config)
     labels = np.where(mask == 1, ids, -100)
     hidden_states = tensorflow.backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)})
-    found = next_token_loss(tensorflow, hidden_states, tf.constant(labels, "int32"))
+    found, _ = next_token_loss(tensorflow, hidden_states, tf.constant(labels, "int32"))
     with torch.no_grad():
         targets = torch.from_numpy(labels)
         outputs = pytorch(torch.from_numpy(ids), labels=targets, num_items_in_batch=1, skip_logits=True)
