@@ -77,7 +77,7 @@ def train(run):
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if run.depths:
         # With --compile every depth is compiled, while PyTorch would go on uncompiled after eight.
-        torch.compiler.config.recompile_limit = run.config.n_layer
+        torch.compiler.config.recompile_limit = max(8, run.config.n_layer)
     history = History(run, machine_flops(arguments))
     settings = training_arguments(run)
     if arguments.fsdp and settings.device.type == "cpu":
