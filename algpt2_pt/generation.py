@@ -1,5 +1,7 @@
 """Continuations by PyTorch: the function that gives new tokens."""
 
+import copy
+
 import torch
 from transformers import GenerationConfig, set_seed
 from transformers.generation import BaseStreamer
@@ -44,9 +46,12 @@ class _Draft:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args, generation_config, **kwargs):
+        # transformers gives some options beside the configuration, and would warn of that itself.
+        generation_config = copy.deepcopy(generation_config)
+        kwargs = generation_config.update(**kwargs)
         with at_depth_of(self._model.config, self._config):
-            return self._model.generate(*args, **kwargs)
+            return self._model.generate(*args, generation_config=generation_config, **kwargs)
 
 
 def token_generator(model, sampling, stop_token_id, stream=True, draft=None):

@@ -8,6 +8,8 @@ from algpt2.generation.drafting import accepted
 
 # How many tokens are drafted before the model looks at them.
 DRAFTED = 4
+# Caches have room for a multiple of as many tokens, since TensorFlow compiles their update for every shape.
+ROOM = 64
 
 
 def drafting_generator(model, draft, stop_token_id):
@@ -74,7 +76,8 @@ class _Depth:
 
     def begin(self, length):
         """Forget all tokens, and make room for as many (int)."""
-        empty = tf.zeros([length if size is None else size for size in self.shape], self.dtype)
+        room = -(-length // ROOM) * ROOM
+        empty = tf.zeros([room if size is None else size for size in self.shape], self.dtype)
         self.cache, self.known = ((empty, empty),) * self.n_layer, 0
 
     def likeliest(self, ids, kept):
