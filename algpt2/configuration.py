@@ -3,6 +3,7 @@
 This file travels with every saved model, as configuration_algpt2.py, and imports nothing of this project.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -182,6 +183,38 @@ def depth_sources(schedule, trained):
         here, unit = depth * (len(trained) - 1), len(schedule) - 1
         sources.append(min(candidates, key=lambda source: abs(source * unit - here)))
     return sources
+
+
+# What differs between the configurations of one model at several depths.
+DEPTH_FIELDS = ("n_layer", "layer_schedule", "trained_schedule")
+
+
+@contextlib.contextmanager
+def at_depth_of(config, other):
+    """A context in which a configuration has the depth of another one, and so do the models that read it.
+
+    A PyTorch model reads its configuration when it computes, a Keras model when its functions are traced.
+
+    Args:
+        config: `ALGPT2Config`, of a model.
+        other: `ALGPT2Config`, as `from_dict` makes it of `config` with another `n_layer`.
+
+    Example:
+        >>> config = ALGPT2Config(n_layer=6)
+        >>> with at_depth_of(config, ALGPT2Config(n_layer=2)):
+        ...     config.layer_schedule
+        [0, 0]
+        >>> config.n_layer
+        6
+    """
+    own = {field: getattr(config, field) for field in DEPTH_FIELDS}
+    try:
+        for field in DEPTH_FIELDS:
+            setattr(config, field, getattr(other, field))
+        yield
+    finally:
+        for field, value in own.items():
+            setattr(config, field, value)
 
 
 @strict

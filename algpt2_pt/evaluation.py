@@ -6,6 +6,7 @@ import sys
 import torch
 from transformers.utils import logging
 
+from algpt2.configuration import at_depth_of
 from algpt2.errors import InputError
 from algpt2.evaluation.command import run_evaluation
 from algpt2_pt.models import language_model_class
@@ -136,10 +137,8 @@ def losses_at_depths(checkpoint, depths, arguments):
     model = open_on_device(checkpoint, arguments)
     losses = token_loss_function(model)
     for depth in depths:
-        config = checkpoint.at_depth(depth)
-        for field in ("layer_schedule", "n_layer", "trained_schedule"):
-            setattr(model.config, field, getattr(config, field))
-        yield losses
+        with at_depth_of(model.config, checkpoint.at_depth(depth)):
+            yield losses
 
 
 def run(arguments):

@@ -28,6 +28,8 @@ def program(arguments):
     """str: the function that runs the arguments."""
     if arguments.quantize == "q4" and arguments.runtime != "onnx":
         raise InputError("--quantize q4 is for --runtime onnx; PyTorch takes int8")
+    if arguments.draft_depth and arguments.runtime == "onnx":
+        raise InputError("--draft-depth: an ONNX graph has one depth; leave it or --runtime onnx out")
     return PROGRAMS[arguments.runtime]
 
 

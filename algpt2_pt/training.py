@@ -5,6 +5,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from algpt2.checkpoints.weights import parameter_count
+from algpt2.configuration import at_depth_of
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import divergence
@@ -84,6 +85,9 @@ class RunTrainer(Trainer):
         if self.run.arguments.sop:
             # With several GPUs in one process, each has its part of the loss.
             self.sop_loss += outputs.sop_loss.detach().sum()
+        if self.run.depths and self.model.config.has_depth_parameters:
+            # What belongs to depths that this step leaves out has a gradient all the same: zero.
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in model.parameters())
         return (loss, outputs) if return_outputs else loss
 
     def take_losses(self):
@@ -94,6 +98,14 @@ class RunTrainer(Trainer):
             self.teacher.losses.zero_()
         self.sop_loss = 0.0
         return {name: self.accelerator.reduce(total).item() for name, total in sums.items()}
+
+    def training_step(self, *args, **kwargs):
+        # All parts of a step are of one depth, and what is computed again in the backward pass too.
+        depths = self.run.depths
+        if not depths:
+            return super().training_step(*args, **kwargs)
+        with at_depth_of(self.model.config, depths.config(self.state.global_step)):
+            return super().training_step(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import sys
 
+import torch
 from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -79,6 +80,9 @@ def train(run):
     if arguments.gradient_checkpointing:
         # transformers before 5.23 calls it by its older name only.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if run.depths:
+        # With --compile every depth is compiled, while PyTorch would go on uncompiled after eight.
+        torch.compiler.config.recompile_limit = max(8, run.config.n_layer)
     history = History(run, machine_flops(arguments))
     if teacher and not history.teacher():
         history.log_teacher(evaluate_tokens(run, token_loss_function(teacher.model)))

@@ -7,6 +7,7 @@ from keras_hub.layers import PositionEmbedding
 from keras_hub.models import Backbone
 
 from algpt2 import ALGPT2Config
+from algpt2.configuration import at_depth_of
 from algpt2_tf.layers import ReversibleDense, TFALGPT2Block, projection_initializer
 
 
@@ -82,10 +83,7 @@ class TFALGPT2Backbone(Backbone):
         # === Functional model ===
         token_ids = keras.Input(shape=(None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input(shape=(None,), dtype="int32", name="padding_mask")
-        states = [self.project_embeddings(self.embed(token_ids))]
-        for block, source in self.applications:
-            states.append(block(states[-1], padding_mask=padding_mask, source=source))
-        states[-1] = self.layer_norm(states[-1])
+        states = self._hidden_states(token_ids, padding_mask)
         super().__init__(
             inputs={"token_ids": token_ids, "padding_mask": padding_mask},
             outputs=self.project_states(states[-1]),
@@ -124,6 +122,34 @@ class TFALGPT2Backbone(Backbone):
     def project_embeddings(self, embeddings):
         """What enters the first block, float (batch, length, H), of embeddings, float (batch, length, E)."""
         return self.embeddings_dropout(embeddings if self.project_in is None else self.project_in(embeddings))
+
+    def _hidden_states(self, token_ids, padding_mask):
+        states = [self.project_embeddings(self.embed(token_ids))]
+        for block, source in self.applications:
+            states.append(block(states[-1], padding_mask=padding_mask, source=source))
+        states[-1] = self.layer_norm(states[-1])
+        return states
+
+    def at_depth(self, config):
+        """The same layers at another depth.
+
+        Args:
+            config: `ALGPT2Config`, that of the backbone with another schedule of the same blocks.
+
+        Returns:
+            `keras.Model` from the inputs to a tuple of the last hidden states, float (batch, length, H), and the
+            output, float (batch, length, E).
+
+        Example:
+            >>> backbone = TFALGPT2Backbone(ALGPT2Config(n_layer=4, n_embd=16, n_head=2, vocab_size=9))
+            >>> shallow = backbone.at_depth(ALGPT2Config.from_dict(backbone.config.to_dict(), n_layer=2))
+            >>> ids = np.array([[1, 2, 3]])
+            >>> [states.shape for states in shallow({"token_ids": ids, "padding_mask": np.ones_like(ids)})]
+            [TensorShape([1, 3, 16]), TensorShape([1, 3, 128])]
+        """
+        with at_depth_of(self.config, config):
+            states = self._hidden_states(**self.input)[-1]
+        return keras.Model(self.input, (states, self.project_states(states)))
 
     def project_states(self, hidden_states):
         """The output, float (batch, length, E), of the last hidden states, float (batch, length, H)."""

@@ -8,7 +8,9 @@ from keras_hub.samplers import BeamSampler, GreedySampler, RandomSampler, TopKSa
 
 from algpt2.errors import InputError
 from algpt2.generation.command import run_generation
+from algpt2.generation.drafting import draft_config
 from algpt2_tf.devices import select_device
+from algpt2_tf.drafting import drafting_generator
 from algpt2_tf.evaluation import open_model
 
 
@@ -100,8 +102,12 @@ def token_generator(model, sampling, stop_token_id, stream=False):
 
 
 def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
-    """`token_generator` with the model of a checkpoint."""
-    return token_generator(open_model(checkpoint), sampling, stop_token_id, stream)
+    """`token_generator`, or with `--draft-depth` `drafting_generator`, with the model of a checkpoint."""
+    draft = draft_config(checkpoint, arguments.draft_depth)
+    model = open_model(checkpoint)
+    if draft:
+        return drafting_generator(model, draft, stop_token_id)
+    return token_generator(model, sampling, stop_token_id, stream)
 
 
 def run(arguments):

@@ -1,11 +1,14 @@
 """The training step of Keras's fit: the loss over all tokens of a step, on any number of replicas, in any parts."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from algpt2.checkpoints.weights import parameter_count
+from algpt2.configuration import at_depth_of
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.training.classification import evaluate_classes
 from algpt2.training.history import History, divergence
@@ -27,14 +30,16 @@ class TrainingModel(keras.Model):
         model: `TFALGPT2LMHeadModel`; a `TFALGPT2ForPreTraining` learns the sentence order too.
         parts: int. How many parts the batch of a replica is computed in, one after the other.
         teacher: `algpt2_tf.distillation.Teacher` whose distribution it learns too, or `None`.
+        configs: iterator over an `ALGPT2Config` for each step, whose depth it is made at; `None` means the model's own.
 
     Call arguments:
         as of `model`.
     """
 
-    def __init__(self, model, parts=1, teacher=None):
+    def __init__(self, model, parts=1, teacher=None, configs=None):
         super().__init__()
-        self.model, self.parts, self.teacher = model, parts, teacher
+        self.model, self.parts, self.teacher, self.configs = model, parts, teacher, configs
+        self._at_depth = None
         self.built = True
 
     def call(self, inputs, training=None):
@@ -44,6 +49,25 @@ class TrainingModel(keras.Model):
         # Model and optimizer are built already; to build them, Keras would average token ids over replicas, which
         # several workers cannot do.
         pass
+
+    def make_train_function(self, force=False):
+        """As in Keras; for steps of several depths with a function for each, compiled when its depth first comes."""
+        make, functions, backbone = super().make_train_function, {}, self.model.backbone
+        if self.configs is None:
+            return make(force)
+
+        def train_function(iterator):
+            config = next(self.configs)
+            with at_depth_of(backbone.config, config):
+                if config.n_layer not in functions:
+                    make(force=True)
+                    # A function, since Keras would take a model for one more layer of this one.
+                    states = functools.partial(backbone.at_depth(config), training=True)
+                    functions[config.n_layer], self.train_function = (self.train_function, states), train_function
+                function, self._at_depth = functions[config.n_layer]
+                return function(iterator)
+
+        self.train_function = train_function
 
     def train_step(self, data):
         """One optimizer step.
@@ -93,7 +117,9 @@ class TrainingModel(keras.Model):
         soft = self.teacher and self.teacher.soft_targets(inputs)
         with tf.GradientTape() as tape:
             learns_order = "sentence_order_label" in data
-            if learns_order:
+            if self._at_depth:
+                hidden_states, states = self._at_depth(inputs)
+            elif learns_order:
                 hidden_states, states = self.model.both_states(inputs, training=True)
             else:
                 states = self.model.backbone(inputs, training=True)
@@ -107,7 +133,9 @@ class TrainingModel(keras.Model):
                 )
                 losses.append(tf.reduce_sum(order) / sequences)
             loss = self.optimizer.scale_loss(tf.add_n(losses))
-        gradients = tape.gradient(loss, variables)
+        # At another depth some of what belongs to single depths is not used.
+        unused = tf.UnconnectedGradients.ZERO if self._at_depth else tf.UnconnectedGradients.NONE
+        gradients = tape.gradient(loss, variables, unconnected_gradients=unused)
         if soft:
             losses += tf.unstack(tf.math.divide_no_nan(parts, tokens))
         return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]

@@ -1,6 +1,7 @@
 """A run of training in TensorFlow, from its arguments to its directory."""
 
 import contextlib
+import itertools
 import re
 
 import keras
@@ -82,7 +83,8 @@ def train(run, strategy):
         if arguments.precision == "fp16":
             optimizer = LossScaleOptimizer(optimizer)
         training_class = TrainingModel if run.measures_perplexity else ClassifierTrainingModel
-        training_model = training_class(model, arguments.gradient_accumulation, teacher)
+        configs = map(run.depths.config, itertools.count(run.step)) if run.depths else None
+        training_model = training_class(model, arguments.gradient_accumulation, teacher, configs)
         optimizer.build(model.trainable_variables)
         # XLA compiles the step on one device, but not the collective operations over several. By itself Keras compiles
         # on GPUs only.

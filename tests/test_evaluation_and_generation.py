@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -24,8 +25,11 @@ from algpt2 import layer_schedule
 from algpt2.data.corpus import read_corpus
 from algpt2.generation.continuation import Sampling, continue_tokens
 from algpt2_pt.generation import token_generator as pt_token_generator
+from algpt2_tf import drafting
+from algpt2_tf.drafting import drafting_generator
 from algpt2_tf.generation import select_sampler
 from algpt2_tf.generation import token_generator as tf_token_generator
+from algpt2_tf.weights import assign_weights
 
 TEXT = "".join(read_corpus("python-docs").validation)[:3000]
 
@@ -224,6 +228,58 @@ def test_greedy_search_past_the_context_in_both_frameworks(penalty):
     assert max(different) > 5
 
 
+@pytest.mark.slow
+def test_greedy_search_by_drafting_in_both_frameworks():
+    config = tiny_config(n_positions=24, layer_schedule=[0, 1, 2, 1, 2, 1, 2, 3], initializer_range=0.1)
+    draft = tiny_config(n_positions=24, layer_schedule=[0, 1, 2, 1, 2, 3])
+    tensorflow, pytorch = both_models(config, "float32")
+    # Short, over the edge of the context, and longer than it.
+    prompts = [np.random.default_rng(length).integers(97, size=length).tolist() for length in (1, 9, 30)]
+    expected = [plain_greedy_search(pytorch, prompt, 40, 24, 1.0) for prompt in prompts]
+    stop = expected[1][20]
+    for name, generate in {
+        "pt": pt_token_generator(pytorch, Sampling(), stop, draft=draft),
+        "tf": drafting_generator(tensorflow, draft, stop),
+    }.items():
+        for prompt, ids in zip(prompts, expected, strict=True):
+            emitted = []
+            found = continue_tokens(generate, prompt, 40, 24, stop, emitted.append)
+            end = ids.index(stop) + 1 if stop in ids else len(ids)
+            assert found == ids[:end], name
+            assert emitted == [token for token in found if token != stop]
+    assert tensorflow.config.n_layer == pytorch.config.n_layer == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_draft_saves_steps_at_full_depth(framework, monkeypatch):
+    # At depth 2 the model gives what it gives at depth 3: its blocks do nothing.
+    config = tiny_config(n_positions=40, layer_schedule=[0, 0, 0])
+    weights = {
+        name: array * (not name.endswith(("c_proj.weight", "c_proj.bias")))
+        for name, array in random_weights(config, "float32").items()
+    }
+    draft, depths = tiny_config(n_positions=40, layer_schedule=[0, 0]), []
+    if framework == "pt":
+        model = pytorch_model(config, weights)
+        forward = model.transformer.forward
+        monkeypatch.setattr(
+            model.transformer, "forward", lambda *a, **k: depths.append(model.config.n_layer) or forward(*a, **k)
+        )
+        generate = pt_token_generator(model, Sampling(), 97, draft=draft)
+    else:
+        model = both_models(config, "float32")[0]
+        assign_weights(model, weights)
+        likeliest = drafting._Depth.likeliest
+        monkeypatch.setattr(
+            drafting._Depth, "likeliest", lambda self, *a: depths.append(self.n_layer) or likeliest(self, *a)
+        )
+        generate = drafting_generator(model, draft, 97)
+    assert len(generate([1, 2, 3], 20, lambda token: None)) == 20
+    # A look at full depth brings five tokens; in transformers two, where the draft is not sure of the first.
+    assert depths.count(3) == (10 if framework == "pt" else 4)
+
+
 class RecordingSampler(GreedySampler):
     """Greedy search that keeps the logits it sees."""
 
@@ -299,6 +355,8 @@ def test_generation(shared, framework, capsys):
     assert run(capsys, *arguments, "--stream")[1] == out
     sampled = [run(capsys, *arguments, "--temperature", 5.0, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    code, drafted, err = run(capsys, *arguments, "--draft-depth", 2)
+    assert (code, drafted) == (0, out) and re.search(r"^40 tokens in .* s, .* tokens/s$", err, re.MULTILINE), err
     # Among one candidate there is nothing to draw.
     assert run(capsys, *arguments, "--top-k", 1)[1] == out
     assert run(capsys, *arguments, "--top-k", 10**6, "--top-p", 1e-6)[1] == out
@@ -417,6 +475,9 @@ def test_a_conversation_goes_on_from_all_of_its_text(shared, framework, capsys, 
         (["RUN", "text", "--num-samples", "2"], "--num-samples 2: a search would give the same text"),
         (["RUN"], "there is no prompt; give one, --prompt-file, --interactive, or text on standard input"),
         (["RUN", "text", "--min-p", "2"], "invalid probability above 0"),
+        (["RUN", "text", "--draft-depth", "2", "--top-k", "5"], "--draft-depth 2 is for greedy search"),
+        (["RUN", "text", "--draft-depth", "2", "--num-beams", "2"], "--draft-depth 2 is for greedy search"),
+        (["RUN", "text", "--draft-depth", "3"], "--draft-depth 3: the model has n_layer 3; give a smaller depth"),
         (["RUN", "text", "--stop", ""], "--stop is followed by an empty text"),
         (["RUN", "text", "--num-beams", "3", "--top-k", "2"], "--num-beams 3 searches the likeliest text"),
         (["RUN", "text", "--num-beams", "3", "--num-samples", "2"], "a search would give the same text every time"),

@@ -40,6 +40,14 @@ def _add_text_arguments(group):
         help="end a continuation before this text; may be given several times",
     )
     group.add_argument(
+        "--draft-depth",
+        type=positive_int,
+        metavar="N",
+        help="draft tokens at this smaller depth and verify them at full depth: the same greedy text, in less time if "
+        "the model was trained for it (train --random-depth)",
+    )
+    group.add_argument("--speed", action="store_true", help="say how many tokens a second were made")
+    group.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="print text as it is produced (default: on a terminal)",

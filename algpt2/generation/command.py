@@ -8,6 +8,7 @@ import sys
 
 from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling, continue_text, prepare_prompts, prompt_length
+from algpt2.generation.speed import Speed
 from algpt2.training.recorded_run import open_newest
 
 
@@ -36,6 +37,11 @@ def run_generation(arguments, open_generator, open_checkpoint=open_newest):
     if sampling.top_k and sampling.top_k > config.vocab_size:
         sampling = dataclasses.replace(sampling, top_k=config.vocab_size)
     generate = open_generator(checkpoint, sampling, tokenizer.eos_token_id, stream, arguments)
+    if arguments.speed or arguments.draft_depth:
+        generate = Speed(generate)
+        if sampling.is_greedy:
+            # Where tokens are drawn, others would come afterwards.
+            generate.warm_up(min(2, config.n_positions - 1))
 
     def write_continuation(prompt, write):
         parts = []
@@ -46,10 +52,16 @@ def run_generation(arguments, open_generator, open_checkpoint=open_newest):
 
     if arguments.interactive:
         _converse(tokenizer, write_continuation, *prompts)
-        return
+    else:
+        _continue_each(prompts, arguments.num_samples, write_continuation)
+    if isinstance(generate, Speed):
+        print(generate, file=sys.stderr)
+
+
+def _continue_each(prompts, num_samples, write_continuation):
     write = functools.partial(print, end="", flush=True)
-    for (number, prompt), sample in itertools.product(enumerate(prompts, 1), range(1, arguments.num_samples + 1)):
-        if len(prompts) * arguments.num_samples > 1:
+    for (number, prompt), sample in itertools.product(enumerate(prompts, 1), range(1, num_samples + 1)):
+        if len(prompts) * num_samples > 1:
             print(f"=== prompt {number}, sample {sample} ===")
         write(prompt)
         write_continuation(prompt, write)
@@ -71,6 +83,11 @@ def _check(arguments, sampling):
         )
     if arguments.interactive and (arguments.prompt_file or arguments.num_samples > 1 or arguments.prompt == "-"):
         raise InputError("--interactive reads what is typed; leave out --prompt-file, --num-samples and -")
+    if arguments.draft_depth and (not sampling.is_greedy or sampling.num_beams > 1 or sampling.repetition_penalty != 1):
+        raise InputError(
+            f"--draft-depth {arguments.draft_depth} is for greedy search, whose next token is the likeliest one; leave "
+            "out --temperature, --top-k, --top-p, --min-p, --num-beams and --repetition-penalty"
+        )
     if "" in (arguments.stop or ()):
         raise InputError("--stop is followed by an empty text, with which every text ends; give some text")
 

@@ -178,6 +178,12 @@ def _add_training_arguments(group):
         action="store_true",
         help="compile the step: slow to start, fast afterwards (torch.compile in PyTorch, XLA in TensorFlow)",
     )
+    group.add_argument(
+        "--random-depth",
+        type=positive_int,
+        metavar="MIN",
+        help="draw the depth of each step, from MIN to that of the model, whose schedule has to follow a pattern",
+    )
     group.add_argument("--sop", action="store_true", help="learn the order of a block's halves too, as ALBERT does")
     group.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="draw weights, dropout and order from this seed"

@@ -29,15 +29,16 @@ def peak_flops(multiply, size, repeats=5):
     return 2 * size**3 / min(times)
 
 
-def training_flops(config, length):
+def training_flops(config, length, depth=None):
     """The floating-point operations to train on one token: those of all matrix products, forward and backward.
 
     Args:
         config: `algpt2.ALGPT2Config`.
         length: int. The tokens of a block.
+        depth: float. The depth on average; by default that of the configuration.
 
     Returns:
-        int. Attention counts all pairs of tokens, as is usual (Chowdhery et al., 2022, PaLM, appendix B).
+        float. Attention counts all pairs of tokens, as is usual (Chowdhery et al., 2022, PaLM, appendix B).
 
     Example:
         >>> from algpt2 import ALGPT2Config
@@ -45,7 +46,7 @@ def training_flops(config, length):
         0.58
     """
     hidden, embedding = config.n_embd, config.embedding_width
-    products = config.n_layer * (4 * hidden * hidden + 2 * hidden * config.inner_width + 2 * length * hidden)
+    products = (depth or config.n_layer) * (4 * hidden * hidden + 2 * hidden * config.inner_width + 2 * length * hidden)
     products += config.vocab_size * embedding + (2 * hidden * embedding if config.is_factorized else 0)
     # A multiply and an add; once forward, twice backward.
     return 6 * products

@@ -65,7 +65,9 @@ class History:
             speed = steps * self._tokens_per_step / seconds
             values["tokens_per_second"] = speed
             if self.peak_flops:
-                values["flops_share"] = speed * training_flops(self.run.config, self.run.length) / self.peak_flops
+                depths = self.run.depths
+                flops = training_flops(self.run.config, self.run.length, depths and depths.mean)
+                values["flops_share"] = speed * flops / self.peak_flops
         return self._append(step, loss, values, remaining)
 
     def log_evaluation(self, step, evaluation, values):

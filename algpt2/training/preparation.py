@@ -26,6 +26,7 @@ from algpt2.training.classification import ClassificationRun, check_arguments, r
 from algpt2.training.distillation import open_teacher, read_teacher
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import final_decay_steps
+from algpt2.training.random_depth import RandomDepth
 from algpt2.training.run import Run
 from algpt2.training.run_directory import new_run_directory, require_free, run_sources
 
@@ -66,6 +67,7 @@ def prepare_run(arguments, is_first=True, data=None):
     length = block_length(data[1].length if data else arguments.length, config)
     if arguments.sop and arguments.packing == "line":
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
+    depths = RandomDepth(config, arguments.random_depth, arguments.seed) if arguments.random_depth else None
     tokenizer, names = None, None
     if not data:
         tokenizer = load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source, teacher)
@@ -108,7 +110,7 @@ def prepare_run(arguments, is_first=True, data=None):
     order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
     run = (ClassificationRun if classifies else Run)(
         *(arguments, directory, config, tokenizer, training_blocks, order, validation),
-        *(steps, warmup_steps, decay_steps, is_first, initial_weights, teacher, goes_on),
+        *(steps, warmup_steps, decay_steps, is_first, initial_weights, teacher, goes_on, depths),
     )
     if goes_on:
         _require_steps_left(run)

@@ -18,6 +18,7 @@ from algpt2.training.figure import draw_perplexity
 from algpt2.training.history import FIGURE_FILE, HISTORY_FILE, evaluation_losses, read_history, stopped_improving
 from algpt2.training.loss import IGNORED
 from algpt2.training.model_card import write_model_card
+from algpt2.training.random_depth import RandomDepth
 from algpt2.training.run_directory import Checkpoints, damaged_checkpoint, record_arguments, require_undamaged
 
 # The logits of a larger batch may not fit into memory, even if training computes it in parts.
@@ -45,6 +46,7 @@ class Run:
         initial_weights: dict of str to numpy array, the canonical weights of `--init-from`; `None` without.
         teacher: tuple of the `ALGPT2Config` and the canonical weights of `--teacher`; `None` without.
         goes_on: bool. Whether it goes on though it may have ended: to more steps, or from an earlier checkpoint.
+        depths: `algpt2.training.random_depth.RandomDepth` of `--random-depth`; `None` trains at the model's depth.
     """
 
     arguments: argparse.Namespace
@@ -61,6 +63,7 @@ class Run:
     initial_weights: dict | None = None
     teacher: tuple | None = None
     goes_on: bool = False
+    depths: RandomDepth | None = None
 
     # Whether its losses are those of tokens.
     measures_perplexity = True
