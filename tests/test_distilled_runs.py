@@ -207,6 +207,16 @@ def test_a_new_model_takes_the_size_and_the_tokenizer_of_its_teacher(framework, 
     np.testing.assert_allclose(json.loads(found)["perplexity"], measured, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--keras-hub",)], ids=["transformers", "KerasHub"])
+def test_a_model_has_nothing_to_learn_from_itself_in_another_dialect(more, files, capsys, tmp_path):
+    code, _, err = run(capsys, "convert.__main__", "to-gpt2", files / "model", "--output", tmp_path / "teacher", *more)
+    assert code == 0, err
+    train(capsys, "pt", *arguments(files, tmp_path / "run", "--max-steps", 1, teacher=tmp_path / "teacher"))
+    found = losses(tmp_path / "run")
+    assert abs(found["distill_loss"][0]) < 1e-6 < found["lm_loss"][0]
+
+
 def text_of(directory, files):
     """The held-out text of a run, as `evaluate` takes it."""
     text = (files / "text.txt").read_text(encoding="utf-8").splitlines(keepends=True)
