@@ -133,9 +133,11 @@ class TrainingModel(keras.Model):
                 )
                 losses.append(tf.reduce_sum(order) / sequences)
             loss = self.optimizer.scale_loss(tf.add_n(losses))
-        # At another depth some of what belongs to single depths is not used.
-        unused = tf.UnconnectedGradients.ZERO if self._at_depth else tf.UnconnectedGradients.NONE
-        gradients = tape.gradient(loss, variables, unconnected_gradients=unused)
+        gradients = tape.gradient(loss, variables)
+        if self._at_depth:
+            # Some of what belongs to single depths is not used at another one.
+            pairs = zip(gradients, variables, strict=True)
+            gradients = [tf.zeros_like(variable.value) if g is None else g for g, variable in pairs]
         if soft:
             losses += tf.unstack(tf.math.divide_no_nan(parts, tokens))
         return [tf.stack(losses), *(tf.convert_to_tensor(gradient) for gradient in gradients)]
