@@ -43,8 +43,8 @@ def _add_text_arguments(group):
         "--draft-depth",
         type=positive_int,
         metavar="N",
-        help="draft tokens at this smaller depth and verify them at full depth: the same greedy text, in less time if "
-        "the model was trained for it (train --random-depth)",
+        help="draft tokens at this smaller depth and verify them at full depth: the same greedy text, in less time "
+        "where drafts are mostly right (train --random-depth)",
     )
     group.add_argument("--speed", action="store_true", help="say how many tokens a second were made")
     group.add_argument(
