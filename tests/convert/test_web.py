@@ -33,7 +33,7 @@ console.log(JSON.stringify(ids.tolist()[0].map(Number)));
 @pytest.fixture(scope="module")
 def config(text_tokenizer):
     return tiny_config(
-        vocab_size=len(text_tokenizer), n_positions=112, n_embd=64, n_head=2, layer_schedule=[0, 0], **DEPTHS
+        vocab_size=len(text_tokenizer), n_positions=112, n_embd=64, n_head=2, layer_schedule=[0, 0], **{**DEPTHS, "residual_multiplier": 0.8}
     )
 
 
