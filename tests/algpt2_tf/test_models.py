@@ -213,7 +213,9 @@ def test_lora_trains_only_its_own_weights_and_merges(model, tmp_path):
     data = inputs(model.config)
     before = canonical_weights(model)
     model.backbone.enable_lora(rank=2)
-    assert len(model.backbone.trainable_weights) == 2 * model.config.n_block + model.config.n_block
+    blocks = model.backbone.transformer_layers
+    # Of two matrices, and of the bias where the block has one.
+    assert len(model.backbone.trainable_weights) == sum(2 + block.c_attn.use_bias for block in blocks)
     model.compile(optimizer=keras.optimizers.Adam(0.05), loss="auto")
     model.fit(data, data["token_ids"], epochs=2, verbose=0)
     model.save_pretrained(tmp_path)

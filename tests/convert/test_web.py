@@ -7,7 +7,7 @@ import pytest
 import torch
 from browsers import ASSETS, chromium, node, require_npm_packages, static_server, wait
 from command_lines import run
-from models import DEPTHS, pytorch_model, random_weights, save_checkpoint, tiny_config
+from models import pytorch_model, random_weights, save_checkpoint, tiny_config
 
 import convert.__main__
 from algpt2.checkpoints.weights import parameter_count
@@ -32,9 +32,7 @@ console.log(JSON.stringify(ids.tolist()[0].map(Number)));
 
 @pytest.fixture(scope="module")
 def config(text_tokenizer):
-    return tiny_config(
-        vocab_size=len(text_tokenizer), n_positions=112, n_embd=64, n_head=2, layer_schedule=[0, 0], **{**DEPTHS, "residual_multiplier": 0.8}
-    )
+    return tiny_config(vocab_size=len(text_tokenizer), n_positions=112, n_embd=64, n_head=2, layer_schedule=[0, 0])
 
 
 @pytest.fixture(scope="module")
