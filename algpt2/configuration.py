@@ -483,6 +483,16 @@ class ALGPT2Config(PreTrainedConfig):
 PRESETS = {
     "gpt2": {"embedding_size": None, "layer_schedule": list(range(12)), "bos_token_id": 50256, "eos_token_id": 50256},
     "algpt2": {},
+    # The recipe of docs/results.md.
+    "algpt2-relaxed": {
+        "depth_norms": True,
+        "depth_biases": True,
+        "depth_lora_rank": 16,
+        "residual_multiplier": 1 / 12,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "algpt2-no-dropout": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "algpt2-factorized-256": {"embedding_size": 256},
     "algpt2-factorized-512": {"embedding_size": 512},

@@ -214,7 +214,10 @@ def _add_optimizer_arguments(group):
         "--optimizer", choices=OPTIMIZERS, default="adamw", help="step by this method (docs/optimization.md)"
     )
     group.add_argument(
-        "--learning-rate", type=positive_float, default=1e-3, metavar="X", help="reach this learning rate at its peak"
+        "--learning-rate",
+        type=positive_float,
+        metavar="X",
+        help="reach this learning rate at its peak (default: 1 / n_embd, but 8e-3 at most; with --init-from 1e-3)",
     )
     warmup = group.add_mutually_exclusive_group()
     warmup.add_argument(

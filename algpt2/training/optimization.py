@@ -40,6 +40,27 @@ def hyperparameters(optimizer, beta1=None, beta2=None, epsilon=None):
     return constants
 
 
+def default_learning_rate(config, has_weights):
+    """The peak of the learning rate where none is given.
+
+    Adam's best rate falls as 1 / width (Yang et al., 2022, https://arxiv.org/abs/2203.03466); docs/results.md has what
+    was measured.
+
+    Args:
+        config: `ALGPT2Config`.
+        has_weights: bool. Whether weights are trained on, rather than new.
+
+    Returns:
+        float.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> default_learning_rate(ALGPT2Config(n_embd=1000, n_head=10), has_weights=False)
+        0.001
+    """
+    return 1e-3 if has_weights else min(8e-3, 1 / config.n_embd)
+
+
 def optimizer_constants(arguments):
     """The constants of the optimizer of a run.
 

@@ -25,7 +25,7 @@ from algpt2.training.arguments import settle_text
 from algpt2.training.classification import ClassificationRun, check_arguments, read_labelled
 from algpt2.training.distillation import open_teacher, read_teacher
 from algpt2.training.model_config import model_config
-from algpt2.training.optimization import final_decay_steps
+from algpt2.training.optimization import default_learning_rate, final_decay_steps
 from algpt2.training.random_depth import RandomDepth
 from algpt2.training.run import Run
 from algpt2.training.run_directory import new_run_directory, require_free, run_sources
@@ -64,6 +64,8 @@ def prepare_run(arguments, is_first=True, data=None):
         source = opened(arguments.init_from, arguments.framework)
     # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
     config = model_config(arguments, source) if starts else read_config(directory)
+    if arguments.learning_rate is None:
+        arguments.learning_rate = default_learning_rate(config, bool(arguments.init_from))
     length = block_length(data[1].length if data else arguments.length, config)
     if arguments.sop and arguments.packing == "line":
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")

@@ -35,7 +35,8 @@ ROUNDED = ["Kullback-Leibler divergence, nats a token", "share of positions with
 
 @pytest.fixture(scope="module")
 def config(text_tokenizer):
-    return tiny_config(vocab_size=len(text_tokenizer), n_embd=64, n_head=2, layer_schedule=[0, 0], **DEPTHS)
+    depths = {**DEPTHS, "residual_multiplier": 0.1}
+    return tiny_config(vocab_size=len(text_tokenizer), n_embd=64, n_head=2, layer_schedule=[0, 0], **depths)
 
 
 @pytest.fixture(scope="module")
