@@ -37,6 +37,7 @@ PEERS = {
 TYPES = ("", ", bf16", ", int8")
 SHAPES = {
     **{f"algpt2{dtype}": "algpt2" for dtype in TYPES},
+    **{f"relaxed{dtype}": "algpt2-relaxed" for dtype in TYPES},
     **{f"GPT-2's shape{dtype}": "gpt2" for dtype in TYPES},
 }
 VARIANTS = {
@@ -47,7 +48,9 @@ VARIANTS = {
 
 def preset_of(name):
     """str: the preset with the shape of a variant."""
-    return "algpt2" if name in (*runtimes.ONNX, *runtimes.LITERT) else SHAPES.get(name, "gpt2")
+    if name in (*runtimes.ONNX, *runtimes.LITERT):
+        return runtimes.preset_of(name)
+    return SHAPES.get(name, "gpt2")
 
 
 def weight_bytes(name):

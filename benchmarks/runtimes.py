@@ -23,6 +23,7 @@ LLAMA_CPP = {"llama.cpp": None, "llama.cpp, q8_0": "q8_0", "llama.cpp, q4_0": "q
 PEERS = (*CTRANSLATE2, *LLAMA_CPP)
 PRODUCTS = ("onnx, q4, bare products", "onnx, int8, bare products")
 ONNX = {"onnx": "float32", "onnx, int8": "int8", "onnx, q4": "q4", PRODUCTS[0]: "q4", PRODUCTS[1]: "int8"}
+ONNX |= {"onnx, relaxed, int8": "int8", "onnx, relaxed, q4": "q4"}
 # Every token anew from the whole text, or from the cache of the tokens before it.
 LITERT = {"LiteRT, no cache": (None, False), "LiteRT": (None, True), "LiteRT, int8": ("int8", True)}
 SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
@@ -46,12 +47,17 @@ def generator(name, prompt, count):
         return ctranslate2_generator(prompt, count, CTRANSLATE2[name])
     if name in LLAMA_CPP:
         return llama_cpp_generator(prompt, count, LLAMA_CPP[name])
-    return onnx_generator(prompt, count, ONNX[name], name in PRODUCTS)
+    return onnx_generator(prompt, count, ONNX[name], name in PRODUCTS, preset_of(name))
 
 
-def onnx_generator(prompt, count, precision, bare):
-    """As `generator`, of `algpt2` with random weights; `bare` computes the products of the new tokens alone."""
-    config, draw = ALGPT2Config.from_preset("algpt2"), np.random.default_rng(0)
+def preset_of(name):
+    """str: the preset whose shape a variant of `ONNX` or `LITERT` has."""
+    return "algpt2-relaxed" if "relaxed" in name else "algpt2"
+
+
+def onnx_generator(prompt, count, precision, bare, preset):
+    """As `generator`, of a preset with random weights; `bare` computes the products of the new tokens alone."""
+    config, draw = ALGPT2Config.from_preset(preset), np.random.default_rng(0)
     weights = {name: draw.normal(0, 0.02, shape).astype("float32") for name, shape in weight_shapes(config).items()}
     model = language_model(config, weights, precision)
     if bare:

@@ -35,11 +35,28 @@ CONFIGS = {
     "compiled blocks": "algpt2",
     JIT: "algpt2",
     CHECKPOINTING: "algpt2",
+    "relaxed": "algpt2-relaxed",
     "algpt2, GPT-2's shape": "gpt2",
 }
 VARIANTS = {
-    "pytorch": ("transformers", "algpt2", "logits whole", "compiled blocks", CHECKPOINTING, "algpt2, GPT-2's shape"),
-    "tensorflow": ("KerasHub", "KerasHub, jit_compile", "algpt2", JIT, CHECKPOINTING, "algpt2, GPT-2's shape"),
+    "pytorch": (
+        "transformers",
+        "algpt2",
+        "logits whole",
+        "compiled blocks",
+        CHECKPOINTING,
+        "relaxed",
+        "algpt2, GPT-2's shape",
+    ),
+    "tensorflow": (
+        "KerasHub",
+        "KerasHub, jit_compile",
+        "algpt2",
+        JIT,
+        CHECKPOINTING,
+        "relaxed",
+        "algpt2, GPT-2's shape",
+    ),
 }
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
@@ -98,6 +115,7 @@ def pytorch_steps(ids, precision, dropout, names):
         "logits whole": lambda: stepper(ours("logits whole")),
         "compiled blocks": lambda: stepper(compiled(), skip_logits=True),
         CHECKPOINTING: lambda: stepper(checkpointing(), skip_logits=True),
+        "relaxed": lambda: stepper(ours("relaxed"), skip_logits=True),
         "algpt2, GPT-2's shape": lambda: stepper(ours("algpt2, GPT-2's shape"), skip_logits=True),
     }
     matrix = torch.ones(2048, 2048, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -152,6 +170,7 @@ def tensorflow_steps(ids, precision, dropout, names):
         "algpt2": lambda: ours("algpt2"),
         JIT: lambda: ours(JIT),
         CHECKPOINTING: lambda: ours(CHECKPOINTING),
+        "relaxed": lambda: ours("relaxed"),
         "algpt2, GPT-2's shape": lambda: ours("algpt2, GPT-2's shape"),
     }
     matrix = tf.ones((2048, 2048), tf.bfloat16 if precision == "bf16" else tf.float32)
