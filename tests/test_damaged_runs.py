@@ -206,7 +206,7 @@ def test_state_that_keras_would_fail_at(resumed, change, message):
 
 WRONG_ARGUMENTS = {
     "batch_size": ("4", None, True, -4, 4.5, [4]),
-    "learning_rate": ("fast", None, -1.0, True),
+    "learning_rate": ("fast", [1e-3], -1.0, True),
     "optimizer": ("adam", 1, None),
     "dataset": (5, ["a"], True),
     "sop": (None, 1, "no"),
