@@ -49,6 +49,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+# Flags that say themselves what an empty text means.
+MAY_BE_EMPTY = ("--stop",)
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are one line, with the flag or the value that was probably meant.
 
@@ -98,6 +102,13 @@ class Parser(argparse.ArgumentParser):
             setattr(arguments, last.dest, values[0])
             return []
         return rest
+
+    def _get_value(self, action, text):
+        # An unset variable of a shell; what takes no value, or text that may be empty, says so itself.
+        if not text and action.option_strings and action.nargs != "?" and action.type is None and not action.choices:
+            if action.option_strings[0] not in MAY_BE_EMPTY:
+                raise argparse.ArgumentError(action, "is followed by an empty value; give one, or leave it out")
+        return super()._get_value(action, text)
 
     def _check_value(self, action, value):
         choices = action.choices
@@ -157,6 +168,7 @@ probability = _number(float, sys.float_info.min, "probability above 0", high=1)
 part = _number(float, sys.float_info.min, "number above 0 and at most 1", high=1)
 share = _number(float, 0, "number from 0 to 1", high=1)
 fraction = _number(float, sys.float_info.min, "number between 0 and 1", high=math.nextafter(1, 0))
+temperature = _number(float, 0.01, "number from 0.01 to 100", high=100)
 seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)
 
 

@@ -152,7 +152,7 @@ def schedule_at_depth(schedule, n_layer):
         reason = "follows no named pattern" if pattern is None else "has a block for every depth"
         raise ValueError(
             f"layer_schedule {_shown(schedule)} {reason}, so n_layer {n_layer} does not say which blocks to apply; "
-            "give the new layer_schedule instead"
+            "leave n_layer as it is, or give a model a whole layer_schedule"
         )
     return layer_schedule(pattern, n_layer)
 
@@ -325,8 +325,11 @@ class ALGPT2Config(PreTrainedConfig):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, but is {getattr(self, field)}")
         for field in ("layer_norm_epsilon", "initializer_range", "residual_multiplier"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} must be positive and finite, but is {getattr(self, field)}")
+            # Outside of these, float32 has 0 or infinity for it or its products.
+            if not 1e-30 <= getattr(self, field) <= 1e30:
+                raise ValueError(
+                    f"{field} must be positive and finite, 1e-30 to 1e30, but is {str(getattr(self, field))[:40]}"
+                )
         if len(self.layer_schedule) != self.n_layer:
             raise ValueError(
                 f"layer_schedule has {len(self.layer_schedule)} entries, but n_layer is {self.n_layer}; "
@@ -340,10 +343,11 @@ class ALGPT2Config(PreTrainedConfig):
             )
         if isinstance(self.depth_lora_rank, bool) or not 0 <= self.depth_lora_rank <= self.n_embd:
             raise ValueError(f"depth_lora_rank must be 0 to n_embd {self.n_embd}, but is {self.depth_lora_rank!r}")
-        if self.trained_schedule is not None and set(self.trained_schedule) != blocks:
+        trained = self.trained_schedule
+        if trained is not None and (len(trained) > MOST_LAYERS or set(trained) != blocks):
             raise ValueError(
-                f"trained_schedule must use the blocks of layer_schedule, 0 to {self.n_block - 1}, "
-                f"but is {_shown(self.trained_schedule)}"
+                f"trained_schedule must use the blocks of layer_schedule, 0 to {self.n_block - 1}, in at most "
+                f"{MOST_LAYERS} depths, but is {_shown(trained)}"
             )
         if self.tie_projections and not self.is_factorized:
             raise ValueError("tie_projections needs projections: set embedding_size, or leave tie_projections False")
@@ -431,11 +435,13 @@ class ALGPT2Config(PreTrainedConfig):
         if "layer_schedule" in replaced:
             stored.pop("n_layer", None)
         elif replaced.get("n_layer") is not None and stored.get("layer_schedule") is not None:
-            schedule = cls(layer_schedule=stored["layer_schedule"]).layer_schedule
+            # That of training says more: of a few depths each may have a block of its own.
+            former = stored.get("trained_schedule") or stored["layer_schedule"]
+            schedule = cls(layer_schedule=former).layer_schedule
             stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
         result = {**stored, **replaced}
         has_depths = any(result.get(field) for field in ("depth_norms", "depth_biases", "depth_lora_rank"))
-        if has_depths and not result.get("trained_schedule") and "trained_schedule" not in replaced:
+        if has_depths and result.get("trained_schedule") is None and "trained_schedule" not in replaced:
             former = config_dict.get("layer_schedule")
             result["trained_schedule"] = former if former != result.get("layer_schedule") else None
         return super().from_dict(result, **kwargs)

@@ -147,6 +147,9 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
         (["--report-to", "carrier-pigeon"], "invalid choice: 'carrier-pigeon'"),
         (["--batch-size", "100000"], "--batch-size 100000 is more than the text's"),
         (["--seed", "4294967296"], "invalid seed below 2**32 value"),
+        (["--teacher", ""], "argument --teacher: is followed by an empty value; give one, or leave it out"),
+        (["--sharing", "0,0,,1"], "unknown sharing pattern '0,0,,1'"),
+        (["--config-override", "residual_multiplier=1e39"], "residual_multiplier must be positive and finite"),
         (["--output-dir", ".", "--overwrite"], ".: is the current directory or holds it"),
     ],
 )
@@ -161,6 +164,7 @@ def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--tokenizer", "DIR", "--vocab-size", "400"], "--vocab-size would have no effect"),
+        (["--teacher", "DIR", "--config-override", "vocab_size=400"], "--teacher would have no effect: the tokens are"),
         (["--init-from", "DIR", "--vocab-size", "400"], "--vocab-size would have no effect"),
         (["--decay-steps", "4"], "--decay-steps would have no effect: it is for --lr-schedule wsd"),
         (["--optimizer", "sgd", "--adam-beta2", "0.9"], "--adam-beta2 would have no effect: sgd has no such constant"),

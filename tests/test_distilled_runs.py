@@ -233,7 +233,7 @@ REFUSED = {
     "too short": ("short", (), "short: has n_positions 9, the blocks 16 tokens; give --length 9 at most"),
     "weight of 0": ("gpt2", ("--distill-weight", "0"), "--distill-weight: invalid number above 0 and at most 1"),
     "weight above 1": ("gpt2", ("--distill-weight", "1.5"), "--distill-weight: invalid number above 0 and at most 1"),
-    "temperature": ("gpt2", ("--temperature", "0"), "--temperature: invalid positive number"),
+    "temperature": ("gpt2", ("--temperature", "0"), "--temperature: invalid number from 0.01 to 100"),
     "precision": ("gpt2", ("--teacher-precision", "fp8"), "invalid choice: 'fp8'"),
     "vocabulary": ("gpt2", ("--vocab-size", "400"), "--vocab-size would have no effect"),
     "replaced": ("gpt2", ("--output-dir", "TEACHER", "--overwrite"), "is there already and is not a run directory"),

@@ -175,6 +175,11 @@ def _require_used(arguments):
         (("depth", "sharing"), depth & overridden, "--config-override sets the depth"),
         (("embedding_size",), "embedding_size" in overridden, "--config-override sets embedding_size"),
         (("dropout",), dropout & overridden, "--config-override sets a dropout"),
+        (
+            ("teacher",),
+            "vocab_size" in overridden,
+            "the tokens are the teacher's, and --config-override sets vocab_size",
+        ),
     ):
         for name in names:
             if is_unused and getattr(arguments, name) is not None:

@@ -12,6 +12,7 @@ from algpt2.cli import (
     positive_int,
     seed,
     share,
+    temperature,
 )
 from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
 from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
@@ -200,7 +201,7 @@ def _add_teacher_arguments(group):
         "--distill-weight", type=part, metavar="X", help="give the teacher this part of the loss (default: 0.5)"
     )
     group.add_argument(
-        "--temperature", type=positive_float, metavar="X", help="divide the logits of both by this (default: 2)"
+        "--temperature", type=temperature, metavar="X", help="divide the logits of both by this (default: 2)"
     )
     group.add_argument(
         "--teacher-precision",

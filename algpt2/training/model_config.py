@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import read_config, read_stored_config
@@ -65,7 +66,7 @@ def _overrides(arguments, config):
     overrides = parse_overrides(arguments.config_override or [])
     depth = arguments.depth or overrides.get("n_layer") or config.n_layer
     if arguments.sharing:
-        explicit = arguments.sharing.replace(",", " ").split()
+        explicit = re.split(r"\s*,\s*|\s+", arguments.sharing.strip())
         overrides["layer_schedule"] = (
             [int(block) for block in explicit]
             if all(block.isdecimal() for block in explicit)

@@ -224,9 +224,9 @@ def test_patterns_coincide_only_where_sharing_is_full_or_none(n_layer):
 @pytest.mark.parametrize(
     ("schedule", "n_layer", "message"),
     [
-        ([0, 1, 1, 0, 1], 6, "follows no named pattern.*give the new layer_schedule"),
-        ([1, 0, 0], 4, "follows no named pattern.*give the new layer_schedule"),
-        ([0, 1], 6, "has a block for every depth.*give the new layer_schedule"),
+        ([0, 1, 1, 0, 1], 6, "follows no named pattern.*leave n_layer as it is"),
+        ([1, 0, 0], 4, "follows no named pattern.*leave n_layer as it is"),
+        ([0, 1], 6, "has a block for every depth.*leave n_layer as it is"),
         ([0, 1, 2, 0, 1, 2], 2, "'cycle:3' asks for 3 blocks; with n_layer 2 K is 1 to 2"),
         ([0, 1, 2, 1, 2, 3], 3, "'middle_cycle:1,2,1' asks for 4 blocks; with n_layer 3"),
         ([0, 1, 1, 2], 2, "'sandwich' needs at least 3 layers, n_layer is 2"),

@@ -146,6 +146,16 @@ def test_another_depth_takes_what_belongs_to_the_nearest(name, tmp_path):
     assert relative_difference(expected, tensorflow({"token_ids": ids, "padding_mask": mask})) < 1e-12
 
 
+def test_a_model_goes_back_from_a_depth_at_which_no_block_is_shared(tmp_path):
+    config = free_config()
+    directory = save_checkpoint(tmp_path / "model", config, random_weights(config))
+    ids = torch.tensor(random_batch(config, padded=False)[0])
+    ALGPT2LMHeadModel.from_pretrained(directory, n_layer=3).save_pretrained(tmp_path / "short")
+    again = ALGPT2LMHeadModel.from_pretrained(tmp_path / "short", n_layer=5).eval()
+    expected = ALGPT2LMHeadModel.from_pretrained(directory).eval()(ids).logits
+    assert relative_difference(expected, again(ids).logits) == 0
+
+
 def test_evaluate_at_another_depth(text_tokenizer, tmp_path, capsys):
     text_file = tmp_path / "text.txt"
     text_file.write_text("".join(read_corpus("python-docs").validation)[:2000], encoding="utf-8")
@@ -165,8 +175,11 @@ def test_evaluate_at_another_depth(text_tokenizer, tmp_path, capsys):
     [
         ({"depth_lora_rank": -1}, "depth_lora_rank must be 0 to n_embd 24, but is -1"),
         ({"depth_lora_rank": 25}, "depth_lora_rank must be 0 to n_embd 24, but is 25"),
-        ({"residual_multiplier": 0.0}, "residual_multiplier must be positive and finite, but is 0.0"),
+        ({"residual_multiplier": 0.0}, "residual_multiplier must be positive and finite, 1e-30 to 1e30, but is 0.0"),
+        ({"residual_multiplier": 1e39}, r"residual_multiplier must be positive and finite, .* but is 1e\+39"),
+        ({"residual_multiplier": 10**400}, "residual_multiplier must be positive and finite"),
         ({"trained_schedule": [0, 1]}, "trained_schedule must use the blocks of layer_schedule, 0 to 2"),
+        ({"trained_schedule": [0, 1, 2] * 10_000}, "0 to 2, in at most 10000 depths"),
     ],
 )
 def test_wrong_values_name_their_field(values, message):
