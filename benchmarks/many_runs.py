@@ -27,7 +27,7 @@ from algpt2_pt.optimization import create_optimizer, create_scheduler
 from convert.compression.calibration import input_moments
 from convert.compression.model import compressed
 
-LENGTH, HEAD_WIDTH, IGNORED = 256, 32, -100
+LENGTH, IGNORED = 256, -100
 # Steps that run before a graph is captured: what libraries set up at the first call must not be part of it.
 EAGER_STEPS = 3
 TEMPERATURE, DISTILL_WEIGHT = 2.0, 0.5
@@ -133,7 +133,9 @@ def configuration(row, sizes):
     except ValueError as error:
         print(f"{row.key}: left out, {error}", flush=True)
         return None
-    return ALGPT2Config(**fields, n_head=fields["n_embd"] // HEAD_WIDTH, layer_schedule=schedule)
+    # GPT-2's heads are 64 wide, those of a small model half as wide, so that there are some.
+    head_width = 32 if fields["n_embd"] < 512 else 64
+    return ALGPT2Config(**fields, n_head=fields["n_embd"] // head_width, layer_schedule=schedule)
 
 
 class Texts:
@@ -390,10 +392,10 @@ def compressed_weights(row, sizes, texts, source):
     weights = {name: value.cpu().numpy() for name, value in source.state_dict().items() if name != "lm_head.weight"}
     config, moments = configuration(row, sizes), None
     with tempfile.TemporaryDirectory() as folder:
-        if row.calibration:
+        schedule = config.layer_schedule
+        shared = [depth for depth, block in enumerate(schedule) if schedule.count(block) > 1]
+        if row.calibration and shared:
             rows = texts.train[: row.calibration].cpu().numpy()
-            schedule = config.layer_schedule
-            shared = [depth for depth, block in enumerate(schedule) if schedule.count(block) > 1]
             moments = input_moments(source.config, weights, rows, shared, Path(folder))
         found = compressed(source.config, weights, config, row.init, moments)
         return {name: torch.from_numpy(np.array(value, "float32")) for name, value in found.items()}

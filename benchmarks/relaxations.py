@@ -2,6 +2,7 @@
 
     python benchmarks/relaxations.py sweep --data data/packed --output-dir DIR --seconds 240
     python benchmarks/relaxations.py table --rates-from DIR/sweep.jsonl --output-dir DIR --seconds 360
+    python benchmarks/relaxations.py large --shape 12x768 --batch 64 --slots 1 --output-dir DIR --seconds 480
 
 DATA is what benchmarks/two_texts.py makes. A plan is a table of rows (below), each a model with its settings. A step of
 training (batch, forward, backward, clipping, AdamW, the next learning rate) is one CUDA graph, since launching kernels
@@ -140,13 +141,22 @@ def table(sizes):
     return [*rows, row, replace(row, name=f"{row.name}, rank 16", model={**free, "depth_lora_rank": 16})]
 
 
+def large(sizes):
+    """GPT-2, ALGPT2 as published and the preset `algpt2-relaxed`, at the defaults of `train`; for `--shape 12x768`."""
+    width, half = sizes.n_embd, {"embedding_size": min(128, sizes.n_embd // 2)}
+    relaxed = {**half, **sizes.relaxed, "depth_lora_rank": 16, **sizes.multiplier}
+    rows = [Row("gpt2"), Row("algpt2", "full", half), Row("algpt2-relaxed", "full", relaxed)]
+    start = {"embedding_std": width**-0.5, "block_scale": width**-0.5 / 0.02, "warmup": 0.1}
+    return [replace(row, tokens=60, rate=min(8e-3, 1 / width), **start) for row in rows]
+
+
 def speed(sizes):
     """Every model of the table for a moment, one after the other: what a step takes alone."""
     rows = [row for row in table(sizes) if row.seed == 0 and not row.start]
     return [replace(row, tokens=0.6, rate=1e-3, save=False) for row in rows]
 
 
-PLANS = {"sweep": sweep, "settings": settings, "table": table, "speed": speed}
+PLANS = {"sweep": sweep, "settings": settings, "table": table, "large": large, "speed": speed}
 
 
 def main():
@@ -213,7 +223,7 @@ def smoke(arguments):
     texts = Texts.random(sizes.vocabulary, "cpu")
     tokens = 6 * sizes.batch * LENGTH / 1e6
     torch.set_num_threads(1)
-    for name in ("sweep", "settings", "table"):
+    for name in ("sweep", "settings", "table", "large"):
         rows = [replace(row, tokens=tokens * min(1, row.tokens)) for row in PLANS[name](sizes) if row.seed < 2]
         former = read_records(arguments.output_dir / "sweep.jsonl")
         Plan(rows, sizes, texts, arguments.output_dir, name, former).run(arguments.slots, graphs=False)
