@@ -58,12 +58,13 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         takes_all: bool. Whether arguments that it does not know are left to another one.
+        takes_empty: bool. Whether an empty value means that there is none.
         **kwargs: as in `argparse.ArgumentParser`.
     """
 
-    def __init__(self, *args, takes_all=False, formatter_class=HelpFormatter, **kwargs):
+    def __init__(self, *args, takes_all=False, takes_empty=False, formatter_class=HelpFormatter, **kwargs):
         super().__init__(*args, formatter_class=formatter_class, **kwargs)
-        self.takes_all = takes_all
+        self.takes_all, self.takes_empty = takes_all, takes_empty
 
     def parse_known_args(self, args=None, namespace=None):
         args = list(sys.argv[1:] if args is None else args)
@@ -105,7 +106,14 @@ class Parser(argparse.ArgumentParser):
 
     def _get_value(self, action, text):
         # An unset variable of a shell; what takes no value, or text that may be empty, says so itself.
-        if not text and action.option_strings and action.nargs != "?" and action.type is None and not action.choices:
+        if (
+            not text
+            and not self.takes_empty
+            and action.option_strings
+            and action.nargs != "?"
+            and action.type is None
+            and not action.choices
+        ):
             if action.option_strings[0] not in MAY_BE_EMPTY:
                 raise argparse.ArgumentError(action, "is followed by an empty value; give one, or leave it out")
         return super()._get_value(action, text)

@@ -11,6 +11,7 @@ MINIMIZED_BLOCKS, MINIMIZED_STEPS = 100, 10
 def parser():
     """The command line, with the flags and the defaults of tGhattas/ALGPT2."""
     result = Parser(
+        takes_empty=True,
         prog=PROGRAM,
         description="Train or evaluate with the flags of tGhattas/ALGPT2's run_model.py, which become those of "
         "algpt2_pt.train and algpt2_pt.evaluate.",

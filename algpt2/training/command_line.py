@@ -21,7 +21,7 @@ TASKS = ("language-model", "classify")
 PRECISIONS = ("fp32", "bf16", "fp16")
 # As in algpt2.configuration, which imports a framework, and that the help need not wait for.
 PRESETS = (
-    *("gpt2", "algpt2", "algpt2-no-dropout", "algpt2-factorized-256", "algpt2-factorized-512"),
+    *("gpt2", "algpt2", "algpt2-relaxed", "algpt2-no-dropout", "algpt2-factorized-256", "algpt2-factorized-512"),
     *("algpt2-medium", "algpt2-large", "algpt2-xl", "algpt2-tiny"),
 )
 PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich", "middle_cycle:P,K,C")

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import read_config, read_stored_config
+from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config, read_stored_config
 from algpt2.configuration import PRESETS, ALGPT2Config, layer_schedule, parse_overrides
 from algpt2.errors import InputError
 
@@ -31,7 +31,8 @@ def model_config(arguments, source=None):
         config = source.config
     elif arguments.config:
         path = _config_path(arguments.config)
-        config, stated = read_config(path), read_stored_config(path)
+        config = read_config(path)
+        stated = read_stored_config(path / CONFIG_FILE if path.is_dir() else path)
     else:
         config, stated = ALGPT2Config.from_preset(arguments.preset), PRESETS[arguments.preset]
     known = {"model_type", "auto_map", *(field.name for field in dataclasses.fields(config))}

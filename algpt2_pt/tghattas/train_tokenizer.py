@@ -53,6 +53,7 @@ def tokenization_arguments(dataset):
 
 def main(argv=None):
     parser = Parser(
+        takes_empty=True,
         prog="python -m algpt2_pt.train_tokenizer",
         description="Train a byte-level BPE tokenizer of at most 50,257 tokens, with a prefix space and six special "
         "tokens, into tokenizer/NAME.",

@@ -34,7 +34,7 @@ def test_a_file_that_says_nothing_of_its_first_weights(tmp_path):
 
 def test_a_new_model_of_another_depth_has_parameters_for_its_own_depths(tmp_path):
     ALGPT2Config(n_layer=4, depth_norms=True).save_pretrained(tmp_path)
-    config = config_of("--config", str(tmp_path / "config.json"), "--depth", "6")
+    config = config_of("--config", str(tmp_path), "--depth", "6")
     assert config.trained_schedule is None and config.depths_of(0) == [0, 1, 2, 3, 4, 5]
 
 
