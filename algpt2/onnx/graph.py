@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth
 from algpt2.errors import InputError
-from algpt2.onnx.quantization import BLOCK_SIZES, quantize_blocks
+from algpt2.onnx.quantization import BLOCK_SIZES, is_smaller, quantize_blocks
 
 CONTRIB = "com.microsoft"
 # The bits of a weight.
@@ -190,18 +190,25 @@ class _Graph:
         y = self.linear(x, names[f"{product}.weight"].removesuffix(".weight"), bias=names[f"{product}.bias"])
         if f"{product}.down" not in names:
             return y
-        return self.op("Add", y, self.multiply(self.multiply(x, names[f"{product}.down"]), names[f"{product}.up"]))
+        down, up = (names[f"{product}.{part}"] for part in ("down", "up"))
+        # Rows as short as the rank would be filled up to a whole block.
+        is_whole = self.bits != 32 and not is_smaller(self.weights[up].shape[1], self.bits)
+        return self.op("Add", y, self.multiply(self.multiply(x, down), up, is_whole=is_whole))
 
     def linear(self, x, name, matrix=None, bias=None):
         """The product with a matrix (out, in), by default the weight of the layer, plus the layer's bias."""
         matrix = self.weights[f"{name}.weight"] if matrix is None else matrix
         return self.multiply(x, f"{name}.weight", matrix, bias or f"{name}.bias")
 
-    def multiply(self, x, name, matrix=None, bias=None):
-        """The product with a matrix (out, in), by default the one of this name, plus the bias of a name."""
+    def multiply(self, x, name, matrix=None, bias=None, is_whole=False):
+        """The product with a matrix (out, in), by default the one of this name, plus the bias of a name.
+
+        In float32 if `is_whole`, whatever the bits.
+        """
         matrix = self.weights[name] if matrix is None else matrix
-        if self.bits == 32 or self.unpack:
-            if self.bits == 32:
+        is_whole = is_whole or self.bits == 32
+        if is_whole or self.unpack:
+            if is_whole:
                 transposed = self.store(name, matrix.T)
             else:
                 whole = self.unpacked_matrix(name.removesuffix(".weight"), matrix)

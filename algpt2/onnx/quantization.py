@@ -8,6 +8,17 @@ BLOCK_SIZES = {4: 32, 8: 128}
 TRIED = {4: np.linspace(0.7, 1.05, 15), 8: np.ones(1)}
 
 
+def is_smaller(columns, bits):
+    """bool: whether quantized rows of so many columns take less room than in float32.
+
+    Example:
+        >>> is_smaller(16, 4), is_smaller(16, 8)
+        (True, False)
+    """
+    size = BLOCK_SIZES[bits]
+    return -(-columns // size) * (size * bits // 8 + 4) < 4 * columns
+
+
 def quantize_blocks(matrix, bits):
     """Round a matrix to unsigned integers with a scale for each block of a row; 2^(bits - 1) stands for 0.
 

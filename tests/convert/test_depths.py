@@ -208,3 +208,13 @@ def test_gradients_reach_what_belongs_to_depths_with_checkpointing():
     for name, gradient in found[0].items():
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(gradient, found[1][name])
+
+
+@pytest.mark.parametrize("precision", ["int8", "q4"])
+def test_low_ranks_take_no_more_room_quantized_than_whole(precision):
+    config = free_config(n_embd=64, n_head=2, depth_lora_rank=8)
+    graph = language_model(config, random_weights(config, "float32"), precision).graph
+    sizes = {
+        tensor.name: len(tensor.raw_data) for tensor in graph.initializer if ".depths.2.mlp_c_fc.up" in tensor.name
+    }
+    assert 0 < sum(sizes.values()) <= 4 * 8 * 4 * 64
