@@ -134,7 +134,7 @@ def test_a_resumed_run_keeps_its_arguments(arguments, tmp_path, capsys):
     run = tmp_path / "run"
     algpt2_pt.train.main([*arguments, "--max-steps", "4"])
     assert exit_code(algpt2_pt.train, ["--output-dir", str(run), "--resume", "--learning-rate", "0.5"]) == 2
-    assert "--learning-rate is 0.5, but the run to resume has 0.001" in capsys.readouterr().err
+    assert "--learning-rate is 0.5, but the run to resume has 0.008" in capsys.readouterr().err
     assert exit_code(algpt2_tf.train, ["--output-dir", str(run), "--resume"]) == 2
     assert "the run was made in PyTorch; resume it there" in capsys.readouterr().err
     algpt2_pt.train.main(["--output-dir", str(run), "--resume"])
