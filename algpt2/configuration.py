@@ -435,9 +435,12 @@ class ALGPT2Config(PreTrainedConfig):
         if "layer_schedule" in replaced:
             stored.pop("n_layer", None)
         elif replaced.get("n_layer") is not None and stored.get("layer_schedule") is not None:
-            # That of training says more: of a few depths each may have a block of its own.
-            former = stored.get("trained_schedule") or stored["layer_schedule"]
-            schedule = cls(layer_schedule=former).layer_schedule
+            schedule, trained = (
+                cls(layer_schedule=stored.get(field)).layer_schedule for field in ("layer_schedule", "trained_schedule")
+            )
+            # Of a few depths each may have a block of its own, and the schedule of training says more.
+            if stored.get("trained_schedule") and _is_at_depth(schedule, trained):
+                schedule = trained
             stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
         result = {**stored, **replaced}
         has_depths = any(result.get(field) for field in ("depth_norms", "depth_biases", "depth_lora_rank"))
@@ -558,6 +561,14 @@ def parse_overrides(assignments):
             ) from error
         overrides[field] = value
     return overrides
+
+
+def _is_at_depth(schedule, trained):
+    """bool: whether a schedule is another at its depth, by the pattern of that."""
+    try:
+        return schedule_at_depth(trained, len(schedule)) == schedule
+    except ValueError:
+        return False
 
 
 def _require_positive_int(field, value, most=LARGEST_SIZE):

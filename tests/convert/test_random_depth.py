@@ -94,7 +94,10 @@ def test_a_resumed_run_draws_the_same_depths(files, framework, tmp_path):
     [
         (["--random-depth", "4"], "--random-depth 4: the model has n_layer 4; give a smaller depth"),
         (["--random-depth", "2"], "--random-depth 2: pattern 'sandwich' needs at least 3 layers"),
-        (["--random-depth", "2", "--config-override", "layer_schedule=[0,1,2]"], "has a block for every depth"),
+        (
+            ["--random-depth", "2", "--config-override", "layer_schedule=[0,1,2]"],
+            "pattern 'sandwich' needs at least 3 layers",
+        ),
         (["--random-depth", "3", "--config-override", "layer_schedule=[0,1,1,0,2]"], "follows no named pattern"),
         (["--random-depth", "0"], "argument --random-depth"),
         (["--task", "classify"], "--random-depth is for language models"),
