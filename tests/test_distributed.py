@@ -91,6 +91,7 @@ def arguments(tmp_path_factory):
     (directory / "text.txt").write_text("".join(read_corpus("python-docs").train)[:8000], encoding="utf-8")
     return [
         *("--config", str(directory / "config.json"), "--dataset", str(directory / "text.txt"), "--batch-size", "8"),
+        *("--learning-rate", "1e-3", "--config-override", "initializer_range=0.02"),
         *("--gradient-accumulation", "2", "--eval-steps", "50", "--save-steps", "2", "--save-total-limit", "2"),
         *("--sop", "--max-grad-norm", "0.1"),
     ]
