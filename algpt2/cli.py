@@ -50,7 +50,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 # Flags that say themselves what an empty text means.
-MAY_BE_EMPTY = ("--stop",)
+MAY_BE_EMPTY = {"--stop"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,16 +106,9 @@ class Parser(argparse.ArgumentParser):
 
     def _get_value(self, action, text):
         # An unset variable of a shell; what takes no value, or text that may be empty, says so itself.
-        if (
-            not text
-            and not self.takes_empty
-            and action.option_strings
-            and action.nargs != "?"
-            and action.type is None
-            and not action.choices
-        ):
-            if action.option_strings[0] not in MAY_BE_EMPTY:
-                raise argparse.ArgumentError(action, "is followed by an empty value; give one, or leave it out")
+        says_itself = action.nargs == "?" or action.type or action.choices or set(action.option_strings) & MAY_BE_EMPTY
+        if not text and action.option_strings and not (self.takes_empty or says_itself):
+            raise argparse.ArgumentError(action, "is followed by an empty value; give one, or leave it out")
         return super()._get_value(action, text)
 
     def _check_value(self, action, value):

@@ -185,6 +185,8 @@ def depth_sources(schedule, trained):
     return sources
 
 
+# The fields that give parameters to single depths, with what gives none.
+WITHOUT_DEPTHS = {"depth_norms": False, "depth_biases": False, "depth_lora_rank": 0}
 # What differs between the configurations of one model at several depths.
 DEPTH_FIELDS = ("n_layer", "layer_schedule", "trained_schedule")
 
@@ -385,7 +387,7 @@ class ALGPT2Config(PreTrainedConfig):
     @property
     def has_depth_parameters(self):
         """bool: whether something belongs to the single depths of a shared block."""
-        return self.depth_norms or self.depth_biases or self.depth_lora_rank > 0
+        return any(getattr(self, field) for field in WITHOUT_DEPTHS)
 
     def depths_of(self, block):
         """list of int: the depths that have parameters of their own besides those of this block.
@@ -443,7 +445,7 @@ class ALGPT2Config(PreTrainedConfig):
                 schedule = trained
             stored["layer_schedule"] = schedule_at_depth(schedule, replaced["n_layer"])
         result = {**stored, **replaced}
-        has_depths = any(result.get(field) for field in ("depth_norms", "depth_biases", "depth_lora_rank"))
+        has_depths = any(result.get(field) for field in WITHOUT_DEPTHS)
         if has_depths and result.get("trained_schedule") is None and "trained_schedule" not in replaced:
             former = config_dict.get("layer_schedule")
             result["trained_schedule"] = former if former != result.get("layer_schedule") else None

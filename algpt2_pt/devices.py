@@ -9,6 +9,9 @@ from algpt2.training.flops import peak_flops
 from algpt2.training.preparation import check_batch
 from algpt2_pt.cpu_kernels import matmul_transposed
 
+# By the names of `--precision`.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def uses_gpu(arguments):
     """bool: whether a run uses GPUs."""
@@ -24,8 +27,8 @@ def process_count(arguments):
 def machine_flops(arguments):
     """float: the floating-point operations a second that the devices of a run reach in a matrix product."""
     gpu = uses_gpu(arguments)
-    size, dtype = (8192 if gpu else 512), {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    matrix = torch.ones(size, size, dtype=dtype[arguments.precision], device="cuda" if gpu else "cpu")
+    size = 8192 if gpu else 512
+    matrix = torch.ones(size, size, dtype=DTYPES[arguments.precision], device="cuda" if gpu else "cpu")
 
     def multiply():
         product = matmul_transposed(matrix, matrix)

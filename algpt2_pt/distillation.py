@@ -4,10 +4,9 @@ import torch
 
 from algpt2.training.loss import SoftTargets
 from algpt2_pt.cpu_kernels import use_fast_kernels
+from algpt2_pt.devices import DTYPES
 from algpt2_pt.models import language_model_class
 from algpt2_pt.weights import to_torch
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_teacher(run, device):

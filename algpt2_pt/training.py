@@ -87,7 +87,8 @@ class RunTrainer(Trainer):
             self.sop_loss += outputs.sop_loss.detach().sum()
         if self.run.depths and self.model.config.has_depth_parameters:
             # What belongs to depths that this step leaves out has a gradient all the same: zero.
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in model.parameters())
+            own = (parameter for name, parameter in model.named_parameters() if ".depths." in name)
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in own)
         return (loss, outputs) if return_outputs else loss
 
     def take_losses(self):

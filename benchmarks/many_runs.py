@@ -1,20 +1,15 @@
-"""Many small models trained side by side on one GPU, a step of each a CUDA graph: what relaxations.py runs on."""
+"""Small models trained on one GPU, a step of each a CUDA graph: what plans.py runs side by side."""
 
 import gc
-import io
 import json
 import math
-import tarfile
 import tempfile
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save as to_safetensors
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,13 +20,12 @@ from algpt2.training.optimization import hyperparameters
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 from convert.compression.calibration import input_moments
-from convert.compression.model import compressed
+from convert.compression.model import compressed, shared_depths
 
 LENGTH, IGNORED = 256, -100
 # Steps that run before a graph is captured: what libraries set up at the first call must not be part of it.
 EAGER_STEPS = 3
 TEMPERATURE, DISTILL_WEIGHT = 2.0, 0.5
-WEIGHTS_LIMIT = 15_000_000
 
 
 @dataclass(frozen=True)
@@ -392,217 +386,9 @@ def compressed_weights(row, sizes, texts, source):
     weights = {name: value.cpu().numpy() for name, value in source.state_dict().items() if name != "lm_head.weight"}
     config, moments = configuration(row, sizes), None
     with tempfile.TemporaryDirectory() as folder:
-        schedule = config.layer_schedule
-        shared = [depth for depth, block in enumerate(schedule) if schedule.count(block) > 1]
+        shared = shared_depths(config)
         if row.calibration and shared:
             rows = texts.train[: row.calibration].cpu().numpy()
             moments = input_moments(source.config, weights, rows, shared, Path(folder))
         found = compressed(source.config, weights, config, row.init, moments)
         return {name: torch.from_numpy(np.array(value, "float32")) for name, value in found.items()}
-
-
-class Plan:
-    """Rows that wait, run and are done.
-
-    Args:
-        rows: list of `Row`.
-        sizes: `Sizes`.
-        texts: `Texts`.
-        directory: `Path`, or `None` to write nothing.
-        name: str, of the file in the directory.
-        former: list of dict, records of other plans, for the best rates.
-        deadline: float, by `time.monotonic`.
-    """
-
-    def __init__(self, rows, sizes, texts, directory, name, former=(), deadline=math.inf):
-        self.sizes, self.texts, self.directory, self.deadline = sizes, texts, directory, deadline
-        # The plan that measures speed alone.
-        self.evaluates = name != "speed"
-        self.path = directory / f"{name}.jsonl"
-        self.records = [*former, *read_records(self.path)]
-        done = {(record["name"], record["seed"]) for record in read_records(self.path) if record["finished"]}
-        rows = [row for row in rows if (row.name, row.seed) not in done and configuration(row, sizes) is not None]
-        # Those that others wait for come first, further seeds last; of the others the longest first, so that no single
-        # one is left at the end.
-        starts = {row.start for row in rows}
-
-        def order(row):
-            awaited = " @ " in row.name or row.name in starts
-            return row.seed, not awaited, -row.tokens * configuration(row, sizes).n_layer
-
-        self.waiting = sorted(rows, key=order)
-        self.planned = {row.name for row in rows}
-        self.models, self.compressed = {}, {}
-
-    def next(self):
-        """The next row that can start, its rate a number; `None` if none can now."""
-        for row in self.waiting:
-            rate = self.best_rate(row.rate) if isinstance(row.rate, str) else row.rate
-            if rate is not None and (row.start is None or f"{row.start} / {row.seed}" in self.models):
-                self.waiting.remove(row)
-                return replace(row, rate=rate)
-        return None
-
-    def best_rate(self, family):
-        """The rate of a family of the sweep with the least loss, over both texts; `None` if some are not done."""
-        if any(row.family == family and row.name != family for row in self.waiting):
-            return None
-        found = {}
-        for record in self.records:
-            if Row(record["name"]).family == family and " @ " in record["name"] and record["finished"]:
-                found[record["row"]["rate"]] = held_out_loss(record)
-        if len(found) < sum(name.startswith(f"{family} @ ") for name in self.planned):
-            return None
-        return min(found, key=found.get) if found else None
-
-    def start(self, row, graphs):
-        """The `Training` of a row."""
-        model = self.models.get(f"{row.start} / {row.seed}") if row.start else None
-        weights = None
-        if row.start:
-            # The same for rows that differ in their training alone.
-            key = (row.start, row.sharing, str(row.model), row.init, row.calibration)
-            if key not in self.compressed:
-                self.compressed[key] = compressed_weights(row, self.sizes, self.texts, model)
-            weights = self.compressed[key]
-        steps = round(row.tokens * 1e6 / (self.sizes.batch * LENGTH))
-        teacher = model if row.teacher else None
-        return Training(row, self.sizes, self.texts, steps, teacher, weights, graphs, self.evaluates)
-
-    def finish(self, training):
-        """Write what a run gave."""
-        record = training.record()
-        self.records.append(record)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        shown = {text: round(result["perplexity"], 3) for text, result in record["held out"].get("1", {}).items()}
-        speed = record["tokens per second"]
-        print(
-            f"{training.row.key}: {record['parameters']:,} parameters, rate {training.row.rate:g}, "
-            f"{record['steps']} steps, "
-            f"{shown or ('' if record['finished'] else 'unfinished')}" + (f", {speed:,.0f} tokens/s" if speed else ""),
-            flush=True,
-        )
-        if not record["finished"]:
-            return
-        if any(row.start == training.row.name for row in self.waiting):
-            self.models[training.row.key] = training.model.eval().requires_grad_(False)
-        if training.row.save:
-            self.keep_weights(training)
-
-    def keep_weights(self, training):
-        """Append the weights, in bf16, to the first archive that has room for them."""
-        weights = {name: value.to(torch.bfloat16).cpu() for name, value in training.model.state_dict().items()}
-        weights.pop("lm_head.weight", None)
-        name = training.row.key.replace(" ", "-").replace(",", "").replace("/", "seed")
-        content = to_safetensors(weights)
-        config = training.model.config.to_json_string(use_diff=False).encode()
-        number = 0
-        while (path := self.directory / f"weights-{number}.tar").exists():
-            if path.stat().st_size + len(content) < WEIGHTS_LIMIT:
-                break
-            number += 1
-        with tarfile.open(path, "a") as archive:
-            for file, data in (("model.safetensors", content), ("config.json", config)):
-                entry = tarfile.TarInfo(f"{name}/{file}")
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-
-    def run(self, slots, graphs):
-        """Run all rows, some at a time, until the deadline."""
-        running, failures, begin, former = [], 0, time.monotonic(), len(self.records)
-        while (running or self.waiting) and time.monotonic() < self.deadline:
-            while len(running) < slots and (row := self.next()):
-                try:
-                    running.append(Slot(self.start(row, graphs)))
-                except Exception as error:
-                    print(f"{row.key}: failed: {type(error).__name__}: {error}", flush=True)
-            if not running:
-                print(
-                    f"left out, as what they wait for did not finish: {[row.key for row in self.waiting]}", flush=True
-                )
-                return
-            advanced = False
-            for slot in list(running):
-                try:
-                    advanced |= slot.advance()
-                except Exception as error:
-                    failures += 1
-                    print(f"{slot.training.row.key}: failed: {type(error).__name__}: {error}", flush=True)
-                    running.remove(slot)
-                    if failures > 5:
-                        raise
-                    continue
-                if slot.is_done():
-                    running.remove(slot)
-                    with slot.current():
-                        self.finish(slot.training)
-            if not advanced:
-                time.sleep(0.0002)
-        for slot in running:
-            with slot.current():
-                self.finish(slot.training)
-        seconds, tokens = time.monotonic() - begin, sum(record["tokens"] for record in self.records[former:])
-        print(f"{tokens / 1e6:,.0f} million tokens in {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s together")
-        if self.waiting:
-            print(f"not begun: {', '.join(row.key for row in self.waiting)}")
-
-
-class Slot:
-    """A run with the stream that it is launched on, and how far it has come there."""
-
-    # Launches from one event to the next, and events ahead of the device: enough for the second that setting up takes.
-    BETWEEN, AHEAD = 8, 24
-
-    def __init__(self, training):
-        self.training, self.events, self.count, self.exhausted = training, deque(), 0, False
-        self.is_cuda = training.device.type == "cuda"
-        self.stream = torch.cuda.Stream() if self.is_cuda else None
-        if self.is_cuda:
-            self.stream.wait_stream(torch.cuda.current_stream())
-        self.pieces = training.launches()
-
-    def current(self):
-        """A context in which the stream is the current one."""
-        return torch.cuda.stream(self.stream)
-
-    def advance(self):
-        """Launch some more, unless enough is waiting already; whether anything was launched."""
-        while self.events and self.events[0].query():
-            self.events.popleft()
-        if self.exhausted or len(self.events) >= self.AHEAD:
-            return False
-        with self.current(), sdpa_kernel(list(BACKENDS)):
-            for _ in range(self.BETWEEN):
-                if next(self.pieces, self) is self:
-                    self.exhausted = True
-                    break
-            if self.is_cuda:
-                self.events.append(torch.cuda.Event())
-                self.events[-1].record()
-        return True
-
-    def is_done(self):
-        """Whether all was launched, and is through."""
-        return self.exhausted and (not self.events or self.events[-1].query())
-
-
-BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-
-
-def read_records(path):
-    """The records of a JSON lines file; a line that was cut is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            print(f"{path}: a line was cut", flush=True)
-    return records
-
-
-def held_out_loss(record):
-    """float: the mean of the logarithms of the final perplexities on the held-out validation texts."""
-    found = [math.log(r["perplexity"]) for name, r in record["held out"]["1"].items() if "test" not in name]
-    loss = sum(found) / len(found)
-    return loss if math.isfinite(loss) else math.inf

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from many_runs import LENGTH, Plan, Row, Sizes, Slot, Texts, Training, new_model, optimizer_of, read_records
+from many_runs import LENGTH, Row, Sizes, Texts, Training, new_model, optimizer_of
+from plans import Plan, Slot, read_records
 
 from algpt2.data.packing import TrainingOrder
 from algpt2_pt.optimization import create_scheduler

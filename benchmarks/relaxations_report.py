@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from many_runs import read_records
+from plans import read_records
 
 from algpt2.tables import markdown_table
 

@@ -14,7 +14,7 @@ from algpt2.evaluation.perplexity import evaluate, validation_text
 from convert.compression import TOKENS
 from convert.compression.calibration import calibration_rows, input_moments
 from convert.compression.errors import Errors, error_table, relative_errors
-from convert.compression.model import compressed, compressed_config
+from convert.compression.model import compressed, compressed_config, shared_depths
 from convert.conversion import CHECKPOINT_FILES, Conversion, new_target, read_metadata, write_conversion, write_metadata
 from convert.sources import opened_source
 
@@ -109,9 +109,7 @@ def compress(
         if calibration:
             rows = calibration_rows(checkpoint, calibration, calibration_tokens, block_length(length, config))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="algpt2-")))
-            schedule = config.layer_schedule
-            shared = [depth for depth, block in enumerate(schedule) if schedule.count(block) > 1]
-            moments = input_moments(checkpoint.config, checkpoint.weights, rows, shared, folder)
+            moments = input_moments(checkpoint.config, checkpoint.weights, rows, shared_depths(config), folder)
         weights = compressed(checkpoint.config, checkpoint.weights, config, init, moments)
 
         def write(directory, cast):

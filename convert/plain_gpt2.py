@@ -16,7 +16,7 @@ from algpt2.checkpoints.weights import (
     head_shapes,
     names_at_depth,
 )
-from algpt2.configuration import ALGPT2Config
+from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
 from algpt2.errors import InputError
 from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
 
@@ -98,7 +98,7 @@ def as_gpt2(config, weights, lossy=False):
     config, weights = fold_residual_multiplier(config, weights)
     changes = {
         "layer_schedule": list(range(config.n_layer)),
-        **{"depth_norms": False, "depth_biases": False, "depth_lora_rank": 0, "trained_schedule": None},
+        **{"trained_schedule": None, **WITHOUT_DEPTHS},
         **{"embedding_size": None, "tie_projections": False},
     }
     result = dict(_blocks(config, weights))

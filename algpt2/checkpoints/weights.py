@@ -105,13 +105,13 @@ def names_at_depth(config, depth):
         ('transformer.h.0.depths.3.ln_1.bias', 'transformer.h.0.attn.c_attn.bias')
     """
     block, source = config.layer_schedule[depth], config.depth_sources()[depth]
-    of_block, of_depth = f"transformer.h.{block}.", f"transformer.h.{block}.depths.{source}."
     names = {}
-    for name in weight_shapes(config):
-        if name.startswith(of_depth):
-            names[re.sub("^(attn|mlp)_", r"\1.", name.removeprefix(of_depth))] = name
-        elif name.startswith(of_block) and not name.startswith(f"{of_block}depths."):
-            names[name.removeprefix(of_block)] = name
+    for name in _block_shapes(config, block):
+        own = name.removeprefix(f"depths.{source}.")
+        if own != name:
+            names[re.sub("^(attn|mlp)_", r"\1.", own)] = f"transformer.h.{block}.{name}"
+        elif not name.startswith("depths."):
+            names[name] = f"transformer.h.{block}.{name}"
     return names
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.cli import FRAMEWORKS
-from algpt2.configuration import ALGPT2Config
+from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
 from algpt2.files.atomic import file_replaced
 from algpt2.tables import markdown_table
 from algpt2.training.history import FIGURE_FILE
@@ -151,7 +151,7 @@ def _architecture(config):
         "positions (`n_positions`)": config.n_positions,
         "vocabulary (`vocab_size`)": config.vocab_size,
     }
-    for field in ("depth_norms", "depth_biases", "depth_lora_rank", "residual_multiplier"):
+    for field in (*WITHOUT_DEPTHS, "residual_multiplier"):
         if getattr(config, field) != getattr(ALGPT2Config, field):
             rows[f"`{field}`"] = getattr(config, field)
     return markdown_table([("", "value"), *rows.items()]) + "\n"

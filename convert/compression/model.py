@@ -1,12 +1,14 @@
 """The configuration and the weights of a compressed model, from those of any other."""
 
+from collections import Counter
+
 import numpy as np
 from tqdm.auto import tqdm
 
 from algpt2.checkpoints.casting import common_dtype
 from algpt2.checkpoints.formats.lazy_tensor import LazyTensor, RowwiseTensor, lazy, pieces
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, depth_layer, weight_shapes
-from algpt2.configuration import ALGPT2Config, layer_schedule
+from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config, layer_schedule
 from algpt2.errors import InputError
 from convert.compression import STARTS
 from convert.compression.low_rank import principal_directions, share
@@ -39,8 +41,7 @@ def compressed_config(config, sharing, embedding_size=None, **depths):
         >>> small.n_block, small.embedding_size
         (3, 256)
     """
-    changes = {"trained_schedule": None, "residual_multiplier": 1.0}
-    changes |= {"depth_norms": False, "depth_biases": False, "depth_lora_rank": 0, **depths}
+    changes = {"trained_schedule": None, "residual_multiplier": 1.0, **WITHOUT_DEPTHS, **depths}
     if embedding_size not in (None, config.embedding_size):
         if embedding_size > config.n_embd:
             raise InputError(
@@ -53,6 +54,12 @@ def compressed_config(config, sharing, embedding_size=None, **depths):
         return ALGPT2Config.from_dict(config.to_dict(), layer_schedule=schedule, **changes)
     except ValueError as error:
         raise InputError(f"{error}") from error
+
+
+def shared_depths(config):
+    """list of int: the depths whose block is applied at others too, for an `ALGPT2Config`."""
+    applied = Counter(config.layer_schedule)
+    return [depth for depth, block in enumerate(config.layer_schedule) if applied[block] > 1]
 
 
 def compressed(config, weights, new_config, init="average", moments=None):

@@ -156,7 +156,9 @@ def test_a_model_goes_back_from_a_depth_at_which_no_block_is_shared(tmp_path):
     assert relative_difference(expected, again(ids).logits) == 0
 
 
-def test_evaluate_at_another_depth(text_tokenizer, tmp_path, capsys):
+def test_evaluate_at_another_depth(text_tokenizer, tmp_path, capsys, monkeypatch):
+    # Where the figure goes.
+    monkeypatch.chdir(tmp_path)
     text_file = tmp_path / "text.txt"
     text_file.write_text("".join(read_corpus("python-docs").validation)[:2000], encoding="utf-8")
     config = free_config(vocab_size=len(text_tokenizer), layer_schedule=[0] * 4)

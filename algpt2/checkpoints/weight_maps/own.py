@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from algpt2.checkpoints.weight_maps.weight_map import TRANSPOSED, Dialect, Rule
+from algpt2.checkpoints.weights import depth_layer
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
@@ -118,7 +119,7 @@ def keras_block():
         rules += [rule for norm in ("ln_1", "ln_2") for rule in keras_norm(f"{path}/{norm}", f"{prefix}.{norm}")]
     for layer, product in KERAS_PRODUCTS.items():
         rules += keras_linear(f"{theirs}/{layer}", f"{ours}.{product}")
-        path, name = f"{at_depth[0]}/{layer}", f"{at_depth[1]}.{product.replace('.', '_')}"
+        path, name = f"{at_depth[0]}/{layer}", depth_layer(f"{at_depth[1]}.", product)
         rules += [Rule(f"{path}/{part}/vars/0", f"{name}.{part}", TRANSPOSED) for part in ("down", "up")]
         rules.append(Rule(f"{path}/vars/0", f"{name}.bias"))
     return tuple(rules)
