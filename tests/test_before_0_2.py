@@ -48,5 +48,10 @@ def test_a_run_goes_on_to_the_same_weights(framework, tmp_path, monkeypatch):
     )
     assert expected.keys() == found.keys()
     for name in expected:
+        if name.endswith("c_attn.bias"):
+            # Softmax does not see the bias of the keys: its gradient is rounding, and differs from processor to processor.
+            for weights in (expected, found, start):
+                query, _, value = np.split(weights[name], 3)
+                weights[name] = np.concatenate([query, value])
         assert relative_difference(expected[name], found[name]) < 1e-5, name
         assert relative_difference(expected[name], start[name]) > 1e-5, name

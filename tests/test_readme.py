@@ -30,6 +30,9 @@ SHORTER = {
     "--save-steps 100": "--save-steps 2",
     "--stride 64": "--stride 8",
     "--max-new-tokens 500": "--max-new-tokens 50",
+    "--draft-depth 2": "--draft-depth 1",
+    "compress openai-community/gpt2": "compress runs/pt",
+    "--sharing cycle:3 --depth-lora-rank 64": "--sharing full --depth-lora-rank 4",
 }
 # What is added to every command of training; a run that goes on has it from its record.
 SHORT_RUN = "--max-steps 4 --batch-size 2 --length 16 --depth 2"
