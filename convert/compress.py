@@ -5,6 +5,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from algpt2.checkpoints.casting import Casting
 from algpt2.checkpoints.checkpoint import open_checkpoint, write_checkpoint_weights
 from algpt2.cli import installed_frameworks
@@ -26,11 +28,13 @@ class Compression:
     Args:
         conversion: `convert.conversion.Conversion`.
         errors: `convert.compression.errors.Errors`.
+        calibration_tokens: int. The tokens that said which inputs count; 0 without such a text.
         perplexities: list of two `algpt2.evaluation.perplexity.Evaluation`, before and after; `None` without a text.
     """
 
     conversion: Conversion
     errors: Errors
+    calibration_tokens: int
     perplexities: list | None
 
     def summary(self):
@@ -40,6 +44,10 @@ class Compression:
         lines.append(f"relative errors of the embeddings: {', '.join(shares)}")
         before, after = self.errors.parameters
         lines.append(f"parameters: {before:,} before, {after:,} after, {after / before:.1%}")
+        if after >= before:
+            lines.append("it is not smaller; a smaller --depth-lora-rank or --embedding-size makes it so")
+        if self.calibration_tokens:
+            lines.append(f"calibrated on {self.calibration_tokens:,} tokens")
         if self.perplexities:
             before, after = self.perplexities
             lines.append(
@@ -105,7 +113,7 @@ def compress(
     text = validation_text(checkpoint, dataset, length) if dataset else None
     dtype = dtype or checkpoint.dtype
     with contextlib.ExitStack() as stack:
-        moments = None
+        moments, rows = None, np.empty(0)
         if calibration:
             rows = calibration_rows(checkpoint, calibration, calibration_tokens, block_length(length, config))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="algpt2-")))
@@ -121,7 +129,7 @@ def compress(
         written = open_checkpoint(target)
         errors = relative_errors(checkpoint.config, checkpoint.weights, config, written.weights, moments)
     perplexities = text and [_evaluation(found, *text) for found in (checkpoint, written)]
-    return Compression(conversion, errors, perplexities)
+    return Compression(conversion, errors, rows.size, perplexities)
 
 
 def _require_effect(old, new, init, calibration):

@@ -229,12 +229,15 @@ def test_calibration_lowers_the_errors_of_outputs(text_tokenizer, tmp_path):
     assert not plain.errors.outputs and plain.perplexities is None
     calibration = {"calibration": "python-docs", "calibration_tokens": 400, "dataset": "python-docs", "length": 40}
     found = compress(directory, tmp_path / "calibrated", **options, **calibration)
+    assert "not smaller" not in plain.summary() and "calibrated" not in plain.summary()
+    large = compress(directory, tmp_path / "large", **options | {"depth_lora_rank": 24})
+    assert "parameters: " in large.summary() and "it is not smaller" in large.summary()
     assert len(found.perplexities) == 2 and found.perplexities[0].tokens == found.perplexities[1].tokens
     # On the same text, the outputs of what was compressed by its weights alone are further off.
     folder = tmp_path / "moments"
     folder.mkdir()
     rows = calibration_rows(open_checkpoint(directory), "python-docs", 400, 40)
-    assert rows.shape == (10, 40)
+    assert rows.shape == (10, 40) and "calibrated on 400 tokens" in found.summary()
     moments = input_moments(config, weights, rows, range(4), folder)
     without = relative_errors(config, weights, *read_checkpoint(tmp_path / "plain"), moments)
     assert (
