@@ -49,7 +49,7 @@ def test_a_run_goes_on_to_the_same_weights(framework, tmp_path, monkeypatch):
     assert expected.keys() == found.keys()
     for name in expected:
         if name.endswith("c_attn.bias"):
-            # Softmax does not see the bias of the keys: its gradient is rounding, and differs from processor to processor.
+            # Softmax does not see the keys' bias: its gradient is rounding, which differs between processors.
             for weights in (expected, found, start):
                 query, _, value = np.split(weights[name], 3)
                 weights[name] = np.concatenate([query, value])
