@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("{package}.train", "train a model"),
     "evaluate": ("{package}.evaluate", "measure the perplexity of a checkpoint on a text"),
     "generate": ("{package}.generate", "continue texts"),
+    "benchmark": ("algpt2.benchmark.command", "how fast a checkpoint is here, in each runtime and precision"),
     "compare": ("algpt2.run", "several runs as one figure and one table"),
     "convert": ("convert.cli", "inspect, convert, verify or export a checkpoint"),
     "tokenization": ("algpt2.tokenization", "train a tokenizer"),

@@ -15,18 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import runtimes
-from side_by_side import (
-    add_rounds,
-    check_variants,
-    compare,
-    framework_parser,
-    read_bandwidth,
-    report,
-    threads,
-    time_in_turns,
-)
+from side_by_side import add_rounds, check_variants, compare, framework_parser, read_bandwidth, report
 
 from algpt2 import ALGPT2Config
+from algpt2.benchmark.timing import processor, time_in_turns
 from algpt2.cli import positive_int
 from algpt2.training.flops import training_flops
 
@@ -40,6 +32,7 @@ SHAPES = {
     **{f"relaxed{dtype}": "algpt2-relaxed" for dtype in TYPES},
     **{f"GPT-2's shape{dtype}": "gpt2" for dtype in TYPES},
 }
+OURS = {*SHAPES, *runtimes.ONNX, *runtimes.LITERT}
 VARIANTS = {
     "pytorch": (*PEERS["pytorch"], *SHAPES, *runtimes.ONNX),
     "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8")), *runtimes.LITERT),
@@ -62,10 +55,11 @@ def weight_bytes(name):
 
 
 def pytorch_generators(prompt, count, names):
-    """A function for each variant that generates."""
+    """A `runtimes.Generator` for each variant."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    from algpt2.benchmark.pytorch import weight_size
     from algpt2_pt import ALGPT2LMHeadModel
     from algpt2_pt.cpu_kernels import use_fast_kernels
     from algpt2_pt.quantization import quantize_int8
@@ -84,7 +78,9 @@ def pytorch_generators(prompt, count, names):
             quantize_int8(model)
         if name.endswith("bf16"):
             model.bfloat16()
-        return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return runtimes.Generator(
+            lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options), weight_size(model)
+        )
 
     return {name: generator(name) for name in names}
 
@@ -93,6 +89,7 @@ def tensorflow_generators(prompt, count, names):
     """As `pytorch_generators`, in Keras."""
     import keras_hub
 
+    from algpt2.benchmark.tensorflow import weight_size
     from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 
     batch, length = prompt.shape
@@ -110,7 +107,7 @@ def tensorflow_generators(prompt, count, names):
             dtype = "bfloat16" if name.endswith("bf16") else None
             model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
         model.compile(sampler="greedy", **options)
-        return lambda: model.generate(dict(inputs), stop_token_ids=None)
+        return runtimes.Generator(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
 
     return {name: generator(name) for name in names}
 
@@ -129,20 +126,41 @@ def main():
     names = arguments.variants or [name for name in VARIANTS[arguments.framework] if runtimes.is_installed(name)]
     variants = build(prompt, arguments.new_tokens, names)
     bandwidth = read_bandwidth()
-    seconds, first = time_in_turns(variants, arguments.rounds)
+    seconds, first = time_in_turns({name: variant.generate for name, variant in variants.items()}, arguments.rounds)
     extra = {}
     for name, values in seconds.items():
         rate = weight_bytes(name) * arguments.new_tokens / statistics.median(values)
         extra[name] = {"of the memory": f"{rate / bandwidth:.0%}", "first call, s": f"{first[name]:.1f}"}
+        extra[name]["MB"] = f"{variants[name].size / 1e6:,.1f}"
     peers = [peer for peer in PEERS[arguments.framework] if peer in seconds]
     work = arguments.batch_size * arguments.new_tokens
-    rows = compare(seconds, work, "tokens", {*SHAPES, *runtimes.ONNX, *runtimes.LITERT}, peers, extra)
+    rows = compare(seconds, work, "tokens", OURS, peers, extra)
     title = (
         f"Decoding in {arguments.framework}, batch {arguments.batch_size}, {arguments.prompt_length} + "
-        f"{arguments.new_tokens} tokens, {threads()}; memory {bandwidth / 1e9:.0f} GB/s"
+        f"{arguments.new_tokens} tokens, {processor()}; memory {bandwidth / 1e9:.0f} GB/s"
     )
     output = arguments.output or Path(f"decoding-{arguments.framework}-{arguments.batch_size}.json")
     report(title, rows, {"seconds": seconds, "first": first, "memory_read": bandwidth}, output)
+    draw_sizes(title, rows, output.with_name(f"{output.stem}-sizes.png"))
+
+
+def draw_sizes(title, rows, path):
+    """Draw the speed over the size of what has weights of its own."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row["variant"] not in runtimes.PRODUCTS]
+    speeds, sizes = ([float(row[column].replace(",", "")) for row in rows] for column in ("tokens/s", "MB"))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    ours = ["tab:blue" if row["variant"] in OURS else "tab:gray" for row in rows]
+    axes.scatter(sizes, speeds, c=ours)
+    for row, size, speed in zip(rows, sizes, speeds, strict=True):
+        axes.annotate(row["variant"], (size, speed), xytext=(5, 3), textcoords="offset points", fontsize="small")
+    axes.set(xscale="log", yscale="log", xlabel="MB of weights", ylabel="tokens/s")
+    axes.margins(x=0.2, y=0.1)
+    axes.set_title(title.replace("; ", "\n"), fontsize="medium")
+    figure.savefig(path, dpi=120)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from side_by_side import check_variants, framework_parser, report, threads
+from side_by_side import check_variants, framework_parser, report
 from training import PEERS, STEPS, VARIANTS, check_shape
 
+from algpt2.benchmark.timing import processor
 from algpt2.cli import positive_int
 
 
@@ -62,7 +63,7 @@ def main():
     rows = [{"variant": name, "GB": f"{size / 1e9:.2f}"} for name, size in found.items()]
     for row in rows if peer else ():
         row[f"of {peer}"] = f"{found[row['variant']] / found[peer]:.0%}"
-    title = f"Peak memory of a training step in {arguments.framework}, {shape[0]} x {shape[1]} tokens, {threads()}"
+    title = f"Peak memory of a training step in {arguments.framework}, {shape[0]} x {shape[1]} tokens, {processor()}"
     report(title, rows, {"bytes": found}, arguments.output or Path(f"memory-{arguments.framework}.json"))
 
 

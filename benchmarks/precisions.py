@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from side_by_side import add_rounds, time_in_turns
+from side_by_side import add_rounds
 
+from algpt2.benchmark.timing import time_in_turns
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.cli import HelpFormatter, positive_int
@@ -23,14 +24,6 @@ from algpt2.onnx.session import OnnxLanguageModel
 from algpt2.tables import markdown_table
 
 PROMPT, NEW_TOKENS = 8, 128
-
-
-def token_losses(model, ids):
-    """The losses in nats, float (batch, length - 1), of int ids (batch, length)."""
-    logits = model.run(ids)[:, :-1].astype("float64")
-    largest = logits.max(-1, keepdims=True)
-    totals = np.log(np.exp(logits - largest).sum(-1)) + largest[..., 0]
-    return totals - np.take_along_axis(logits, np.asarray(ids)[:, 1:, None], -1)[..., 0]
 
 
 def decode(model):
@@ -56,7 +49,7 @@ def main():
         for precision in PRECISIONS:
             content = language_model(checkpoint.config, checkpoint.weights, precision).SerializeToString()
             model = models[f"{directory.name}, {precision}"] = OnnxLanguageModel(content, threads=1)
-            found = evaluate(functools.partial(token_losses, model), text, length, batch_size=8, progress=True)
+            found = evaluate(model.token_losses, text, length, batch_size=8, progress=True)
             figure = {"model": directory.name, "precision": precision, "parameters": parameter_count(checkpoint.config)}
             figures.append({**figure, "MB": len(content) / 1e6, "perplexity": found.perplexity})
             print(figures[-1], flush=True)

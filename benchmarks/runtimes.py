@@ -5,8 +5,10 @@ import json
 import os
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, models
@@ -23,10 +25,22 @@ LLAMA_CPP = {"llama.cpp": None, "llama.cpp, q8_0": "q8_0", "llama.cpp, q4_0": "q
 PEERS = (*CTRANSLATE2, *LLAMA_CPP)
 PRODUCTS = ("onnx, q4, bare products", "onnx, int8, bare products")
 ONNX = {"onnx": "float32", "onnx, int8": "int8", "onnx, q4": "q4", PRODUCTS[0]: "q4", PRODUCTS[1]: "int8"}
-ONNX |= {"onnx, relaxed, int8": "int8", "onnx, relaxed, q4": "q4"}
+ONNX |= {"onnx, relaxed": "float32", "onnx, relaxed, int8": "int8", "onnx, relaxed, q4": "q4"}
 # Every token anew from the whole text, or from the cache of the tokens before it.
 LITERT = {"LiteRT, no cache": (None, False), "LiteRT": (None, True), "LiteRT, int8": ("int8", True)}
 SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
+
+
+class Generator(NamedTuple):
+    """What is timed.
+
+    Args:
+        generate: function without arguments, that continues a prompt.
+        size: int. The bytes of the weights as they are stored.
+    """
+
+    generate: Callable
+    size: int
 
 
 def is_installed(name):
@@ -36,7 +50,7 @@ def is_installed(name):
 
 
 def generator(name, prompt, count):
-    """A function that continues a prompt.
+    """A `Generator` that continues a prompt.
 
     Args:
         name: str, of `PEERS` or `ONNX`.
@@ -61,7 +75,7 @@ def onnx_generator(prompt, count, precision, bare, preset):
     weights = {name: draw.normal(0, 0.02, shape).astype("float32") for name, shape in weight_shapes(config).items()}
     model = language_model(config, weights, precision)
     if bare:
-        return bare_products(model, len(prompt), count)
+        return Generator(bare_products(model, len(prompt), count), model.ByteSize())
     session = OnnxLanguageModel(model.SerializeToString(), thread_count())
 
     def generate():
@@ -69,11 +83,11 @@ def onnx_generator(prompt, count, precision, bare, preset):
         for _ in range(count - 1):
             decoding.advance(decoding.logits.argmax(-1))
 
-    return generate
+    return Generator(generate, session.size)
 
 
 def bare_products(model, batch, count):
-    """As `generator`: the products of a model, one after the other, without anything between them."""
+    """A function: the products of a model for `count` tokens, one after the other, without anything between them."""
     import onnxruntime
     from onnx import TensorProto, helper
 
@@ -112,9 +126,10 @@ def ctranslate2_generator(prompt, count, precision):
         converter = ctranslate2.converters.TransformersConverter(directory)
         converter.convert(f"{directory}/ct2", quantization=precision)
         model = ctranslate2.Generator(f"{directory}/ct2", intra_threads=thread_count())
+        size = Path(directory, "ct2", "model.bin").stat().st_size
     tokens = [[f"t{index}" for index in row] for row in prompt]
     options = {"max_length": count, "min_length": count, "sampling_topk": 1, "include_prompt_in_result": False}
-    return lambda: model.generate_batch(tokens, **options)
+    return Generator(lambda: model.generate_batch(tokens, **options), size)
 
 
 def llama_cpp_generator(prompt, count, precision):
@@ -138,6 +153,7 @@ def llama_cpp_generator(prompt, count, precision):
         options.n_parallel, options.n_ctx = len(prompt), 1024 * len(prompt)
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = thread_count()
         server = xllamacpp.Server(options)
+        size = Path(directory, "model.gguf").stat().st_size
     request = {"n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
 
     def complete(row):
@@ -151,7 +167,7 @@ def llama_cpp_generator(prompt, count, precision):
         with ThreadPoolExecutor(len(prompt)) as rows:
             list(rows.map(complete, prompt))
 
-    return generate
+    return Generator(generate, size)
 
 
 def litert_generator(prompt, count, quantize, with_cache):
@@ -184,7 +200,7 @@ def litert_generator(prompt, count, quantize, with_cache):
             ids.append(int(cache.pop("logits")[0, 0].argmax()))
 
     continue_row = from_cache if with_cache else whole_text
-    return lambda: [continue_row(row.tolist()) for row in prompt]
+    return Generator(lambda: [continue_row(row.tolist()) for row in prompt], len(content))
 
 
 def thread_count():

@@ -12,9 +12,10 @@ import statistics
 import time
 
 import torch
-from side_by_side import add_rounds, json_file, threads, time_in_turns
+from side_by_side import add_rounds, json_file
 
 from algpt2 import ALGPT2Config, layer_schedule
+from algpt2.benchmark.timing import processor, time_in_turns
 from algpt2.cli import HelpFormatter
 from algpt2.tables import markdown_table
 from algpt2_pt import ALGPT2LMHeadModel
@@ -119,7 +120,7 @@ def main():
             cells = [f"{1000 * measured[f'{dimension} {value}, {scheme}']:,.0f} ms" for scheme in SCHEMES]
             rows.append([f"{dimension} {value}", *cells])
     rows += [[f"compile, n_layer {n}", *(f"{compiled[s][n]:.1f} s" for s in SCHEMES)] for n in VALUES["n_layer"]]
-    print(f"A training step of {BASE} with one number varied, {threads()}\n\n{markdown_table(rows)}")
+    print(f"A training step of {BASE} with one number varied, {processor()}\n\n{markdown_table(rows)}")
     arguments.output.write_text(json.dumps({"base": BASE, "step": measured, "compile": compiled}, indent=2) + "\n")
     draw(measured, compiled, arguments.output.with_suffix(".png"))
     print(f"\nwrote {arguments.output} and {arguments.output.with_suffix('.png')}")

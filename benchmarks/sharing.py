@@ -8,9 +8,10 @@ import statistics
 import keras
 import numpy as np
 import tensorflow as tf
-from side_by_side import add_rounds, time_in_turns
+from side_by_side import add_rounds
 
 from algpt2 import layer_schedule, parameter_count
+from algpt2.benchmark.timing import time_in_turns
 from algpt2.checkpoints.checkpoint import read_config
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.tables import markdown_table

@@ -1,16 +1,15 @@
-"""What the benchmarks share: variants timed in turns, the ceilings of the machine, a table, JSON and a picture."""
+"""What the benchmarks share: the ceilings of the machine, speeds compared, a table, JSON and a picture."""
 
 import argparse
 import json
 import os
 import statistics
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from algpt2.benchmark.timing import cores, time_in_turns
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.tables import markdown_table
 
@@ -59,35 +58,12 @@ def check_variants(parser, arguments, known):
         parser.error(f"--variants {found}: the variants of {arguments.framework} are {expected}")
 
 
-def time_in_turns(variants, rounds):
-    """Time functions one after the other, round by round, in every other round backwards.
-
-    Args:
-        variants: dict of str to function without arguments. Each is called once more before, to warm up.
-        rounds: int.
-
-    Returns:
-        tuple of dict of str to list of float, the seconds, and dict of str to float, those of the first call.
-    """
-    first, seconds = {}, {name: [] for name in variants}
-    with tqdm(total=(rounds + 1) * len(variants), leave=False) as progress:
-        for number in range(-1, rounds):
-            for name in list(variants)[:: -1 if number % 2 else 1]:
-                progress.set_description(name)
-                start = time.perf_counter()
-                variants[name]()
-                elapsed = time.perf_counter() - start
-                seconds[name].append(elapsed) if number >= 0 else first.update({name: elapsed})
-                progress.update()
-    return seconds, first
-
-
 def read_bandwidth(rounds=5):
     """float: bytes a second that all cores read when they sum an array much larger than the caches."""
-    cores = len(os.sched_getaffinity(0))
+    threads = cores()
     array = np.ones(1 << 27, "float32")
-    with ThreadPoolExecutor(cores) as executor:
-        parts = np.array_split(array, cores)
+    with ThreadPoolExecutor(threads) as executor:
+        parts = np.array_split(array, threads)
         seconds, _ = time_in_turns({"memory": lambda: list(executor.map(np.sum, parts))}, rounds)
     return array.nbytes / min(seconds["memory"])
 
@@ -147,8 +123,3 @@ def draw(title, rows, path):
     axes.set(xlabel=speed)
     axes.set_title(title.replace("; ", "\n"), fontsize="medium")
     figure.savefig(path, dpi=120)
-
-
-def threads():
-    """str: the cores that this process may use."""
-    return f"{len(os.sched_getaffinity(0))} cores"

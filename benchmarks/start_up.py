@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 
-from side_by_side import add_rounds, json_file, report, threads, time_in_turns
+from side_by_side import add_rounds, json_file, report
 
 from algpt2 import ALGPT2Config
+from algpt2.benchmark.timing import processor, time_in_turns
 from algpt2.cli import HelpFormatter
 from algpt2.data.corpus import read_corpus
 from algpt2.data.train_tokenizer import train_tokenizer
@@ -51,7 +52,7 @@ def main():
         }
         for name, values in seconds.items()
     ]
-    report(f"Start to first token, {threads()}", rows, {"seconds": seconds, "first": first}, arguments.output)
+    report(f"Start to first token, {processor()}", rows, {"seconds": seconds, "first": first}, arguments.output)
 
 
 if __name__ == "__main__":

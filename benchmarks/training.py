@@ -12,17 +12,10 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from side_by_side import (
-    add_rounds,
-    check_variants,
-    compare,
-    framework_parser,
-    report,
-    threads,
-    time_in_turns,
-)
+from side_by_side import add_rounds, check_variants, compare, framework_parser, report
 
 from algpt2 import ALGPT2Config
+from algpt2.benchmark.timing import processor, time_in_turns
 from algpt2.cli import positive_int
 from algpt2.training.flops import peak_flops, training_flops
 
@@ -209,7 +202,8 @@ def main():
     rows = compare(seconds, ids.size, "tokens", set(CONFIGS), peers, extra)
     title = (
         f"Training in {arguments.framework}, {arguments.batch_size} x {arguments.length} tokens, "
-        f"{arguments.precision}, dropout {arguments.dropout}, {threads()}; matrix product {ceiling / 1e9:,.0f} GFLOP/s"
+        f"{arguments.precision}, dropout {arguments.dropout}, {processor()}; "
+        f"matrix product {ceiling / 1e9:,.0f} GFLOP/s"
     )
     output = arguments.output or Path(f"training-{arguments.framework}-{arguments.precision}.json")
     report(title, rows, {"seconds": seconds, "first": first, "matrix_product": ceiling}, output)

@@ -8,7 +8,14 @@ from algpt2.cli import Parser
 COMMANDS = (
     *("algpt2_pt.train", "algpt2_pt.evaluate", "algpt2_pt.generate", "algpt2_pt.run_model"),
     *("algpt2_pt.train_tokenizer", "algpt2_tf.train", "algpt2_tf.evaluate", "algpt2_tf.generate"),
-    *("algpt2_tf.tfrecords", "algpt2.hub", "algpt2.demo.command", "algpt2.run compare", "algpt2.tokenization train"),
+    *(
+        "algpt2_tf.tfrecords",
+        "algpt2.benchmark.command",
+        "algpt2.hub",
+        "algpt2.demo.command",
+        "algpt2.run compare",
+        "algpt2.tokenization train",
+    ),
     *(f"convert.cli {name}" for name in ("inspect", "pt2tf", "tf2pt", "to-tf", "to-pt", "to-gpt2", "compress")),
     *("convert.cli verify", "convert.cli export"),
 )

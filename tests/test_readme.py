@@ -31,6 +31,7 @@ SHORTER = {
     "--stride 64": "--stride 8",
     "--max-new-tokens 500": "--max-new-tokens 50",
     "--draft-depth 2": "--draft-depth 1",
+    "algpt2.benchmark runs/pt": "algpt2.benchmark runs/pt --rounds 1 --new-tokens 4",
     "compress openai-community/gpt2": "compress runs/pt",
     "--sharing cycle:3 --depth-lora-rank 64": "--sharing full --depth-lora-rank 4",
 }

@@ -1,52 +1,13 @@
 """Continuations by ONNX Runtime: of a directory that `convert export --to onnx` wrote, or of any checkpoint."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
-from algpt2.checkpoints.checkpoint import read_config
-from algpt2.configuration import ALGPT2Config
-from algpt2.data.tokenizer import load_tokenizer, require_end_token
+from algpt2.cli import import_module
 from algpt2.errors import InputError
 from algpt2.generation.command import run_generation
 from algpt2.generation.sampling import choose
-from algpt2.onnx import FILES
+from algpt2.onnx.exported import ExportedCheckpoint, open_either
 from algpt2.onnx.session import OnnxLanguageModel
-from algpt2.training.recorded_run import open_newest
-
-
-@dataclass(frozen=True)
-class ExportedCheckpoint:
-    """A directory with a graph in ONNX, a GPT-2's configuration and a tokenizer.
-
-    Args:
-        directory: `Path`.
-        config: `ALGPT2Config`.
-    """
-
-    directory: Path
-    config: ALGPT2Config
-
-    def require_tokenizer(self):
-        """The tokenizer; an InputError if there is none, or it has no token that ends a text."""
-        return require_end_token(load_tokenizer(self.directory), self.directory)
-
-    def file(self, quantize):
-        """The graph of a precision; without one that of float32, or what there is."""
-        wanted = [FILES[quantize]] if quantize else list(FILES.values())
-        found = [self.directory / name for name in wanted if (self.directory / name).is_file()]
-        if not found:
-            raise InputError(f"{self.directory}: holds no {' or '.join(wanted)}; export it with --quantize {quantize}")
-        return found[0]
-
-
-def open_either(directory, framework="pytorch"):
-    """An `ExportedCheckpoint`, or else a `Checkpoint`; the arguments are those of `open_newest`."""
-    directory = Path(directory)
-    if any((directory / name).is_file() for name in FILES.values()):
-        return ExportedCheckpoint(directory, read_config(directory))
-    return open_newest(directory, framework)
 
 
 def open_model(checkpoint, quantize=None):
@@ -62,9 +23,9 @@ def open_model(checkpoint, quantize=None):
     if isinstance(checkpoint, ExportedCheckpoint):
         return OnnxLanguageModel(checkpoint.file(quantize))
     # Only who writes a graph needs the package onnx.
-    from algpt2.onnx.graph import language_model
-
-    graph = language_model(checkpoint.config, checkpoint.read_weights(), quantize or "float32")
+    graph = import_module("algpt2.onnx.graph").language_model(
+        checkpoint.config, checkpoint.read_weights(), quantize or "float32"
+    )
     return OnnxLanguageModel(graph.SerializeToString())
 
 

@@ -1,5 +1,7 @@
 """ALGPT2 by ONNX Runtime, token by token: no other framework is needed."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 
@@ -12,6 +14,9 @@ class OnnxLanguageModel:
     Args:
         source: path of an ONNX file, or bytes of one.
         threads: int; by default as many as there are cores.
+
+    Attributes:
+        size: int. The bytes of the model.
 
     Raises:
         InputError: if ONNX Runtime cannot load it, or it has no cache.
@@ -36,6 +41,7 @@ class OnnxLanguageModel:
         past = {value.name: value.shape for value in self.session.get_inputs() if value.name.startswith("past_key")}
         if not past:
             raise InputError(f"{name}: has no inputs past_key_values.*; write it by `convert export --to onnx`")
+        self.size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         self.past_names = list(past)
         _, self.n_head, _, self.head_width = next(iter(past.values()))
 
@@ -55,6 +61,13 @@ class OnnxLanguageModel:
     def run(self, ids, mask=None, positions=None):
         """The logits, float32 (batch, length, V), without a cache; the arguments are those of `outputs`."""
         return self.outputs(ids, mask, positions)["logits"]
+
+    def token_losses(self, ids):
+        """The losses in nats, float64 (batch, length - 1), of the tokens of ids (batch, length), int, but the first."""
+        logits = self.run(ids)[:, :-1].astype("float64")
+        largest = logits.max(-1, keepdims=True)
+        totals = np.log(np.exp(logits - largest).sum(-1)) + largest[..., 0]
+        return totals - np.take_along_axis(logits, np.asarray(ids)[:, 1:, None], -1)[..., 0]
 
     def outputs(self, ids, mask=None, positions=None):
         """All outputs for an empty past.

@@ -1,0 +1,1 @@
+"""What each runtime and precision gives for a checkpoint on the machine at hand."""
