@@ -1,7 +1,10 @@
 """What makes a PyTorch model faster, put on it from outside: products by oneDNN on a CPU, and GELU in one kernel."""
 
 import contextlib
+import functools
+import platform
 from contextvars import ContextVar
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -16,6 +19,8 @@ def use_fast_kernels(model):
     """Compute the linear layers of a model by oneDNN where that is faster, and GPT-2's GELU in one kernel.
 
     PyTorch gives products of float32 on a CPU to MKL, which does not use the AVX-512 of AMD's processors; oneDNN does.
+    On Intel's, where MKL is the faster one, above all with few rows, they stay with it. The rule is of the maker of the
+    processor and not a measurement, so that a run that goes on in another process has the same numbers to the last bit.
     `gelu_new` is seven kernels in transformers, and one in PyTorch by another name. The numbers are the same but for
     rounding. `torch.backends.mkldnn.flags(enabled=False)` leaves products to PyTorch for a while.
 
@@ -49,7 +54,7 @@ def _swap(model, classes, activations):
 
 
 class OneDNNLinear(nn.Linear):
-    """`torch.nn.Linear`, whose products are oneDNN's in float32 on a CPU; all else is as PyTorch computes it."""
+    """`torch.nn.Linear`, whose products are oneDNN's in float32 on a CPU that has them faster; else it is PyTorch's."""
 
     def forward(self, inputs):
         # The compiler does not know context variables.
@@ -98,6 +103,16 @@ def matmul_transposed(inputs, weight):
     return nn.functional.linear(inputs, weight)
 
 
+@functools.cache
+def is_mkl_fast():
+    """bool: whether this processor is Intel's, whose instructions MKL knows."""
+    try:
+        maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        maker = platform.processor()
+    return torch.backends.mkl.is_available() and "Intel" in maker
+
+
 def is_bfloat16_fast():
     """bool: whether oneDNN has products of bfloat16 for this CPU."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -143,6 +158,7 @@ def _is_for_onednn(inputs, weight, dtype=torch.float32):
         and type(weight) in (torch.Tensor, nn.Parameter)
         and inputs.numel() > 0
         and inputs.dtype == weight.dtype == dtype
+        and not (dtype == torch.float32 and is_mkl_fast())
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch.ao import quantization
 
-from algpt2_pt.cpu_kernels import use_plain_kernels
+from algpt2_pt.cpu_kernels import use_fast_kernels, use_plain_kernels
 
 
 def quantize_int8(model):
@@ -31,9 +31,10 @@ def quantize_int8(model):
         # Its successor in torchao has no kernels for CPUs without AVX-512.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
-        return quantization.quantize_dynamic(
+        quantization.quantize_dynamic(
             # PyTorch finds the layers to quantize by their class, which fast kernels change.
             use_plain_kernels(model),
             {torch.nn.Linear: quantization.per_channel_dynamic_qconfig},
             inplace=True,
         )
+    return use_fast_kernels(model)

@@ -1,6 +1,7 @@
 """Greedy decoding beside GPT-2's, in one framework: `python benchmarks/decoding.py --framework pytorch`.
 
-Every variant continues the same random prompt by the same number of tokens through its library's own `generate`. In
+Every variant continues the same random prompt by the same number of tokens through its library's own `generate`, in a
+process of its own that waits for its turn: two runtimes with threads of their own slow each other down within one. In
 PyTorch the peers are transformers' `GPT2LMHeadModel` and, where they are installed, CTranslate2 and llama.cpp, which
 run a GPT-2 of 124 million parameters; in TensorFlow KerasHub's `GPT2CausalLM`, by its default, which is without XLA on
 CPUs, and with `jit_compile=True`, which `algpt2` has by default. `onnx` is `algpt2` by ONNX Runtime, `bare products`
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import runtimes
 from side_by_side import add_rounds, check_variants, compare, framework_parser, read_bandwidth, report
+from tqdm.auto import tqdm
+from workers import Worker
 
 from algpt2 import ALGPT2Config
 from algpt2.benchmark.timing import processor, time_in_turns
@@ -54,8 +57,11 @@ def weight_bytes(name):
     return size * training_flops(ALGPT2Config.from_preset(preset_of(name)), 0) / 6
 
 
-def pytorch_generators(prompt, count, names):
-    """A `runtimes.Generator` for each variant."""
+def pytorch_generator(name, prompt, count):
+    """The `runtimes.Generator` of a variant."""
+    if name in (*runtimes.PEERS, *runtimes.ONNX):
+        return runtimes.generator(name, prompt, count)
+
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -66,27 +72,24 @@ def pytorch_generators(prompt, count, names):
 
     ids = torch.from_numpy(prompt).long()
     options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-
-    def generator(name):
-        if name in (*runtimes.PEERS, *runtimes.ONNX):
-            return runtimes.generator(name, prompt, count)
-        if name == "transformers":
-            model = GPT2LMHeadModel(GPT2Config()).eval()
-        else:
-            model = use_fast_kernels(ALGPT2LMHeadModel(ALGPT2Config.from_preset(SHAPES[name]))).eval()
-        if name.endswith("int8"):
-            quantize_int8(model)
-        if name.endswith("bf16"):
-            model.bfloat16()
-        return runtimes.Generator(
-            lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options), weight_size(model)
-        )
-
-    return {name: generator(name) for name in names}
+    if name == "transformers":
+        model = GPT2LMHeadModel(GPT2Config()).eval()
+    else:
+        model = use_fast_kernels(ALGPT2LMHeadModel(ALGPT2Config.from_preset(SHAPES[name]))).eval()
+    if name.endswith("int8"):
+        quantize_int8(model)
+    if name.endswith("bf16"):
+        model.bfloat16()
+    return runtimes.Generator(
+        lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options), weight_size(model)
+    )
 
 
-def tensorflow_generators(prompt, count, names):
-    """As `pytorch_generators`, in Keras."""
+def tensorflow_generator(name, prompt, count):
+    """As `pytorch_generator`, in Keras."""
+    if name in runtimes.LITERT:
+        return runtimes.litert_generator(prompt, count, *runtimes.LITERT[name])
+
     import keras_hub
 
     from algpt2.benchmark.tensorflow import weight_size
@@ -95,21 +98,15 @@ def tensorflow_generators(prompt, count, names):
     batch, length = prompt.shape
     ids = np.pad(prompt, ((0, 0), (0, count)))
     inputs = {"token_ids": ids, "padding_mask": np.arange(length + count)[None].repeat(batch, 0) < length}
-
-    def generator(name):
-        if name in runtimes.LITERT:
-            return runtimes.litert_generator(prompt, count, *runtimes.LITERT[name])
-        options = {"jit_compile": True} if name.endswith("jit_compile") else {}
-        if name in PEERS["tensorflow"]:
-            backbone = keras_hub.models.GPT2Backbone(50257, 12, 12, 768, 3072, max_sequence_length=1024)
-            model = keras_hub.models.GPT2CausalLM(backbone)
-        else:
-            dtype = "bfloat16" if name.endswith("bf16") else None
-            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
-        model.compile(sampler="greedy", **options)
-        return runtimes.Generator(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
-
-    return {name: generator(name) for name in names}
+    options = {"jit_compile": True} if name.endswith("jit_compile") else {}
+    if name in PEERS["tensorflow"]:
+        backbone = keras_hub.models.GPT2Backbone(50257, 12, 12, 768, 3072, max_sequence_length=1024)
+        model = keras_hub.models.GPT2CausalLM(backbone)
+    else:
+        dtype = "bfloat16" if name.endswith("bf16") else None
+        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
+    model.compile(sampler="greedy", **options)
+    return runtimes.Generator(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
 
 
 def main():
@@ -122,9 +119,10 @@ def main():
     check_variants(parser, arguments, VARIANTS[arguments.framework])
     shape = (arguments.batch_size, arguments.prompt_length)
     prompt = np.random.default_rng(0).integers(1, 50257, size=shape, dtype=np.int32)
-    build = {"pytorch": pytorch_generators, "tensorflow": tensorflow_generators}[arguments.framework]
+    build = {"pytorch": pytorch_generator, "tensorflow": tensorflow_generator}[arguments.framework]
     names = arguments.variants or [name for name in VARIANTS[arguments.framework] if runtimes.is_installed(name)]
-    variants = build(prompt, arguments.new_tokens, names)
+    names = tqdm(names, "building", leave=False)
+    variants = {name: Worker(build, name, prompt, arguments.new_tokens) for name in names}
     bandwidth = read_bandwidth()
     seconds, first = time_in_turns({name: variant.generate for name, variant in variants.items()}, arguments.rounds)
     extra = {}

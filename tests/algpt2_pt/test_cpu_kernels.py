@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.profiler import profile
 
+from algpt2_pt import cpu_kernels
 from algpt2_pt.cpu_kernels import (
     is_bfloat16_fast,
+    is_mkl_fast,
     matmul_transposed,
     packed_weights,
     use_fast_kernels,
@@ -30,6 +33,12 @@ def operations(function):
     with profile() as profiler:
         result = function()
     return {event.key for event in profiler.key_averages()}, result
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch):
+    """oneDNN is taken on every processor."""
+    monkeypatch.setattr(cpu_kernels, "is_mkl_fast", lambda: False)
 
 
 @pytest.fixture
@@ -81,6 +90,23 @@ def test_a_model_computes_the_same_with_and_without():
     used, found = operations(lambda: gradients(use_plain_kernels(model)))
     assert ONEDNN not in used and {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
     assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_products_stay_with_mkl_where_it_is_fast(is_recorded, layer, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "is_mkl_fast", lambda: True)
+    inputs = torch.randn(3, 40)
+    with torch.set_grad_enabled(is_recorded):
+        for compute in (layer, functools.partial(matmul_transposed, weight=layer.weight)):
+            used, found = operations(functools.partial(compute, inputs))
+            bias = layer.bias.double() if compute is layer else 0
+            assert ONEDNN not in used and close(found, inputs.double() @ layer.weight.double().T + bias)
+
+
+@pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])
+def test_mkl_is_fast_on_processors_of_intel(maker, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: f"vendor_id : {maker}")
+    assert is_mkl_fast.__wrapped__() == (maker == "GenuineIntel" and torch.backends.mkl.is_available())
 
 
 def test_gelu_of_gpt2_is_one_kernel():
