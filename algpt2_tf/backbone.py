@@ -178,9 +178,11 @@ class TFALGPT2Backbone(Backbone):
             if room is not None and cache_update_index + length > room:
                 raise ValueError(f"the cache has room for {room} tokens, not for {cache_update_index + length}")
         x = self.project_embeddings(self.embed(token_ids, cache_update_index))
-        entries = []
+        entries, functions = [], {}
         for (block, source), entry in zip(self.applications, cache, strict=True):
-            x, entry = block(x, cache=entry, cache_update_index=cache_update_index, source=source)
+            if (block, source) not in functions:
+                functions[block, source] = cached_block(block, source)
+            x, entry = functions[block, source](x, entry, cache_update_index)
             entries.append(entry)
         return self.project_states(self.layer_norm(x)), tuple(entries)
 
@@ -194,6 +196,22 @@ class TFALGPT2Backbone(Backbone):
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
+
+
+def cached_block(block, source):
+    """A function of states, a cache entry and a position; in a graph one that is traced once for all depths of a block.
+
+    Tracing is most of the time to the first token.
+
+    Args:
+        block: `algpt2_tf.layers.TFALGPT2Block`.
+        source: as its call takes it.
+    """
+
+    def call(states, entry, position):
+        return block(states, cache=entry, cache_update_index=position, source=source)
+
+    return call if tf.executing_eagerly() else tf.function(call, autograph=False)
 
 
 def check_length(length, config):
