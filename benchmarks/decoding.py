@@ -65,8 +65,8 @@ def pytorch_generator(name, prompt, count):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from algpt2.benchmark.pytorch import weight_size
     from algpt2_pt import ALGPT2LMHeadModel
+    from algpt2_pt.benchmark import weight_size
     from algpt2_pt.cpu_kernels import use_fast_kernels
     from algpt2_pt.quantization import quantize_int8
 
@@ -92,8 +92,8 @@ def tensorflow_generator(name, prompt, count):
 
     import keras_hub
 
-    from algpt2.benchmark.tensorflow import weight_size
     from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+    from algpt2_tf.benchmark import weight_size
 
     batch, length = prompt.shape
     ids = np.pad(prompt, ((0, 0), (0, count)))
@@ -107,6 +107,22 @@ def tensorflow_generator(name, prompt, count):
         model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
     model.compile(sampler="greedy", **options)
     return runtimes.Generator(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
+
+
+def _label(axes, sizes, speeds, names):
+    """Write a name beside each point, below the names that already stand there."""
+    axes.figure.draw_without_rendering()
+    pixels = axes.transData.transform(np.column_stack([sizes, speeds]))
+    width, height = 105, 13
+    placed = []
+    for index in np.argsort(-pixels[:, 1]):
+        x, y = pixels[index]
+        while any(abs(x - other) < width and abs(y - above) < height for other, above in placed):
+            y -= 1
+        placed.append((x, y))
+        below = (y - pixels[index, 1]) * 72 / axes.figure.dpi
+        place = (sizes[index], speeds[index])
+        axes.annotate(names[index], place, (6, below - 3), textcoords="offset points", fontsize="small")
 
 
 def main():
@@ -145,18 +161,21 @@ def main():
 def draw_sizes(title, rows, path):
     """Draw the speed over the size of what has weights of its own."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     rows = [row for row in rows if row["variant"] not in runtimes.PRODUCTS]
     speeds, sizes = ([float(row[column].replace(",", "")) for row in rows] for column in ("tokens/s", "MB"))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    ours = ["tab:blue" if row["variant"] in OURS else "tab:gray" for row in rows]
-    axes.scatter(sizes, speeds, c=ours)
-    for row, size, speed in zip(rows, sizes, speeds, strict=True):
-        axes.annotate(row["variant"], (size, speed), xytext=(5, 3), textcoords="offset points", fontsize="small")
+    axes.scatter(sizes, speeds, c=["tab:blue" if row["variant"] in OURS else "tab:gray" for row in rows])
     axes.set(xscale="log", yscale="log", xlabel="MB of weights", ylabel="tokens/s")
-    axes.margins(x=0.2, y=0.1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.margins(x=0.25, y=0.1)
     axes.set_title(title.replace("; ", "\n"), fontsize="medium")
+    _label(axes, sizes, speeds, [row["variant"] for row in rows])
     figure.savefig(path, dpi=120)
     print(f"wrote {path}")
 

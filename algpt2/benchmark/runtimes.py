@@ -69,7 +69,7 @@ RUNTIMES = {
     "pytorch": Runtime(
         FRAMEWORKS["pytorch"].title,
         FRAMEWORKS["pytorch"].module,
-        "algpt2.benchmark.pytorch",
+        "algpt2_pt.benchmark",
         {
             "fp32": _PYTORCH,
             "bf16": f'ALGPT2LMHeadModel{_FROM_PRETRAINED}, dtype="bfloat16")',
@@ -79,7 +79,7 @@ RUNTIMES = {
     "tensorflow": Runtime(
         "Keras",
         FRAMEWORKS["tensorflow"].module,
-        "algpt2.benchmark.tensorflow",
+        "algpt2_tf.benchmark",
         {
             "fp32": f"TFALGPT2LMHeadModel{_FROM_PRETRAINED})",
             "bf16": f'TFALGPT2LMHeadModel{_FROM_PRETRAINED}, dtype="bfloat16")',
@@ -89,7 +89,7 @@ RUNTIMES = {
     "onnx": Runtime(
         "ONNX Runtime",
         "onnxruntime",
-        "algpt2.benchmark.onnx",
+        "algpt2.onnx.benchmark",
         {
             "fp32": f"{_PYTORCH} --runtime onnx",
             "int8": f"{_PYTORCH} --runtime onnx --quantize int8",
