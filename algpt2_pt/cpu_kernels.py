@@ -110,7 +110,7 @@ def is_mkl_fast():
         maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         maker = platform.processor()
-    return torch.backends.mkl.is_available() and "Intel" in maker
+    return torch.backends.mkl.is_available() and "GenuineIntel" in maker
 
 
 def is_bfloat16_fast():
