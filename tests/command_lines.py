@@ -1,6 +1,6 @@
 """Command lines called in the test's own process, and what is read of the runs they leave."""
 
-import importlib
+import importlib.util
 import json
 
 import h5py
@@ -25,6 +25,12 @@ def run(capsys, module, *arguments):
     except SystemExit as stopped:
         code = stopped.code
     return (code, *capsys.readouterr())
+
+
+def program_of(module):
+    """str: the module that `python -m` runs for a module or a package."""
+    is_package = importlib.util.find_spec(module).submodule_search_locations is not None
+    return f"{module}.__main__" if is_package else module
 
 
 def history(directory):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from command_lines import program_of
 from isolation import ROOT, TENSORFLOW, TORCH, run_without
 
 QUIET = "TF_CPP_MIN_LOG_LEVEL"
@@ -156,7 +157,7 @@ def test_commands_of_the_readme_exist(capsys):
     commands = re.findall(r"python -m ([\w.]+) ?((?:[^\n`]|\\\n)*)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert {command for command, _ in commands} >= {"algpt2_tf.train", "algpt2_pt.train", "convert"}
     for module, arguments in commands:
-        loaded = importlib.import_module(f"{module}.__main__" if module in ("convert", "algpt2.demo") else module)
+        loaded = importlib.import_module(program_of(module))
         with pytest.raises(SystemExit) as stopped:
             loaded.main([*arguments.split()[: module == "convert"], "--help"])
         assert stopped.value.code == 0

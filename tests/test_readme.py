@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_lines import run
+from command_lines import program_of, run
 
 from algpt2.data.corpus import read_corpus
 
@@ -74,8 +74,7 @@ def test_the_readme_works_from_top_to_bottom(tmp_path, monkeypatch, capsys):
                 continue
             python, flag, module, *arguments = shlex.split(shortened(command))
             assert (python, flag) == ("python", "-m")
-            program = f"{module}.__main__" if module == "convert" else module
-            code, out, error = run(capsys, program, *arguments)
+            code, out, error = run(capsys, program_of(module), *arguments)
             assert code == 0, f"{command}\n{out}\n{error}"
     # What the last command and the last example wrote.
     assert Path("site/index.html").is_file() and Path("classifier/config.json").is_file()
