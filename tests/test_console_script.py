@@ -12,6 +12,7 @@ HELP = {
     ("train", "--framework", "tensorflow"): "python -m algpt2_tf.train",
     ("evaluate", "--framework", "pytorch"): "python -m algpt2_pt.evaluate",
     ("generate", "--framework", "tensorflow"): "python -m algpt2_tf.generate",
+    ("benchmark",): "python -m algpt2.benchmark",
     ("compare",): "python -m algpt2.run compare",
     ("convert",): "python -m convert",
     ("convert", "pt2tf"): "python -m convert pt2tf",

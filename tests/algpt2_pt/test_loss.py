@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import tiny_config
 
-from algpt2_pt import ALGPT2LMHeadModel
+from algpt2_pt import ALGPT2LMHeadModel, cpu_kernels
 from algpt2_pt.loss import linear_cross_entropy
 from algpt2_pt.optimization import create_optimizer
 
@@ -85,11 +85,14 @@ def test_a_step_without_a_label_that_counts_changes_nothing(count):
 
 
 def products(profiler):
-    return sum(event.count for event in profiler.key_averages() if event.key == "mkldnn::_linear_pointwise")
+    by_either = ("mkldnn::_linear_pointwise", "aten::mm")
+    return sum(event.count for event in profiler.key_averages() if event.key in by_either)
 
 
+@pytest.mark.parametrize("is_mkl_fast", [True, False])
 @pytest.mark.parametrize("asked", [(True, True), (True, False), (False, True), (False, False)])
-def test_only_what_is_asked_for_is_computed(inputs, asked):
+def test_only_what_is_asked_for_is_computed(inputs, asked, is_mkl_fast, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "is_mkl_fast", lambda: is_mkl_fast)
     states, weight, labels = inputs
     for tensor, is_asked in zip((states, weight), asked, strict=True):
         tensor.requires_grad_(is_asked)
