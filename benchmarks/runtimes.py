@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from algpt2 import ALGPT2Config
+from algpt2.benchmark.timing import cores
 from algpt2.checkpoints.weights import weight_shapes
 from algpt2.onnx.graph import language_model
 from algpt2.onnx.session import OnnxLanguageModel
@@ -205,4 +206,4 @@ def litert_generator(prompt, count, quantize, with_cache):
 
 def thread_count():
     """int: the threads that a benchmark may use, as OMP_NUM_THREADS says, or all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return int(os.environ.get("OMP_NUM_THREADS") or cores())

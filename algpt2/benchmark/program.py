@@ -40,7 +40,10 @@ def run(arguments):
             f"--prompt-length {arguments.prompt_length} and --new-tokens {arguments.new_tokens or 1} are more than the "
             f"{config.n_positions} positions of the model; give fewer"
         )
-    text = validation_text(checkpoint, arguments.dataset) if arguments.dataset else None
+    text = None
+    if arguments.dataset:
+        text, length = validation_text(checkpoint, arguments.dataset)
+        text = replace(text, tokens=text.tokens[: arguments.dataset_tokens])
     prompt = np.random.default_rng(0).integers(config.vocab_size, size=arguments.prompt_length).tolist()
     models, loading, failures = {}, {}, {}
     for runtime, precision in variants:
@@ -66,9 +69,7 @@ def run(arguments):
         row["first text, s"] = f"{loading[variant] + first[_title(variant)]:.1f}"
         row["MB"] = f"{model.size / 1e6:,.1f}"
         if text:
-            tokens, length = text
-            tokens = replace(tokens, tokens=tokens.tokens[: arguments.dataset_tokens])
-            row["perplexity"] = evaluate(model.token_losses, tokens, length, batch_size=4, progress=True).perplexity
+            row["perplexity"] = evaluate(model.token_losses, text, length, batch_size=4, progress=True).perplexity
         rows.append(row)
     print(
         f"{arguments.checkpoint}: {parameter_count(config):,} parameters, {arguments.prompt_length} + {count} tokens, "
