@@ -11,6 +11,7 @@ from algpt2.checkpoints.weights import parameter_count
 from algpt2.cli import installed_frameworks
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced, file_replaced
+from algpt2.generation.sampling import log_softmax
 from convert.comparison import TOLERANCES, Comparison, compare_logits, fixed_batches
 from convert.exports import FORMATS
 from convert.sides import open_side
@@ -180,7 +181,7 @@ def _check_output(output, to, target, force):
 
 
 def _compare_predictions(expected, found, allowed):
-    expected_log, found_log = (_log_softmax(logits.astype("float64")) for logits in (expected, found))
+    expected_log, found_log = (log_softmax(logits.astype("float64")) for logits in (expected, found))
     divergence = float((np.exp(expected_log) * (expected_log - found_log)).sum(-1).mean())
     others = float((expected.argmax(-1) != found.argmax(-1)).mean())
     # Of a language model (batch, length, V), of a classifier (batch, classes).
@@ -190,8 +191,3 @@ def _compare_predictions(expected, found, allowed):
         # Told, not judged: where two tokens are about as likely, it says little.
         Comparison(f"share of {where} with another likeliest {one}", (), others, 1.0, True),
     ]
-
-
-def _log_softmax(logits):
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -56,3 +56,9 @@ def softmax(logits):
     """The probabilities, float (V,), of logits (V,)."""
     odds = np.exp(logits - logits.max())
     return odds / odds.sum()
+
+
+def log_softmax(logits):
+    """The logarithms of the probabilities, float (..., V), of logits (..., V)."""
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 
 from algpt2.errors import InputError
+from algpt2.generation.sampling import log_softmax
 
 
 class OnnxLanguageModel:
@@ -64,10 +65,8 @@ class OnnxLanguageModel:
 
     def token_losses(self, ids):
         """The losses in nats, float64 (batch, length - 1), of the tokens of ids (batch, length), int, but the first."""
-        logits = self.run(ids)[:, :-1].astype("float64")
-        largest = logits.max(-1, keepdims=True)
-        totals = np.log(np.exp(logits - largest).sum(-1)) + largest[..., 0]
-        return totals - np.take_along_axis(logits, np.asarray(ids)[:, 1:, None], -1)[..., 0]
+        found = log_softmax(self.run(ids)[:, :-1].astype("float64"))
+        return -np.take_along_axis(found, np.asarray(ids)[:, 1:, None], -1)[..., 0]
 
     def outputs(self, ids, mask=None, positions=None):
         """All outputs for an empty past.
