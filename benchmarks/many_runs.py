@@ -3,10 +3,8 @@
 import gc
 import json
 import math
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,13 +17,11 @@ from algpt2.evaluation.perplexity import Evaluation
 from algpt2.training.optimization import hyperparameters
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer, create_scheduler
-from convert.compression.calibration import input_moments
-from convert.compression.model import compressed, shared_depths
 
 LENGTH, IGNORED = 256, -100
 # Steps that run before a graph is captured: what libraries set up at the first call must not be part of it.
 EAGER_STEPS = 3
-TEMPERATURE, DISTILL_WEIGHT = 2.0, 0.5
+TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,11 @@ class Row:
         sharing: str. A pattern of `algpt2.layer_schedule`.
         model: dict, other fields of the configuration.
         rate: float; or the name of a family of the sweep, for its best.
-        tokens: float. Millions of tokens, or the share of those of `start`.
-        start: str. The row whose final weights are compressed into the first of this one.
-        init, calibration: str and int, of `convert.compression`: the start of shared blocks, and the rows of the
-            training text that say which inputs count.
-        teacher: bool. Whether to learn from the logits of `start` as well.
+        tokens: float. Millions of tokens.
+        start: str. A folder of the starts, whose model is trained on instead of a new one.
+        distill_weight: float. Of the divergence from the teacher's logits in the loss.
         embedding_std, block_scale: float. Of the initial embeddings; times those of the matrices of the blocks.
+        measured: tuple of float. After which shares of the steps the held-out texts are measured.
         save: bool. Whether to keep the weights.
     """
 
@@ -59,11 +54,10 @@ class Row:
     weight_decay: float = 0.1
     schedule: str = "linear"
     start: str | None = None
-    init: str = "svd"
-    calibration: int = 64
-    teacher: bool = False
+    distill_weight: float = 0.0
     embedding_std: float | None = None
     block_scale: float = 1.0
+    measured: tuple = (0.9, 0.95, 1.0)
     save: bool = False
 
     @property
@@ -193,17 +187,17 @@ class Training:
         sizes: `Sizes`.
         texts: `Texts`.
         steps: int.
-        teacher: `ALGPT2LMHeadModel`; `None` for the loss of the text alone.
-        weights: dict of str to tensor, to start from.
+        model: `ALGPT2LMHeadModel` to train on; `None` for a new one.
+        teacher: `ALGPT2LMHeadModel` that a row with a `distill_weight` learns from.
         graphs: bool. Whether steps are CUDA graphs.
         evaluates: bool. Whether to measure the held-out texts at all.
     """
 
-    def __init__(self, row, sizes, texts, steps, teacher=None, weights=None, graphs=True, evaluates=True):
+    def __init__(self, row, sizes, texts, steps, model=None, teacher=None, graphs=True, evaluates=True):
         self.row, self.sizes, self.texts, self.steps = row, sizes, texts, steps
         self.teacher, self.graphs, self.pool = teacher, graphs, None
         device = self.device = texts.train.device
-        self.model = new_model(row, sizes, weights).to(device)
+        self.model = (model or new_model(row, sizes)).to(device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = optimizer_of(row, self.model)
         self.rate = torch.zeros((), device=device)
@@ -221,7 +215,7 @@ class Training:
         self.held_out_batches = -(-len(texts.held_out) // sizes.batch)
         self.row_losses = torch.zeros(len(texts.held_out), device=device)
         # The steps after which the held-out texts are measured, and the results.
-        shares = (0.9, 0.95, 1.0) if steps else (1.0,)
+        shares = row.measured if steps else (1.0,)
         self.evaluated_at = {round(share * steps): share for share in shares} if evaluates else {}
         self.evaluations = {}
         self.launched, self.is_finished = 0, False
@@ -236,10 +230,10 @@ class Training:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = self.model(ids, labels=ids, use_cache=False)
             loss = output.loss
-            if self.teacher is not None:
+            if weight := self.row.distill_weight:
                 with torch.no_grad():
                     taught = self.teacher(ids, use_cache=False).logits
-                loss = (1 - DISTILL_WEIGHT) * loss + DISTILL_WEIGHT * distillation(output.logits, taught)
+                loss = (1 - weight) * loss + weight * distillation(output.logits, taught)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.row.clip or math.inf)
         self.optimizer.step()
@@ -351,8 +345,15 @@ def distillation(logits, taught):
     return TEMPERATURE**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def new_model(row, sizes, weights=None):
-    """The model of a row, initialized by its seed or with given weights."""
+def stored_model(directory):
+    """The model of a checkpoint, in float32."""
+    model = ALGPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32)
+    model.config._attn_implementation = "causal"
+    return model
+
+
+def new_model(row, sizes):
+    """The model of a row, initialized by its seed."""
     torch.manual_seed(row.seed)
     config = configuration(row, sizes)
     config._attn_implementation = "causal"
@@ -363,8 +364,6 @@ def new_model(row, sizes, weights=None):
         for name, parameter in model.transformer.h.named_parameters():
             if parameter.ndim == 2 and ".depths." not in name:
                 parameter.mul_(row.block_scale)
-    if weights is not None:
-        model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
     return model
 
 
@@ -379,16 +378,3 @@ def rate_table(row, steps):
     unit = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     schedule = create_scheduler(unit, row.schedule, math.ceil(row.warmup * steps), max(1, steps)).lr_lambdas[0]
     return [row.rate * schedule(step) for step in range(steps)]
-
-
-def compressed_weights(row, sizes, texts, source):
-    """The first weights of a row, dict of str to tensor, compressed from those of another model."""
-    weights = {name: value.cpu().numpy() for name, value in source.state_dict().items() if name != "lm_head.weight"}
-    config, moments = configuration(row, sizes), None
-    with tempfile.TemporaryDirectory() as folder:
-        shared = shared_depths(config)
-        if row.calibration and shared:
-            rows = texts.train[: row.calibration].cpu().numpy()
-            moments = input_moments(source.config, weights, rows, shared, Path(folder))
-        found = compressed(source.config, weights, config, row.init, moments)
-        return {name: torch.from_numpy(np.array(value, "float32")) for name, value in found.items()}

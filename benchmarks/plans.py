@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import replace
 
 import torch
-from many_runs import LENGTH, Row, Training, compressed_weights, configuration
+from many_runs import LENGTH, Row, Training, configuration, stored_model
 from safetensors.torch import save as to_safetensors
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,33 +27,39 @@ class Plan:
         name: str, of the file in the directory.
         former: list of dict, records of other plans, for the best rates.
         deadline: float, by `time.monotonic`.
+        starts: `Path` of a folder with the checkpoint `teacher`, and those compressed from it by the names in the rows.
     """
 
-    def __init__(self, rows, sizes, texts, directory, name, former=(), deadline=math.inf):
-        self.sizes, self.texts, self.directory, self.deadline = sizes, texts, directory, deadline
+    def __init__(self, rows, sizes, texts, directory, name, former=(), deadline=math.inf, starts=None):
+        self.sizes, self.texts, self.directory, self.deadline, self.starts = sizes, texts, directory, deadline, starts
         # The plan that measures speed alone.
         self.evaluates = name != "speed"
         self.path = directory / f"{name}.jsonl"
         self.records = [*former, *read_records(self.path)]
         done = {(record["name"], record["seed"]) for record in read_records(self.path) if record["finished"]}
-        rows = [row for row in rows if (row.name, row.seed) not in done and configuration(row, sizes) is not None]
+        rows = [row for row in rows if (row.name, row.seed) not in done and self.can_start(row)]
         # Those that others wait for come first, further seeds last; of the others the longest first, so that no single
         # one is left at the end.
-        starts = {row.start for row in rows}
-
-        def order(row):
-            awaited = " @ " in row.name or row.name in starts
-            return row.seed, not awaited, -row.tokens * configuration(row, sizes).n_layer
-
-        self.waiting = sorted(rows, key=order)
+        self.waiting = sorted(
+            rows, key=lambda row: (row.seed, " @ " not in row.name, -row.tokens * configuration(row, sizes).n_layer)
+        )
         self.planned = {row.name for row in rows}
-        self.models, self.compressed = {}, {}
+        self.teacher = None
+        if any(row.distill_weight for row in rows):
+            self.teacher = stored_model(starts / "teacher").to(texts.train.device).requires_grad_(False)
+
+    def can_start(self, row):
+        """Whether the row's configuration is one that this version knows, and its start and teacher are there."""
+        if (row.start or row.distill_weight) and not self.starts:
+            print(f"{row.key}: left out, no --starts", flush=True)
+            return False
+        return configuration(row, self.sizes) is not None
 
     def next(self):
         """The next row that can start, its rate a number; `None` if none can now."""
         for row in self.waiting:
             rate = self.best_rate(row.rate) if isinstance(row.rate, str) else row.rate
-            if rate is not None and (row.start is None or f"{row.start} / {row.seed}" in self.models):
+            if rate is not None:
                 self.waiting.remove(row)
                 return replace(row, rate=rate)
         return None
@@ -72,17 +78,9 @@ class Plan:
 
     def start(self, row, graphs):
         """The `Training` of a row."""
-        model = self.models.get(f"{row.start} / {row.seed}") if row.start else None
-        weights = None
-        if row.start:
-            # The same for rows that differ in their training alone.
-            key = (row.start, row.sharing, str(row.model), row.init, row.calibration)
-            if key not in self.compressed:
-                self.compressed[key] = compressed_weights(row, self.sizes, self.texts, model)
-            weights = self.compressed[key]
+        model = stored_model(self.starts / row.start) if row.start else None
         steps = round(row.tokens * 1e6 / (self.sizes.batch * LENGTH))
-        teacher = model if row.teacher else None
-        return Training(row, self.sizes, self.texts, steps, teacher, weights, graphs, self.evaluates)
+        return Training(row, self.sizes, self.texts, steps, model, self.teacher, graphs, self.evaluates)
 
     def finish(self, training):
         """Write what a run gave."""
@@ -100,8 +98,6 @@ class Plan:
         )
         if not record["finished"]:
             return
-        if any(row.start == training.row.name for row in self.waiting):
-            self.models[training.row.key] = training.model.eval().requires_grad_(False)
         if training.row.save:
             self.keep_weights(training)
 

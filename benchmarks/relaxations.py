@@ -15,7 +15,6 @@ DIR/weights-N.tar; rows that are there already are left out, so that the same co
 
 import argparse
 import itertools
-import json
 import math
 import os
 import time
@@ -31,6 +30,14 @@ from algpt2.data.packing import TrainingOrder
 from algpt2_pt.optimization import create_scheduler
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+# The sharing and the rank of what `convert compress` made of the teacher, with norms and biases of each depth.
+STARTS = {
+    "full16": ("full", 16),
+    "full64": ("full", 64),
+    "sandwich16": ("sandwich", 16),
+    "middle16": ("middle_cycle:1,2,1", 16),
+    "middle32": ("middle_cycle:1,2,1", 32),
+}
 
 
 def sweep(sizes):
@@ -95,60 +102,101 @@ def settings(sizes):
 
 
 def table(sizes):
-    """The rows of the comparison; those that carry a claim with three seeds."""
-    tokens, width = 40, sizes.n_embd
-    half = {"embedding_size": width // 2}
+    """The rows of the comparison, each family at its own best rate; those that carry a claim with three seeds."""
+    width = sizes.n_embd
     free = {"depth_norms": True, "depth_biases": True}
-    rows = [
-        Row("gpt2", rate="gpt2"),
-        Row("shared", "full", rate="shared"),
-        Row("shared, factorized", "full", half, rate="shared"),
-        Row("shared, norms and biases", "full", free, rate="relaxed"),
-        Row("shared, rank 8", "full", {"depth_lora_rank": 8}, rate="relaxed"),
-        Row("shared, relaxed", "full", sizes.relaxed, rate="relaxed"),
-        Row("shared, relaxed, rank 16", "full", {**free, "depth_lora_rank": 16}, rate="relaxed"),
-        Row("shared, multiplier", "full", sizes.multiplier, rate="shared"),
-        Row("shared, relaxed, multiplier", "full", {**sizes.relaxed, **sizes.multiplier}, rate="relaxed"),
+    narrow = f"layers of {width - 32}"
+    families = [
+        Row("gpt2"),
+        Row("shared", "full"),
+        Row("shared, factorized", "full", {"embedding_size": width // 2}),
+        Row("shared, norms and biases", "full", free),
+        Row("shared, rank 8", "full", {"depth_lora_rank": 8}),
+        Row("shared, relaxed", "full", sizes.relaxed),
+        Row("shared, relaxed, rank 16", "full", {**free, "depth_lora_rank": 16}),
+        Row("shared, multiplier", "full", sizes.multiplier),
+        Row("shared, relaxed, multiplier", "full", {**sizes.relaxed, **sizes.multiplier}),
         # A sandwich is the middle cycle 1,1,1.
-        Row("sandwich, relaxed", "sandwich", sizes.relaxed, rate="relaxed"),
-        Row("middle cycle 1,2,1", "middle_cycle:1,2,1", rate="shared"),
-        Row("middle cycle 1,2,1, relaxed", "middle_cycle:1,2,1", sizes.relaxed, rate="relaxed"),
-        Row("dense, 1 layer", model={"n_layer": 1}, rate="dense"),
-        Row("dense, 3 layers", model={"n_layer": 3}, rate="dense"),
-        *(
-            Row(f"dense, {n} layers of {width - 32}", model={"n_layer": n, "n_embd": width - 32}, rate="dense")
-            for n in (3, 4)
-        ),
+        Row("sandwich, relaxed", "sandwich", sizes.relaxed),
+        Row("middle cycle 1,2,1", "middle_cycle:1,2,1"),
+        Row("middle cycle 1,2,1, relaxed", "middle_cycle:1,2,1", sizes.relaxed),
+        *(Row(f"dense, {n} layer{'s' * (n > 1)}", model={"n_layer": n}) for n in (1, 3, 4)),
+        *(Row(f"dense, {n} {narrow}", model={"n_layer": n, "n_embd": width - 32}) for n in (3, 4)),
     ]
-    # Each family at other rates as well, so that none is compared at another's best.
-    tried = ("gpt2", "shared", "shared, relaxed", f"dense, 3 layers of {width - 32}")
-    rows += [
-        replace(row, name=f"{row.name} @ {rate:g}", rate=rate)
-        for rate in (4e-3, 1.6e-2)
+    # What takes a part of the relaxations is compared at one rate.
+    parts = {"shared, factorized", "shared, norms and biases", "shared, rank 8", "shared, multiplier", "dense, 1 layer"}
+    more = {"shared": (4e-3,), "shared, relaxed": (4e-3,), "gpt2": (4e-3, 3.2e-2), "dense, 4 layers": (3.2e-2,)}
+    more[f"dense, 3 {narrow}"] = more["gpt2"]
+    rows = [
+        replace(row, name=f"{row.name} @ {rate:g}", rate=rate, save=rate == 1.6e-2)
+        for row in families
+        for rate in (8e-3, *(() if row.name in parts else (1.6e-2,)), *more.get(row.name, ()))
+    ]
+    claims = {"gpt2", "shared, relaxed, multiplier", "middle cycle 1,2,1", "dense, 4 layers", f"dense, 4 {narrow}"}
+    claims = [replace(row, rate=row.name) for row in families if row.name in claims]
+    rows += [replace(row, seed=seed) for seed in (1, 2) for row in claims]
+    rows = [replace(row, tokens=40) for row in rows] + longer(claims) + ways(sizes) + compressions()
+    return [replace(row, warmup=0.1, block_scale=4.0, embedding_std=0.1) for row in rows]
+
+
+def longer(rows):
+    """The same for twice the tokens, the rate low over the last of them."""
+    return [
+        replace(row, name=f"{row.name}, 80 million tokens", tokens=80, schedule="cosine", save=True)
         for row in rows
-        if row.name in tried
+        if "layers of" not in row.name
     ]
-    rows = [replace(row, tokens=tokens, save=" @ " not in row.name) for row in rows]
-    claims = {"gpt2", "shared", "shared, relaxed", "sandwich, relaxed", f"dense, 3 layers of {width - 32}"}
-    rows += [replace(row, seed=seed, save=False) for seed in (1, 2) for row in rows if row.name in claims]
-    start = Row("compressed", "full", sizes.relaxed, rate=2e-3, start="gpt2")
-    rows.append(replace(start, name="compressed by the mean, 0%", tokens=0, init="average", calibration=0))
-    rows.append(replace(start, name="compressed, 0%", tokens=0))
-    for share in (0.01, 0.05, 0.1):
-        row = replace(start, name=f"compressed, {share:.0%}", tokens=tokens * share)
-        rows += [row, replace(row, name=f"{row.name}, distilled", teacher=True, save=share == 0.1)]
-    # A sandwich keeps the first and the last block as they were.
-    row = replace(rows[-1], name="compressed sandwich, 10%, distilled", sharing="sandwich")
-    return [*rows, row, replace(row, name=f"{row.name}, rank 16", model={**free, "depth_lora_rank": 16})]
+
+
+def ways(sizes):
+    """What else could win back the rest with as few parameters: a teacher, more depths, a wider block."""
+    free = {"depth_norms": True, "depth_biases": True, **sizes.multiplier}
+    row = Row("", "full", {**free, "depth_lora_rank": 8}, tokens=40, rate="shared, relaxed, multiplier")
+    depths, width = 2 * sizes.n_layer, sizes.n_embd * 3 // 2
+    deep = {**free, "depth_lora_rank": 4, "n_layer": depths, "residual_multiplier": 1 / depths}
+    wide = {**free, "depth_lora_rank": 4, "n_embd": width, "embedding_size": sizes.n_embd // 2}
+    return [
+        replace(row, name="shared, relaxed, multiplier, distilled", distill_weight=0.5),
+        replace(row, name=f"shared, relaxed, multiplier, {depths} depths, rank 4", model=deep),
+        replace(row, name=f"shared, relaxed, multiplier, width {width}, rank 4", model=wide),
+    ]
+
+
+def compressions():
+    """What `convert compress` made of the teacher, trained on with a part of its tokens."""
+    rows = []
+    for start in STARTS:
+        name = f"{start}, 10%, distilled"
+        row = Row(name, rate=name, tokens=4, start=start, distill_weight=0.5)
+        rows += [replace(row, name=f"{name} @ {rate:g}", rate=rate, save=rate == 2e-3) for rate in (2e-3, 4e-3)]
+        if start in ("middle16", "middle32"):
+            rows.append(replace(row, name=f"{name} alone", distill_weight=1.0))
+        if start in ("full16", "sandwich16", "middle16"):
+            plain = replace(row, distill_weight=0.0)
+            rows += [replace(plain, name=f"{start}, {share:.0%}", tokens=40 * share) for share in (0, 0.01, 0.05, 0.1)]
+            rows += [
+                replace(row, name=f"{start}, {share:.0%}, distilled", tokens=40 * share) for share in (0.01, 0.05)
+            ]
+    return rows
 
 
 def large(sizes):
-    """GPT-2, ALGPT2 as published and the preset `algpt2-relaxed`, at the defaults of `train`; for `--shape 12x768`."""
+    """GPT-2, ALGPT2 as published and relaxed at the defaults of `train`, then at other rates; for `--shape 12x768`."""
     width, half = sizes.n_embd, {"embedding_size": min(128, sizes.n_embd // 2)}
-    relaxed = {**half, **sizes.relaxed, "depth_lora_rank": 16, **sizes.multiplier}
-    rows = [Row("gpt2"), Row("algpt2", "full", half), Row("algpt2-relaxed", "full", relaxed)]
+    relaxed = {**sizes.relaxed, "depth_lora_rank": 16, **sizes.multiplier}
+    families = {
+        "gpt2": Row("gpt2"),
+        "relaxed": Row("relaxed", "full", relaxed),
+        "algpt2-relaxed": Row("algpt2-relaxed", "full", {**half, **relaxed}),
+        "algpt2": Row("algpt2", "full", half),
+        "shared": Row("shared", "full"),
+    }
+    rate = min(8e-3, 1 / width)
+    order = (("gpt2", 1), ("relaxed", 1), ("relaxed", 2), ("gpt2", 2), ("algpt2", 1), ("algpt2-relaxed", 1))
+    order += (("gpt2", 0.5), ("shared", 1), ("relaxed", 4))
     start = {"embedding_std": width**-0.5, "block_scale": width**-0.5 / 0.02, "warmup": 0.1}
-    return [replace(row, tokens=60, rate=min(8e-3, 1 / width), **start) for row in rows]
+    rows = [replace(families[name], name=f"{name} @ {rate * k:.2g}", rate=rate * k) for name, k in order]
+    return [replace(row, tokens=24, measured=(1.0,), **start) for row in rows]
 
 
 def speed(sizes):
@@ -171,8 +219,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32, help="rows of 256 tokens in a step")
     parser.add_argument("--tokens", type=float, help="millions of tokens of a run, instead of those of the plan")
     parser.add_argument("--rates-from", type=Path, help="the .jsonl of a sweep")
-    parser.add_argument("--rates", type=json.loads, default={}, help="JSON, the rate of each family instead")
-    parser.add_argument("--settings", type=json.loads, default={}, help="JSON, fields of a row that all rows get")
+    parser.add_argument("--starts", type=Path, help="the checkpoints teacher, full16 and others of docs/results.md")
     parser.add_argument("--only", nargs="+", help="rows whose name starts so")
     parser.add_argument("--smoke", action="store_true", help="tiny, on a CPU")
     arguments = parser.parse_args()
@@ -188,9 +235,8 @@ def main():
     sizes = Sizes(n_layer, n_embd, texts.vocabulary, arguments.batch)
     check_graph(sizes, texts)
     former = read_records(arguments.rates_from) if arguments.rates_from else []
-    rows = [replace(row, **arguments.settings) for row in chosen(PLANS[arguments.plan](sizes), arguments)]
-    rows = [replace(row, rate=arguments.rates.get(row.rate, row.rate)) for row in rows]
-    plan = Plan(rows, sizes, texts, arguments.output_dir, arguments.plan, former, deadline)
+    rows = chosen(PLANS[arguments.plan](sizes), arguments)
+    plan = Plan(rows, sizes, texts, arguments.output_dir, arguments.plan, former, deadline, arguments.starts)
     plan.run(1 if arguments.plan == "speed" else arguments.slots, graphs=True)
 
 
@@ -220,14 +266,22 @@ def check_graph(sizes, texts, steps=30):
 
 def smoke(arguments):
     """Rows of every kind in tiny, and a run beside a plain loop."""
-    sizes = Sizes(n_layer=3, n_embd=64, vocabulary=256, batch=2)
+    from convert.compress import compress
+
+    sizes = Sizes(n_layer=6, n_embd=64, vocabulary=256, batch=2)
     texts = Texts.random(sizes.vocabulary, "cpu")
     tokens = 6 * sizes.batch * LENGTH / 1e6
     torch.set_num_threads(1)
+    starts = arguments.output_dir / "starts"
+    if not starts.is_dir():
+        new_model(Row("teacher"), sizes).save_pretrained(starts / "teacher")
+        for name, (sharing, rank) in STARTS.items():
+            free = {"depth_lora_rank": rank, "depth_norms": True, "depth_biases": True}
+            compress(starts / "teacher", starts / name, sharing, init="svd", **free)
     for name in ("sweep", "settings", "table", "large"):
         rows = [replace(row, tokens=tokens * min(1, row.tokens)) for row in PLANS[name](sizes) if row.seed < 2]
         former = read_records(arguments.output_dir / "sweep.jsonl")
-        Plan(rows, sizes, texts, arguments.output_dir, name, former).run(arguments.slots, graphs=False)
+        Plan(rows, sizes, texts, arguments.output_dir, name, former, starts=starts).run(arguments.slots, graphs=False)
     row = Row("plain", "full", sizes.relaxed)
     slot = Slot(Training(row, sizes, texts, 8, graphs=False))
     while not slot.is_done():

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth
 from algpt2.errors import InputError
-from algpt2.onnx.quantization import BLOCK_SIZES, is_smaller, quantize_blocks
+from algpt2.onnx.quantization import BLOCK_SIZES, fills_blocks, quantize_blocks
 
 CONTRIB = "com.microsoft"
 # The bits of a weight.
@@ -191,8 +191,8 @@ class _Graph:
         if f"{product}.down" not in names:
             return y
         down, up = (names[f"{product}.{part}"] for part in ("down", "up"))
-        # Rows as short as the rank would be filled up to a whole block.
-        is_whole = self.bits != 32 and not is_smaller(self.weights[up].shape[1], self.bits)
+        # Rows are as short as the rank.
+        is_whole = self.bits != 32 and not fills_blocks(self.weights[up].shape[1], self.bits)
         return self.op("Add", y, self.multiply(self.multiply(x, down), up, is_whole=is_whole))
 
     def linear(self, x, name, matrix=None, bias=None):

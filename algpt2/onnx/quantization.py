@@ -8,15 +8,16 @@ BLOCK_SIZES = {4: 32, 8: 128}
 TRIED = {4: np.linspace(0.7, 1.05, 15), 8: np.ones(1)}
 
 
-def is_smaller(columns, bits):
-    """bool: whether quantized rows of so many columns take less room than in float32.
+def fills_blocks(columns, bits):
+    """bool: whether rows of so many columns fill half a block at least.
+
+    Shorter ones save little, and of 8 numbers in 4 bits a trained addition of a depth lost 5% of perplexity.
 
     Example:
-        >>> is_smaller(16, 4), is_smaller(16, 8)
+        >>> fills_blocks(16, 4), fills_blocks(16, 8)
         (True, False)
     """
-    size = BLOCK_SIZES[bits]
-    return -(-columns // size) * (size * bits // 8 + 4) < 4 * columns
+    return 2 * columns >= BLOCK_SIZES[bits]
 
 
 def quantize_blocks(matrix, bits):
