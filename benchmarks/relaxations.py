@@ -174,9 +174,7 @@ def compressions():
         if start in ("full16", "sandwich16", "middle16"):
             plain = replace(row, distill_weight=0.0)
             rows += [replace(plain, name=f"{start}, {share:.0%}", tokens=40 * share) for share in (0, 0.01, 0.05, 0.1)]
-            rows += [
-                replace(row, name=f"{start}, {share:.0%}, distilled", tokens=40 * share) for share in (0.01, 0.05)
-            ]
+            rows += [replace(row, name=f"{start}, {share:.0%}, distilled", tokens=40 * share) for share in (0.01, 0.05)]
     return rows
 
 

@@ -218,7 +218,8 @@ def _add_optimizer_arguments(group):
         "--learning-rate",
         type=positive_float,
         metavar="X",
-        help="reach this learning rate at its peak (default: 1 / n_embd, but 8e-3 at most; with --init-from 1e-3)",
+        help="reach this learning rate at its peak (default: 1 / n_embd, 8e-3 at most, twice that with a "
+        "residual_multiplier below 1; with --init-from 1e-3)",
     )
     warmup = group.add_mutually_exclusive_group()
     warmup.add_argument(

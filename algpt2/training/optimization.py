@@ -43,8 +43,8 @@ def hyperparameters(optimizer, beta1=None, beta2=None, epsilon=None):
 def default_learning_rate(config, has_weights):
     """The peak of the learning rate where none is given.
 
-    Adam's best rate falls as 1 / width (Yang et al., 2022, https://arxiv.org/abs/2203.03466); docs/results.md has what
-    was measured.
+    Adam's best rate falls as 1 / width (Yang et al., 2022, https://arxiv.org/abs/2203.03466). It is twice as high where
+    residual branches are multiplied by less than 1; docs/results.md has what was measured.
 
     Args:
         config: `ALGPT2Config`.
@@ -58,7 +58,9 @@ def default_learning_rate(config, has_weights):
         >>> default_learning_rate(ALGPT2Config(n_embd=1000, n_head=10), has_weights=False)
         0.001
     """
-    return 1e-3 if has_weights else min(8e-3, 1 / config.n_embd)
+    if has_weights:
+        return 1e-3
+    return min(8e-3, 1 / config.n_embd) * (2 if config.residual_multiplier < 1 else 1)
 
 
 def optimizer_constants(arguments):

@@ -39,7 +39,9 @@ def test_a_new_model_of_another_depth_has_parameters_for_its_own_depths(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("width", "has_weights", "expected"), [(500, False, 0.002), (16, False, 0.008), (500, True, 0.001)]
+    ("width", "multiplier", "has_weights", "expected"),
+    [(500, 1, False, 0.002), (16, 1, False, 0.008), (500, 0.25, False, 0.004), (500, 0.25, True, 0.001)],
 )
-def test_the_rate_falls_with_the_width(width, has_weights, expected):
-    assert default_learning_rate(ALGPT2Config(n_embd=width, n_head=4), has_weights) == expected
+def test_the_rate_falls_with_the_width(width, multiplier, has_weights, expected):
+    config = ALGPT2Config(n_embd=width, n_head=4, residual_multiplier=multiplier)
+    assert default_learning_rate(config, has_weights) == expected
