@@ -3,6 +3,7 @@
     python benchmarks/relaxations.py sweep --data data/packed --output-dir DIR --seconds 240
     python benchmarks/relaxations.py table --rates-from DIR/sweep.jsonl --output-dir DIR --seconds 360
     python benchmarks/relaxations.py large --shape 12x768 --batch 64 --slots 1 --output-dir DIR --seconds 480
+    python benchmarks/relaxations.py speed --batch 8 --tokens 0.04 --output-dir DIR
 
 DATA is what benchmarks/two_texts.py makes. A plan is a table of rows (below), each a model with its settings. A step of
 training (batch, forward, backward, clipping, AdamW, the next learning rate) is one CUDA graph, since launching kernels
@@ -10,7 +11,8 @@ would take longer than running them, and several runs go side by side in streams
 GPU would run only one at a time. Every finished row is appended to DIR/PLAN.jsonl, and its weights to
 DIR/weights-N.tar; rows that are there already are left out, so that the same command goes on where it was stopped.
 
-`--smoke` tries all of it on a CPU with tiny models and random tokens, and compares a run with a plain loop.
+Without a GPU steps are launched one by one, in float32, which is enough for the speed of each on a CPU. `--smoke` tries
+all of it on a CPU with tiny models and random tokens, and compares a run with a plain loop.
 """
 
 import argparse
@@ -199,8 +201,9 @@ def large(sizes):
 
 def speed(sizes):
     """Every model of the table for a moment, one after the other: what a step takes alone."""
-    rows = [row for row in table(sizes) if row.seed == 0 and not row.start]
-    return [replace(row, tokens=0.6, rate=1e-3, save=False) for row in rows]
+    rows = [row for row in table(sizes) if row.name.endswith(f" @ {8e-3:g}")]
+    rows += ways(sizes)[1:]
+    return [replace(row, name=row.family, tokens=0.6, rate=1e-3, save=False) for row in rows]
 
 
 PLANS = {"sweep": sweep, "settings": settings, "table": table, "large": large, "speed": speed}
@@ -229,13 +232,15 @@ def main():
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     deadline = time.monotonic() + arguments.seconds
     n_layer, n_embd = map(int, arguments.shape.split("x"))
-    texts = Texts(arguments.data, "cuda")
+    graphs = torch.cuda.is_available()
+    texts = Texts(arguments.data, "cuda" if graphs else "cpu")
     sizes = Sizes(n_layer, n_embd, texts.vocabulary, arguments.batch)
-    check_graph(sizes, texts)
+    if graphs:
+        check_graph(sizes, texts)
     former = read_records(arguments.rates_from) if arguments.rates_from else []
     rows = chosen(PLANS[arguments.plan](sizes), arguments)
     plan = Plan(rows, sizes, texts, arguments.output_dir, arguments.plan, former, deadline, arguments.starts)
-    plan.run(1 if arguments.plan == "speed" else arguments.slots, graphs=True)
+    plan.run(1 if arguments.plan == "speed" else arguments.slots, graphs=graphs)
 
 
 def chosen(rows, arguments):
