@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth
 from algpt2.errors import InputError
-from algpt2.onnx.quantization import BLOCK_SIZES, fills_blocks, quantize_blocks
+from algpt2.onnx.quantization import BLOCK_SIZES, balance, fills_blocks, quantize_blocks
 
 CONTRIB = "com.microsoft"
 # The bits of a weight.
@@ -73,7 +73,9 @@ def language_model(config, weights, precision="float32", unpack=False):
             f"a head is n_embd / n_head = {head_width} wide; ONNX Runtime's attention takes multiples of {HEAD_WIDTH}"
         )
     config, weights = fold_residual_multiplier(config, weights)
-    graph = _Graph(weights, PRECISIONS[precision], unpack)
+    weights = {name: np.asarray(weight, "float32") for name, weight in weights.items()}
+    bits = PRECISIONS[precision]
+    graph = _Graph(weights if bits == 32 else balance(config, weights), bits, unpack)
     total, last, bias = _past_and_mask(graph)
     past_shape = _past_shape(graph, config)
     head = "transformer.wte" if config.tie_word_embeddings else "lm_head"
@@ -116,8 +118,7 @@ class _Graph:
     """Nodes and stored tensors as they are added; the tensors are named as the canonical weights."""
 
     def __init__(self, weights, bits, unpack):
-        self.weights = {name: np.asarray(weight, "float32") for name, weight in weights.items()}
-        self.bits, self.unpack = bits, unpack
+        self.weights, self.bits, self.unpack = weights, bits, unpack
         self.nodes, self.stored, self.whole = [], {}, {}
 
     def node(self, operator, inputs, outputs, domain="", **attributes):

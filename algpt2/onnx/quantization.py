@@ -1,11 +1,60 @@
 """Weights in 4 and 8 bits, in the layout of ONNX Runtime's `MatMulNBits`."""
 
+from collections import defaultdict
+
 import numpy as np
 
+from algpt2.checkpoints.weights import names_at_depth
+
+# The normalization before each product that has one.
+NORMS = {"attn.c_attn": "ln_1", "mlp.c_fc": "ln_2"}
 # Numbers that share a scale: small blocks where there are few levels.
 BLOCK_SIZES = {4: 32, 8: 128}
 # What a block's scale is tried at, relative to the one at which its largest number is just not cut off.
 TRIED = {4: np.linspace(0.7, 1.05, 15), 8: np.ones(1)}
+
+
+def balance(config, weights):
+    """Weights of the same model whose products have inputs that lose less when they are rounded.
+
+    A channel that a normalization makes large takes the levels of those that it shares a scale with. Half of it, in
+    powers of its size, moves into the product: the norm is divided and the columns are multiplied by the square root.
+    This is SmoothQuant (Xiao et al., 2023, https://arxiv.org/abs/2211.10438) at 1/2, where the norm's own weights stand
+    for the activations.
+
+    Args:
+        config: `ALGPT2Config`.
+        weights: dict of str to numpy array, canonical.
+
+    Returns:
+        dict as `weights`.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> config = ALGPT2Config(n_layer=1, n_embd=2, n_head=1, vocab_size=5)
+        >>> names = names_at_depth(config, 0)
+        >>> weights = {name: np.ones((8, 2)) for name in names.values()}
+        >>> weights |= {names[f"ln_{k}.{part}"]: np.array([16.0, 1.0]) for k in (1, 2) for part in ("weight", "bias")}
+        >>> balance(config, weights)[names["mlp.c_fc.weight"]][0].tolist()
+        [2.0, 0.5]
+    """
+    weights = dict(weights)
+    for product, norm in NORMS.items():
+        norms, products = defaultdict(set), defaultdict(set)
+        for depth in range(config.n_layer):
+            names = names_at_depth(config, depth)
+            block = config.layer_schedule[depth]
+            norms[block].add((names[f"{norm}.weight"], names[f"{norm}.bias"]))
+            products[block] |= {names[key] for key in (f"{product}.weight", f"{product}.down") if key in names}
+        for block, pairs in norms.items():
+            squares = [weights[name] ** 2 for pair in sorted(pairs) for name in pair]
+            sizes = np.maximum(np.sqrt(np.mean(squares, axis=0)), 1e-6)
+            factors = np.sqrt(sizes / np.exp(np.log(sizes).mean()))
+            for name in {name for pair in pairs for name in pair}:
+                weights[name] = weights[name] / factors
+            for name in products[block]:
+                weights[name] = weights[name] * factors
+    return weights
 
 
 def fills_blocks(columns, bits):

@@ -9,7 +9,7 @@ from algpt2.configuration import ACTIVATIONS
 from algpt2.errors import InputError
 from algpt2.onnx.graph import ACTIVATIONS as OPERATORS
 from algpt2.onnx.graph import language_model
-from algpt2.onnx.quantization import BLOCK_SIZES, quantize_blocks
+from algpt2.onnx.quantization import BLOCK_SIZES, balance, quantize_blocks
 from algpt2.onnx.session import OnnxLanguageModel
 
 ROWS = np.random.default_rng(0).integers(0, 97, (3, 12))
@@ -100,6 +100,30 @@ def test_quantized_blocks_are_as_near_as_their_levels_allow(bits, columns):
     assert np.mean(np.abs(steps) <= 0.51) > 0.9 and np.sqrt(np.mean(steps**2)) < 0.4
 
 
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *map(random_config, range(10))])
+def test_a_balanced_model_computes_the_same(config):
+    weights = random_weights(config, "float64")
+    expected = torch_logits(pytorch_model(config, weights).eval(), ROWS)
+    found = torch_logits(pytorch_model(config, balance(config, weights)).eval(), ROWS)
+    assert np.abs(found - expected).max() < 1e-10
+
+
+def test_one_large_channel_does_not_spoil_products_in_eight_bits():
+    config = tiny_config(layer_schedule=[0, 1, 0], n_embd=64, n_head=2, embedding_size=None)
+    weights = random_weights(config, "float32")
+    for name, weight in weights.items():
+        if name.endswith(("ln_1.weight", "ln_2.weight")):
+            weight[5] = 100
+        if name.endswith(("c_attn.weight", "c_fc.weight")):
+            weight[:, 5] /= 100
+    expected, found = (
+        OnnxLanguageModel(language_model(config, weights, precision).SerializeToString()).run(ROWS)
+        for precision in ("float32", "int8")
+    )
+    # Unbalanced it is 0.26.
+    assert np.std(found - expected) < 0.1 * np.std(expected)
+
+
 def rounded(name, matrix, bits):
     """A matrix as its quantized blocks give it, another tensor as it is."""
     if matrix.ndim == 1 or "wpe" in name:
@@ -124,7 +148,8 @@ def test_quantized_logits_are_those_of_pytorch_with_rounded_weights(precision, b
     weights = random_weights(config, "float32")
     graph = language_model(config, weights, precision, unpack).SerializeToString()
     onnx = OnnxLanguageModel(graph)
-    model = pytorch_model(config, {name: rounded(name, weight, bits) for name, weight in weights.items()}).eval()
+    balanced = balance(config, weights)
+    model = pytorch_model(config, {name: rounded(name, weight, bits) for name, weight in balanced.items()}).eval()
     expected = torch_logits(model, ROWS)
     decoding = onnx.start(ROWS[:, :11], capacity=12)
     for found, wanted in ((onnx.run(ROWS), expected), (decoding.advance(ROWS[:, 11]), expected[:, 11])):
