@@ -74,8 +74,8 @@ def compressed(config, weights, new_config, init="average", moments=None):
         weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
         new_config: `ALGPT2Config` of as many depths and of the same sizes, as `compressed_config` gives it.
         init: str, how shared matrices start. `"average"`, the mean over the depths of the block; `"first"`, the first
-            of these depths; `"stepwise"`, for K blocks over D depths that of depth round(b (D - 1) / (K - 1)) for
-            block b, so that the first and the last are kept; `"svd"`, the shared matrix and the additions that
+            of these depths; `"stepwise"`, for K shared blocks those of K even steps from the first to the last of all
+            shared depths, rounded; `"svd"`, the shared matrix and the additions that
             together are nearest, fitted in turns from the mean on. Without additions it is the mean.
         moments: dict of (depth, product) to array (inputs, inputs), for every depth of shared blocks and every name of
             `new_config.products`: the second moments of its inputs, which then weight all distances; as
@@ -123,13 +123,14 @@ def source_depths(config, init):
 
     Example:
         >>> source_depths(ALGPT2Config(layer_schedule=[0, 1, 2, 0, 1, 2]), "stepwise")
-        [0, 3, 5]
+        [0, 2, 5]
     """
-    if init == "first":
-        return [config.layer_schedule.index(block) for block in range(config.n_block)]
-    # Half a step is rounded up.
-    steps = max(config.n_block - 1, 1)
-    return [(2 * block * (config.n_layer - 1) + steps) // (2 * steps) for block in range(config.n_block)]
+    sources = [config.layer_schedule.index(block) for block in range(config.n_block)]
+    if init == "stepwise" and (depths := shared_depths(config)):
+        blocks = list(dict.fromkeys(config.layer_schedule[depth] for depth in depths))
+        for block, depth in zip(blocks, np.linspace(depths[0], depths[-1], len(blocks)), strict=True):
+            sources[block] = round(depth)
+    return sources
 
 
 def _require_fit(config, weights, new_config):

@@ -194,10 +194,16 @@ def test_what_shared_blocks_start_with():
     assert [source_depths(compressed_config(config, "cycle:3"), init) for init in ("first", "stepwise")] == [
         [0, 1, 2],
         # Both ends are kept, as Relaxed Recursive Transformers has it.
-        [0, 3, 5],
+        [0, 2, 5],
     ]
     assert source_depths(compressed_config(config, "full"), "stepwise") == [0]
-    for init, depths in {"average": (1, 4), "first": (1,), "stepwise": (3,)}.items():
+    # In a middle cycle the ends of the loop are, as Mixture-of-Recursions has it.
+    assert source_depths(compressed_config(gpt2_weights(10)[0], "middle_cycle:2,3,2"), "stepwise") == [
+        *(0, 1),
+        *(2, 4, 7),
+        *(8, 9),
+    ]
+    for init, depths in {"average": (1, 4), "first": (1,), "stepwise": (2,)}.items():
         found = compressed(config, weights, compressed_config(config, "cycle:3"), init)
         for name in ("ln_1.weight", "attn.c_attn.weight", "mlp.c_proj.bias"):
             expected = np.mean([weights[f"transformer.h.{depth}.{name}"] for depth in depths], axis=0)
