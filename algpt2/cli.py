@@ -11,6 +11,7 @@ import sys
 from typing import NamedTuple
 
 from algpt2.errors import InputError, exit_on_error, one_line
+from algpt2.imports.transformers import use_transformers_without_torch
 
 
 class Framework(NamedTuple):
@@ -35,6 +36,8 @@ FRAMEWORKS = {
     "pytorch": Framework("PyTorch", "torch", "algpt2_pt", "transformers", "pt2tf"),
     "tensorflow": Framework("TensorFlow", "tensorflow", "algpt2_tf", "keras-hub", "tf2pt"),
 }
+# The programs that have no use for PyTorch.
+WITHOUT_TORCH = ("algpt2_tf.", "algpt2.onnx.", "algpt2.data.")
 
 
 def installed_frameworks():
@@ -220,6 +223,8 @@ def run_command(parser, function, argv=None):
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
         module, _, name = (function(arguments) if callable(function) else function).rpartition(".")
+        if argv is None and module.startswith(WITHOUT_TORCH):
+            use_transformers_without_torch()
         getattr(import_module(module), name)(arguments)
 
 

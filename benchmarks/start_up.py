@@ -1,6 +1,6 @@
 """The time to the first token of the command line, and what of it is imports: `python benchmarks/start_up.py`.
 
-Every variant is a process of its own, from its start to its end: both `generate` commands with one new token, and the
+Every variant is a process of its own, from its start to its end: the `generate` commands with one new token, and the
 imports that transformers' GPT-2 and KerasHub's need before anything can be loaded. The model is `algpt2` with random
 weights and a small tokenizer.
 """
@@ -24,7 +24,11 @@ IMPORTS = {
     "import transformers' GPT-2": "import torch; from transformers import AutoTokenizer, GPT2LMHeadModel",
     "import KerasHub's GPT-2": "import tensorflow; from keras_hub.models import GPT2CausalLM",
 }
-COMMANDS = ("algpt2_pt.generate", "algpt2_tf.generate")
+COMMANDS = {
+    "algpt2_pt.generate": ["-m", "algpt2_pt.generate"],
+    "algpt2_tf.generate": ["-m", "algpt2_tf.generate"],
+    "algpt2_pt.generate --runtime onnx, q4": ["-m", "algpt2_pt.generate", "--runtime", "onnx"],
+}
 
 
 def main():
@@ -37,8 +41,12 @@ def main():
         tokenizer.save_pretrained(directory)
         ALGPT2LMHeadModel(ALGPT2Config(vocab_size=len(tokenizer))).save_pretrained(directory)
         commands = {name: ["-c", imports] for name, imports in IMPORTS.items()}
-        for name in COMMANDS:
-            commands[name] = ["-m", name, directory, "The value of", "--max-new-tokens", "1"]
+        exported = f"{directory}/q4"
+        export = [sys.executable, "-m", "convert", "export", directory, "--to", "onnx", "--quantize", "q4"]
+        subprocess.run([*export, "--output", exported], check=True, capture_output=True)
+        for name, command in COMMANDS.items():
+            model = exported if "onnx" in name else directory
+            commands[name] = [*command, model, "The value of", "--max-new-tokens", "1"]
 
         def runner(command):
             return lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True)

@@ -1,8 +1,11 @@
 """`generate --runtime onnx`, with and without the frameworks."""
 
+import subprocess
+import sys
+
 import pytest
 from command_lines import run
-from isolation import TENSORFLOW, TORCH, run_without
+from isolation import ROOT, TENSORFLOW, TORCH, run_without
 from models import save_checkpoint, tiny_config
 
 from algpt2_pt import generate
@@ -39,6 +42,16 @@ def test_no_framework_is_needed(checkpoint):
     code = f"from algpt2_pt import generate; generate.main({[str(checkpoint / 'q4'), 'The', '--runtime', 'onnx']!r})"
     result = run_without((*(name for name in TORCH if name != "algpt2_pt"), *TENSORFLOW, "onnx"), code)
     assert result.returncode == 0 and result.stdout.startswith("The"), result.stderr
+
+
+@pytest.mark.parametrize("command", [["-m", "algpt2_pt.generate"], ["-m", "algpt2", "generate"]])
+def test_a_process_that_runs_a_graph_does_not_import_torch(checkpoint, command):
+    command = [sys.executable, "-X", "importtime", *command, checkpoint / "q4", "The", "--runtime", "onnx"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    imports = [line.rpartition("| ")[2].strip() for line in result.stderr.splitlines()]
+    assert result.returncode == 0 and result.stdout.startswith("The")
+    assert "onnxruntime" in imports and "torch" not in imports
+    assert all(line.startswith("import time:") for line in result.stderr.splitlines()), result.stderr
 
 
 @pytest.mark.parametrize(
