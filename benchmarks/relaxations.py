@@ -130,7 +130,7 @@ def table(sizes):
     more = {"shared": (4e-3,), "shared, relaxed": (4e-3,), "gpt2": (4e-3, 3.2e-2), "dense, 4 layers": (3.2e-2,)}
     more[f"dense, 3 {narrow}"] = more["gpt2"]
     rows = [
-        replace(row, name=f"{row.name} @ {rate:g}", rate=rate, save=rate == 1.6e-2)
+        replace(row, name=f"{row.name} @ {rate:g}", rate=rate, save=rate in (8e-3, 1.6e-2))
         for row in families
         for rate in (8e-3, *(() if row.name in parts else (1.6e-2,)), *more.get(row.name, ()))
     ]

@@ -76,7 +76,7 @@ def language_model(config, weights, precision="float32", unpack=False):
     weights = {name: np.asarray(weight, "float32") for name, weight in weights.items()}
     bits = PRECISIONS[precision]
     if bits == 8:
-        # In 4 bits, whose blocks are shorter, it makes as many models worse as better (docs/results.md).
+        # In 4 bits, whose blocks are shorter, it makes some models worse, that of the published scheme among them.
         weights = balance(config, weights)
     graph = _Graph(weights, bits, unpack)
     total, last, bias = _past_and_mask(graph)
