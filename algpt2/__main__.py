@@ -28,8 +28,7 @@ def main(argv=None):
     Args:
         argv: list of str. The command, `--framework` and the command's own arguments; by default those of the process.
     """
-    is_own = argv is None
-    argv = sys.argv[1:] if is_own else argv
+    argv = sys.argv[1:] if argv is None else argv
     parser = Parser(
         prog="algpt2", description="Train, evaluate, convert and run ALGPT2.", allow_abbrev=False, takes_all=True
     )
@@ -48,11 +47,7 @@ def main(argv=None):
         module = module.format(package=FRAMEWORKS[arguments.framework].package)
     with exit_on_error("algpt2"):
         program = import_module(module)
-    rest = [arguments.command, *rest] if arguments.command in WITH_OWN_NAME else rest
-    if is_own:
-        # A command may do more in a process of its own.
-        sys.argv[1:] = rest
-    program.main(None if is_own else rest)
+    program.main([arguments.command, *rest] if arguments.command in WITH_OWN_NAME else rest)
 
 
 def default_framework():

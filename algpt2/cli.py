@@ -10,7 +10,7 @@ import re
 import sys
 from typing import NamedTuple
 
-from algpt2.errors import InputError, exit_on_error, one_line
+from algpt2.errors import InputError, exit_on_error, is_command, one_line
 from algpt2.imports.transformers import use_transformers_without_torch
 
 
@@ -223,7 +223,8 @@ def run_command(parser, function, argv=None):
     arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
         module, _, name = (function(arguments) if callable(function) else function).rpartition(".")
-        if argv is None and module.startswith(WITHOUT_TORCH):
+        # Another process may want PyTorch afterwards.
+        if is_command() and module.startswith(WITHOUT_TORCH):
             use_transformers_without_torch()
         getattr(import_module(module), name)(arguments)
 

@@ -61,7 +61,7 @@ def exit_on_error(program):
     """
     _open_standard_streams()
     is_utf8 = sys.getfilesystemencoding() == "utf-8"
-    if not is_utf8 and _is_command() and not "".join(sys.argv).isascii():
+    if not is_utf8 and is_command() and not "".join(sys.argv).isascii():
         # Libraries that are not written in Python would look for other files.
         _exit(program, _WRONG_LOCALE, 2)
     try:
@@ -147,8 +147,8 @@ def _is_main_thread():
     return threading.current_thread() is threading.main_thread()
 
 
-def _is_command():
-    """Whether Python was started with a command of this project."""
+def is_command():
+    """bool: whether Python was started with a command of this project."""
     arguments = iter(sys.orig_argv[1:])
     for argument in arguments:
         if argument == "-m":
@@ -161,5 +161,5 @@ def _is_command():
 
 
 # Libraries that are being loaded would turn a KeyboardInterrupt into errors of their own, or lose it.
-if _is_command() and _is_main_thread():
+if is_command() and _is_main_thread():
     signal.signal(signal.SIGINT, _exit_at_once)

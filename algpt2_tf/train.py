@@ -17,7 +17,8 @@ The path of a batch:
 """
 
 from algpt2.cli import import_module
-from algpt2.errors import exit_on_error
+from algpt2.errors import exit_on_error, is_command
+from algpt2.imports.transformers import use_transformers_without_torch
 from algpt2.training.arguments import parse_train_arguments
 from algpt2.training.command_line import train_parser
 
@@ -41,6 +42,8 @@ def main(argv=None):
     command = parser()
     with exit_on_error(command.prog):
         arguments = parse_train_arguments(command, argv)
+        if is_command():
+            use_transformers_without_torch()
         import_module("algpt2_tf.training_run").run(arguments)
 
 

@@ -225,7 +225,10 @@ class _Graph:
         if bits == 32:
             transposed = self.store(name, matrix.T)
         elif bits == 16:
-            transposed = self.op("Cast", self.store(name, matrix.T.astype("float16")), to=TensorProto.FLOAT)
+            # Additions may be far from 1, as their two factors may share their size in any way.
+            scale = np.abs(matrix).max() or np.float32(1)
+            half = self.op("Cast", self.store(name, (matrix.T / scale).astype("float16")), to=TensorProto.FLOAT)
+            transposed = self.op("Mul", half, self.number(scale, "float32"))
         else:
             transposed = self.op("Transpose", self.unpacked_matrix(layer, matrix, bits), perm=[1, 0])
         y = self.op("MatMul", x, transposed)

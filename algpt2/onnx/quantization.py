@@ -47,13 +47,13 @@ def balance(config, weights):
             norms[block].add((names[f"{norm}.weight"], names[f"{norm}.bias"]))
             products[block] |= {names[key] for key in (f"{product}.weight", f"{product}.down") if key in names}
         for block, pairs in norms.items():
-            squares = [weights[name] ** 2 for pair in sorted(pairs) for name in pair]
+            squares = [weights[name].astype("float64") ** 2 for pair in sorted(pairs) for name in pair]
             sizes = np.maximum(np.sqrt(np.mean(squares, axis=0)), 1e-6)
             factors = np.sqrt(sizes / np.exp(np.log(sizes).mean()))
             for name in {name for pair in pairs for name in pair}:
-                weights[name] = weights[name] / factors
+                weights[name] = (weights[name] / factors).astype(weights[name].dtype)
             for name in products[block]:
-                weights[name] = weights[name] * factors
+                weights[name] = (weights[name] * factors).astype(weights[name].dtype)
     return weights
 
 

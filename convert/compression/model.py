@@ -75,7 +75,8 @@ def compressed(config, weights, new_config, init="average", moments=None):
         new_config: `ALGPT2Config` of as many depths and of the same sizes, as `compressed_config` gives it.
         init: str, how shared matrices start. `"average"`, the mean over the depths of the block; `"first"`, the first
             of these depths; `"stepwise"`, for K shared blocks those of K even steps from the first to the last of all
-            shared depths, rounded; `"svd"`, the shared matrix and the additions that
+            shared depths, rounded (a half to the even one), if no other depth lies between them, else the first;
+            `"svd"`, the shared matrix and the additions that
             together are nearest, fitted in turns from the mean on. Without additions it is the mean.
         moments: dict of (depth, product) to array (inputs, inputs), for every depth of shared blocks and every name of
             `new_config.products`: the second moments of its inputs, which then weight all distances; as
@@ -126,7 +127,9 @@ def source_depths(config, init):
         [0, 2, 5]
     """
     sources = [config.layer_schedule.index(block) for block in range(config.n_block)]
-    if init == "stepwise" and (depths := shared_depths(config)):
+    depths = shared_depths(config)
+    # Steps across a block of its own would take some out of order.
+    if init == "stepwise" and depths and depths == list(range(depths[0], depths[-1] + 1)):
         blocks = list(dict.fromkeys(config.layer_schedule[depth] for depth in depths))
         for block, depth in zip(blocks, np.linspace(depths[0], depths[-1], len(blocks)), strict=True):
             sources[block] = round(depth)

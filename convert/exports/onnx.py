@@ -33,7 +33,10 @@ def write(checkpoint, path, quantize=None, unpack=False):
     from algpt2.onnx.graph import PRECISIONS, language_model
 
     metadata, precision = read_metadata(checkpoint), quantize or "float32"
-    if parameter_count(metadata.config) * PRECISIONS[precision] // 8 >= FILE_LIMIT:
+    bits = PRECISIONS[precision]
+    # What a depth adds has 8 bits at least, or 16.
+    size = parameter_count(metadata.config) * bits + parameter_count(metadata.config, "depths") * max(0, 16 - bits)
+    if size // 8 >= FILE_LIMIT:
         raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize")
     model = language_model(metadata.config, checkpoint.read_weights(), precision, unpack)
     file = path / FILES[quantize]

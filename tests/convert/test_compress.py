@@ -203,6 +203,8 @@ def test_what_shared_blocks_start_with():
         *(2, 4, 7),
         *(8, 9),
     ]
+    # A cycle that does not fill the depths leaves some of their own between those of the loop.
+    assert source_depths(compressed_config(config, "cycle:4"), "stepwise") == [0, 1, 2, 3]
     for init, depths in {"average": (1, 4), "first": (1,), "stepwise": (2,)}.items():
         found = compressed(config, weights, compressed_config(config, "cycle:3"), init)
         for name in ("ln_1.weight", "attn.c_attn.weight", "mlp.c_proj.bias"):

@@ -1,10 +1,18 @@
 """transformers without PyTorch, in a process that may use PyTorch all the same."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+from isolation import ROOT
 
+COMMANDS = (
+    ("algpt2_tf.train", "--dataset", "missing"),
+    ("algpt2_tf.generate", "missing", "The"),
+    ("algpt2_tf.tfrecords", "--dataset", "missing", "--output-dir", "records", "--tokenizer", "no", "--length", "8"),
+    ("algpt2.tokenization", "train", "--dataset", "missing", "--output-dir", "tokenizer"),
+)
 CODE = """
 import sys
 from algpt2.imports.transformers import use_transformers_without_torch
@@ -22,3 +30,28 @@ def test_transformers_does_not_import_torch_but_who_needs_it_can(first, code):
     # What was imported before is left.
     assert result.returncode == code, result.stderr
     assert not result.stderr or code
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_commands_that_have_no_use_for_torch_do_not_import_it(command, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", *command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    imports = [line.rpartition("| ")[2].strip() for line in result.stderr.splitlines()]
+    assert result.returncode == 2 and "error: " in result.stderr
+    assert "transformers" in imports and "torch" not in imports
+
+
+def test_main_of_a_command_leaves_torch_to_a_process_of_another_kind():
+    code = """
+import sys
+from algpt2_tf import tfrecords
+sys.argv = ["tfrecords", "--dataset", "missing", "--output-dir", "records", "--tokenizer", "no", "--length", "8"]
+try:
+    tfrecords.main()
+except SystemExit as end:
+    assert end.code == 2
+from algpt2_pt import ALGPT2LMHeadModel
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert result.returncode == 0, result.stderr

@@ -124,6 +124,23 @@ def test_one_large_channel_does_not_spoil_products_in_eight_bits():
     assert np.std(found - expected) < 0.1 * np.std(expected)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.15), ("q4", 0.3)])
+@pytest.mark.parametrize("rank", [3, 64])
+# Too large for float16, and too small.
+@pytest.mark.parametrize("size", [1e7, 1e-7])
+def test_the_two_factors_of_an_addition_may_share_their_size_in_any_way(size, rank, precision, tolerance):
+    config = tiny_config(layer_schedule=[0, 0], n_embd=64, n_head=2, embedding_size=None, depth_lora_rank=rank)
+    weights = random_weights(config, "float32")
+    for name, weight in weights.items():
+        if name.endswith((".down", ".up")):
+            weight *= 1 / size if name.endswith(".down") else size
+    expected, found = (
+        OnnxLanguageModel(language_model(config, weights, each).SerializeToString()).run(ROWS)
+        for each in ("float32", precision)
+    )
+    assert np.std(found - expected) < tolerance * np.std(expected)
+
+
 def rounded(name, matrix, bits):
     """A matrix as its quantized blocks give it, another tensor as it is."""
     if matrix.ndim == 1 or "wpe" in name:
@@ -131,7 +148,8 @@ def rounded(name, matrix, bits):
     if name.endswith((".down", ".up")):
         # What a depth adds is in 8 bits in both, or as float16 where rows fill less than half a block.
         if matrix.shape[1] < 64:
-            return matrix.astype("float16").astype("float32")
+            scale = np.abs(matrix).max()
+            return (matrix / scale).astype("float16").astype("float32") * scale
         bits = 8
     packed, scales = quantize_blocks(matrix, bits)
     levels = packed if bits == 8 else np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
