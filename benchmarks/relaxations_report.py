@@ -115,8 +115,7 @@ def main():
     records = [record for record in read_records(arguments.table) if record["finished"]]
     trained_on = [record for record in records if record["row"]["start"]]
     longer = [record for record in records if "million tokens" in record["name"]]
-    known = {id(record) for record in (*trained_on, *longer)}
-    found = at_best_rate([record for record in records if id(record) not in known])
+    found = at_best_rate([record for record in records if record not in trained_on and record not in longer])
     print(table(found, statistics.mean(perplexities(record)[0] for record in found["gpt2"])), end="\n\n")
     if longer := at_best_rate(longer):
         whole = next(records for name, records in longer.items() if name.startswith("gpt2"))

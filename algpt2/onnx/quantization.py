@@ -1,7 +1,5 @@
 """Weights in 4 and 8 bits, in the layout of ONNX Runtime's `MatMulNBits`."""
 
-from collections import defaultdict
-
 import numpy as np
 
 from algpt2.checkpoints.weights import names_at_depth
@@ -39,20 +37,18 @@ def balance(config, weights):
         [2.0, 0.5]
     """
     weights = dict(weights)
-    for product, norm in NORMS.items():
-        norms, products = defaultdict(set), defaultdict(set)
-        for depth in range(config.n_layer):
-            names = names_at_depth(config, depth)
-            block = config.layer_schedule[depth]
-            norms[block].add((names[f"{norm}.weight"], names[f"{norm}.bias"]))
-            products[block] |= {names[key] for key in (f"{product}.weight", f"{product}.down") if key in names}
-        for block, pairs in norms.items():
-            squares = [weights[name].astype("float64") ** 2 for pair in sorted(pairs) for name in pair]
+    for block in range(config.n_block):
+        depths = [names_at_depth(config, depth) for depth, used in enumerate(config.layer_schedule) if used == block]
+        for product, norm in NORMS.items():
+            norms = {names[f"{norm}.{part}"] for names in depths for part in ("weight", "bias")}
+            parts = (f"{product}.weight", f"{product}.down")
+            matrices = {names[part] for names in depths for part in parts if part in names}
+            squares = [weights[name].astype("float64") ** 2 for name in sorted(norms)]
             sizes = np.maximum(np.sqrt(np.mean(squares, axis=0)), 1e-6)
             factors = np.sqrt(sizes / np.exp(np.log(sizes).mean()))
-            for name in {name for pair in pairs for name in pair}:
+            for name in norms:
                 weights[name] = (weights[name] / factors).astype(weights[name].dtype)
-            for name in products[block]:
+            for name in matrices:
                 weights[name] = (weights[name] * factors).astype(weights[name].dtype)
     return weights
 
