@@ -36,8 +36,8 @@ FRAMEWORKS = {
     "pytorch": Framework("PyTorch", "torch", "algpt2_pt", "transformers", "pt2tf"),
     "tensorflow": Framework("TensorFlow", "tensorflow", "algpt2_tf", "keras-hub", "tf2pt"),
 }
-# The programs that have no use for PyTorch.
-WITHOUT_TORCH = ("algpt2_tf.", "algpt2.onnx.", "algpt2.data.")
+# The programs that have no use for PyTorch, but for transformers.
+WITHOUT_TORCH = ("algpt2_tf.", "algpt2.data.")
 
 
 def installed_frameworks():

@@ -9,6 +9,7 @@ from transformers.generation import BaseStreamer
 from algpt2.configuration import at_depth_of
 from algpt2.generation.command import run_generation
 from algpt2.generation.drafting import draft_config
+from algpt2.training.recorded_run import open_newest
 from algpt2_pt.evaluation import open_on_device
 
 
@@ -96,4 +97,4 @@ def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
 
 def run(arguments):
     """The program of generation: see `algpt2.generation.command.run_generation`."""
-    run_generation(arguments, open_generator)
+    run_generation(arguments, open_generator, open_newest)

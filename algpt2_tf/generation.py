@@ -9,6 +9,7 @@ from keras_hub.samplers import BeamSampler, GreedySampler, RandomSampler, TopKSa
 from algpt2.errors import InputError
 from algpt2.generation.command import run_generation
 from algpt2.generation.drafting import draft_config
+from algpt2.training.recorded_run import open_newest
 from algpt2_tf.devices import select_device
 from algpt2_tf.drafting import drafting_generator
 from algpt2_tf.evaluation import open_model
@@ -113,4 +114,4 @@ def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
 def run(arguments):
     """The program of generation: see `algpt2.generation.command.run_generation`."""
     select_device(arguments.device)
-    run_generation(arguments, open_generator)
+    run_generation(arguments, open_generator, open_newest)

@@ -13,8 +13,9 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import read_corpus, require_options_used, text_options
+from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.packing import TFRECORDS_FILE, TokenizedText, pack_corpus
-from algpt2.data.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
+from algpt2.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
 from algpt2.files.reading import INDEX_BYTES, TOKENIZER_BYTES, parse_json
 

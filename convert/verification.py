@@ -3,7 +3,7 @@
 from tqdm.auto import tqdm
 
 from algpt2.checkpoints.checkpoint import open_checkpoint, opened
-from algpt2.data.tokenizer import encode
+from algpt2.data.encoding import encode
 from algpt2.errors import InputError
 from algpt2.evaluation.perplexity import evaluate, perplexity, validation_text
 from algpt2.generation.continuation import continue_tokens, prepare_prompts

@@ -28,15 +28,8 @@ from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect, w
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, check_weights, head_shapes
 from algpt2.configuration import CODE_FILES, ALGPT2Config
-from algpt2.data.tokenizer import (
-    SPECIAL_TOKEN_FIELDS,
-    TOKENIZER_FILE,
-    fit_tokenizer,
-    has_tokenizer,
-    load_tokenizer,
-    require_end_token,
-    special_token_ids,
-)
+from algpt2.data.encoding import TOKENIZER_FILE, require_end_token
+from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS, fit_tokenizer, has_tokenizer, load_tokenizer, special_token_ids
 from algpt2.errors import InputError
 from algpt2.files.atomic import require_whole
 from algpt2.files.reading import read_json

@@ -10,7 +10,7 @@ import numpy as np
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.cli import FRAMEWORKS, import_module, installed_frameworks
-from algpt2.data.tokenizer import encode
+from algpt2.data.encoding import encode
 from algpt2.errors import InputError
 from algpt2.generation.continuation import continue_text, prepare_prompts
 from algpt2.training.compare import labels

@@ -9,10 +9,9 @@ import sys
 from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling, continue_text, prepare_prompts, prompt_length
 from algpt2.generation.speed import Speed
-from algpt2.training.recorded_run import open_newest
 
 
-def run_generation(arguments, open_generator, open_checkpoint=open_newest):
+def run_generation(arguments, open_generator, open_checkpoint):
     """Continue texts, and print them.
 
     Args:

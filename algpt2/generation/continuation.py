@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 
-from algpt2.data.tokenizer import encode, tokenizer_errors
+from algpt2.data.encoding import encode, tokenizer_errors
 from algpt2.errors import InputError
 
 # The tokens that are made at once where a text may end a continuation, which only the text can tell.

@@ -1,12 +1,15 @@
 """Continuations by ONNX Runtime: of a directory that `convert export --to onnx` wrote, or of any checkpoint."""
 
+import functools
+
 import numpy as np
 
 from algpt2.cli import import_module
-from algpt2.errors import InputError
+from algpt2.errors import InputError, is_command
 from algpt2.generation.command import run_generation
 from algpt2.generation.sampling import choose
-from algpt2.onnx.exported import ExportedCheckpoint, open_either
+from algpt2.imports.transformers import use_transformers_without_torch
+from algpt2.onnx.exported import ExportedCheckpoint, LightCheckpoint, is_exported, open_either
 from algpt2.onnx.session import OnnxLanguageModel
 
 
@@ -64,4 +67,7 @@ def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
 
 def run(arguments):
     """The program of generation: see `algpt2.generation.command.run_generation`."""
-    run_generation(arguments, open_generator, open_either)
+    # Another process may want PyTorch afterwards.
+    if is_command() and not is_exported(arguments.checkpoint):
+        use_transformers_without_torch()
+    run_generation(arguments, open_generator, functools.partial(open_either, exported=LightCheckpoint))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from algpt2.data.encoding import encode_batch, start_ids
 from algpt2.data.files import hash_file, json_lines, row_text
-from algpt2.data.tokenizer import encode_batch, start_ids
 from algpt2.errors import InputError
 from algpt2.training.arguments import flag, settle_text
 from algpt2.training.run import EVALUATION_BATCH, Run

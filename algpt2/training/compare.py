@@ -8,7 +8,8 @@ from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.data.tokenizer import TOKENIZER_FILE, tokenizer_hash
+from algpt2.data.encoding import TOKENIZER_FILE
+from algpt2.data.tokenizer import tokenizer_hash
 from algpt2.errors import InputError
 from algpt2.files.atomic import files_replaced_in
 from algpt2.files.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json

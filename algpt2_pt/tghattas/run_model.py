@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from algpt2.checkpoints.checkpoint import find_checkpoint, read_config
-from algpt2.data.tokenizer import TOKENIZER_FILE, fast_tokenizer
+from algpt2.data.encoding import TOKENIZER_FILE
+from algpt2.data.tokenizer import fast_tokenizer
 from algpt2.errors import InputError
 from algpt2_pt import evaluate, train
 from algpt2_pt.run_model import ALGPT2, GPT2, MINIMIZED_BLOCKS, MINIMIZED_STEPS, SMALL_EMBEDDING

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.data.tokenizer import start_ids
+from algpt2.data.encoding import start_ids
 from algpt2.errors import InputError
 from algpt2.training.compare import read_runs
 from algpt2.training.model_card import text_name, validation_name

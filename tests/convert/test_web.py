@@ -11,7 +11,7 @@ from models import pytorch_model, random_weights, save_checkpoint, tiny_config
 
 import convert.__main__
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.data.tokenizer import encode
+from algpt2.data.encoding import encode
 from algpt2.generation.continuation import continue_tokens
 from convert.export import export
 from convert.exports import web

@@ -19,8 +19,8 @@ from tokenizers import AddedToken, pre_tokenizers
 import algpt2.data.lines
 import algpt2.data.tokenizer
 from algpt2.data.corpus import Documents, read_corpus
+from algpt2.data.encoding import safe_cut, safe_pieces
 from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
-from algpt2.data.tokenizer import safe_cut, safe_pieces
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 

@@ -11,7 +11,7 @@ from browsers import chromium, wait
 from command_lines import run
 from models import pytorch_model, random_weights, save_checkpoint, tiny_config
 
-from algpt2.data.tokenizer import encode
+from algpt2.data.encoding import encode
 from algpt2.demo import command, losses, models
 from algpt2.demo.models import open_models, streamed
 from algpt2.errors import InputError
