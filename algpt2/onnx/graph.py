@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth
 from algpt2.errors import InputError
+from algpt2.onnx import LOGITS_KEPT
 from algpt2.onnx.quantization import BLOCK_SIZES, balance, fills_blocks, quantize_blocks
 
 CONTRIB = "com.microsoft"
@@ -41,7 +42,8 @@ def language_model(config, weights, precision="float32", unpack=False):
 
     Its inputs are `input_ids` and `position_ids`, int64 (batch, length), `attention_mask`, int64 (batch, past +
     length), 0 for padding, and for each depth `past_key_values.DEPTH.key` and `.value`, float32 (batch, n_head, past,
-    H / n_head). Its outputs are `logits`, float32 (batch, length, V), and `present.DEPTH.key` and `.value`. A batch of
+    H / n_head); one that may be left out is `num_logits_to_keep`, int64 (). Its outputs are `logits`, float32 (batch,
+    length, V), of so many of the last tokens, or of all if that is 0, and `present.DEPTH.key` and `.value`. A batch of
     several texts goes on from a past by one token at a time.
 
     Args:
@@ -65,7 +67,7 @@ def language_model(config, weights, precision="float32", unpack=False):
         >>> config = ALGPT2Config.from_preset("algpt2-tiny")
         >>> weights = {name: np.zeros(shape) for name, shape in weight_shapes(config).items()}
         >>> len(language_model(config, weights, "q4").graph.input)
-        11
+        12
     """
     head_width = config.n_embd // config.n_head
     if head_width % HEAD_WIDTH:
@@ -109,6 +111,7 @@ def language_model(config, weights, precision="float32", unpack=False):
         operator, options = ACTIVATIONS[config.activation_function]
         y = graph.op(operator, graph.product(y, names, "mlp.c_fc"), **options)
         x, y = graph.add_and_norm(x, graph.product(y, names, "mlp.c_proj"), norms[depth + 1], config)
+    y = graph.last(y, LOGITS_KEPT)
     if config.tie_projections:
         y = graph.linear(y, "transformer.project_out", graph.weights["transformer.project_in.weight"].T)
     elif config.is_factorized:
@@ -146,6 +149,12 @@ class _Graph:
 
     def norm(self, name):
         return self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+
+    def last(self, x, name):
+        """The last tokens of x (batch, length, width), as many as an input of a name says; 0 means all."""
+        self.stored[name] = numpy_helper.from_array(np.array(0), name)
+        start = self.op("Reshape", self.op("Neg", name), self.number([1]))
+        return self.op("Slice", x, start, self.number([np.iinfo("int64").max]), self.number([1]))
 
     def gather(self, name, ids):
         return self.op("Gather", self.weight(f"{name}.weight"), ids)
@@ -242,7 +251,7 @@ class _Graph:
         rows = self.weight(f"{name}.weight") if self.bits == 32 else self.unpacked_matrix(name, matrix, self.bits)
         flat = self.op("Reshape", x, self.number([-1, matrix.shape[1]]))
         product = self.op("Gemm", flat, rows, transB=1)
-        shape = self.op("Concat", self.op("Shape", "input_ids"), self.number([len(matrix)]), axis=0)
+        shape = self.op("Concat", self.op("Shape", x, start=0, end=2), self.number([len(matrix)]), axis=0)
         return self.node("Reshape", [product, shape], [output])[0]
 
     def _multiply_quantized(self, x, name, matrix, bits, output, more):
@@ -303,12 +312,14 @@ def _model(config, graph):
             helper.make_tensor_value_info(f"{name}.{depth}.{kind}", TensorProto.FLOAT, shape) for depth, kind in kinds
         ]
 
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", config.vocab_size])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "kept", config.vocab_size])
     inputs = [ids("input_ids", "length"), ids("attention_mask", "total"), ids("position_ids", "length")]
+    # What is stored under the name of an input is its default.
+    kept = helper.make_tensor_value_info(LOGITS_KEPT, TensorProto.INT64, [])
     content = helper.make_graph(
         graph.nodes,
         config.model_type,
-        [*inputs, *states("past_key_values", "past")],
+        [*inputs, *states("past_key_values", "past"), kept],
         [logits, *states("present", "total")],
         list(graph.stored.values()),
     )

@@ -7,6 +7,7 @@ import onnxruntime
 
 from algpt2.errors import InputError
 from algpt2.generation.sampling import log_softmax
+from algpt2.onnx import LOGITS_KEPT
 
 
 class OnnxLanguageModel:
@@ -44,6 +45,9 @@ class OnnxLanguageModel:
             raise InputError(f"{name}: has no inputs past_key_values.*; write it by `convert export --to onnx`")
         self.size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         self.past_names = list(past)
+        # Graphs that earlier versions wrote compute all logits.
+        optional = {value.name for value in self.session.get_overridable_initializers()}
+        self._last_token = {LOGITS_KEPT: np.array(1)} if LOGITS_KEPT in optional else {}
         _, self.n_head, _, self.head_width = next(iter(past.values()))
 
     def start(self, ids, capacity, mask=None):
@@ -68,13 +72,14 @@ class OnnxLanguageModel:
         found = log_softmax(self.run(ids)[:, :-1].astype("float64"))
         return -np.take_along_axis(found, np.asarray(ids)[:, 1:, None], -1)[..., 0]
 
-    def outputs(self, ids, mask=None, positions=None):
+    def outputs(self, ids, mask=None, positions=None, last=False):
         """All outputs for an empty past.
 
         Args:
             ids: int (batch, length).
             mask: int (batch, length), 0 for padding; by default there is none.
             positions: int (batch, length); by default padding has none.
+            last: bool. Whether the logits of the last token are enough.
 
         Returns:
             dict of str to numpy array.
@@ -84,6 +89,8 @@ class OnnxLanguageModel:
         empty = np.zeros((len(ids), self.n_head, 0, self.head_width), "float32")
         positions = np.maximum(mask.cumsum(-1) - 1, 0) if positions is None else np.asarray(positions, "int64")
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        if last:
+            inputs |= self._last_token
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(None, inputs | dict.fromkeys(self.past_names, empty)), strict=True))
 
@@ -104,7 +111,7 @@ class Decoding:
         self.mask = np.ones((batch, capacity), "int64")
         if mask is not None:
             self.mask[:, : self.length] = mask
-        outputs = model.outputs(ids, mask)
+        outputs = model.outputs(ids, mask, last=True)
         self.logits = outputs.pop("logits")[:, -1]
         self.session, self.binding = model.session, model.session.io_binding()
         self._logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type((batch, 1, self.logits.shape[1]), np.float32)

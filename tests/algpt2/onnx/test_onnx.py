@@ -70,6 +70,18 @@ def test_the_cache_goes_on_as_pytorch_from_the_beginning(padding):
         decoding.advance(ROWS[:, 0])
 
 
+@pytest.mark.parametrize("unpack", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "q4"])
+def test_only_the_logits_that_are_asked_for_are_computed(precision, unpack):
+    weights = random_weights(CONFIGS["cycle"], "float32")
+    graph = language_model(CONFIGS["cycle"], weights, precision, unpack).SerializeToString()
+    whole = OnnxLanguageModel(graph).outputs(ROWS)
+    last = OnnxLanguageModel(graph).outputs(ROWS, last=True)
+    assert whole["logits"].shape == (3, 12, 97) and last["logits"].shape == (3, 1, 97)
+    assert close(last["logits"], whole["logits"][:, -1:])
+    assert np.array_equal(last["present.0.key"], whole["present.0.key"])
+
+
 def test_greedy_ids_of_a_hundred_tokens_are_those_of_generate():
     onnx, model = both(tiny_config(n_positions=120))
     prompt = ROWS[:1, :5]
