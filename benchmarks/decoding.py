@@ -8,9 +8,11 @@ CPUs, and with `jit_compile=True`, which `algpt2` has by default. `onnx` is `alg
 what the products of its tokens alone take there; `LiteRT` is `algpt2` by LiteRT, from its cache or without one. `int8`,
 `bf16` and `q4` have their weights in these types; `GPT-2's shape` is this project's code without sharing and
 factorization. `of the memory` is the rate at which the weights are used, beside the rate at which memory is read; a
-block that stays in the cache has more than 100%. The first call, which compiles, is reported apart.
+block that stays in the cache has more than 100%. The first call, which compiles, is reported apart. With `--busy`
+another process computes all the time.
 """
 
+import multiprocessing
 import statistics
 from pathlib import Path
 
@@ -109,6 +111,12 @@ def tensorflow_generator(name, prompt, count):
     return runtimes.Generator(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
 
 
+def compute_for_ever():
+    """Keep a core busy."""
+    while True:
+        pass
+
+
 def _label(axes, sizes, speeds, names):
     """Write a name beside each point, below the names that already stand there."""
     axes.figure.draw_without_rendering()
@@ -131,6 +139,7 @@ def main():
     parser.add_argument("--batch-size", type=positive_int, default=1)
     parser.add_argument("--prompt-length", type=positive_int, default=8)
     parser.add_argument("--new-tokens", type=positive_int, default=256)
+    parser.add_argument("--busy", action="store_true", help="decode while another process keeps one core busy")
     arguments = parser.parse_args()
     check_variants(parser, arguments, VARIANTS[arguments.framework])
     shape = (arguments.batch_size, arguments.prompt_length)
@@ -140,6 +149,8 @@ def main():
     names = tqdm(names, "building", leave=False)
     variants = {name: Worker(build, name, prompt, arguments.new_tokens) for name in names}
     bandwidth = read_bandwidth()
+    if arguments.busy:
+        multiprocessing.get_context("spawn").Process(target=compute_for_ever, daemon=True).start()
     seconds, first = time_in_turns({name: variant.generate for name, variant in variants.items()}, arguments.rounds)
     extra = {}
     for name, values in seconds.items():
@@ -151,7 +162,8 @@ def main():
     rows = compare(seconds, work, "tokens", OURS, peers, extra)
     title = (
         f"Decoding in {arguments.framework}, batch {arguments.batch_size}, {arguments.prompt_length} + "
-        f"{arguments.new_tokens} tokens, {processor()}; memory {bandwidth / 1e9:.0f} GB/s"
+        f"{arguments.new_tokens} tokens, {'one core busy, ' * arguments.busy}{processor()}; "
+        f"memory {bandwidth / 1e9:.0f} GB/s"
     )
     output = arguments.output or Path(f"decoding-{arguments.framework}-{arguments.batch_size}.json")
     report(title, rows, {"seconds": seconds, "first": first, "memory_read": bandwidth}, output)

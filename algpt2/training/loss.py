@@ -6,7 +6,7 @@ from typing import NamedTuple
 IGNORED = -100
 # How many logits a loss in chunks holds at once: enough for efficient matrix products, in float32 32 MB on a CPU and
 # 1 GB on a GPU.
-LOGITS_IN_CHUNK = {"cpu": 1 << 23, "gpu": 1 << 28}
+LOGITS_IN_CHUNK = {"cpu": 1 << 22, "gpu": 1 << 28}
 
 
 class SoftTargets(NamedTuple):
