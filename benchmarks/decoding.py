@@ -20,7 +20,7 @@ import numpy as np
 import runtimes
 from side_by_side import add_rounds, check_variants, compare, framework_parser, read_bandwidth, report
 from tqdm.auto import tqdm
-from workers import Worker
+from workers import Work, Worker
 
 from algpt2 import ALGPT2Config
 from algpt2.benchmark.timing import processor, time_in_turns
@@ -60,7 +60,7 @@ def weight_bytes(name):
 
 
 def pytorch_generator(name, prompt, count):
-    """The `runtimes.Generator` of a variant."""
+    """The `Work` of a variant."""
     if name in (*runtimes.PEERS, *runtimes.ONNX):
         return runtimes.generator(name, prompt, count)
 
@@ -82,9 +82,7 @@ def pytorch_generator(name, prompt, count):
         quantize_int8(model)
     if name.endswith("bf16"):
         model.bfloat16()
-    return runtimes.Generator(
-        lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options), weight_size(model)
-    )
+    return Work(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options), weight_size(model))
 
 
 def tensorflow_generator(name, prompt, count):
@@ -108,7 +106,7 @@ def tensorflow_generator(name, prompt, count):
         dtype = "bfloat16" if name.endswith("bf16") else None
         model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
     model.compile(sampler="greedy", **options)
-    return runtimes.Generator(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
+    return Work(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
 
 
 def compute_for_ever():
@@ -151,7 +149,7 @@ def main():
     bandwidth = read_bandwidth()
     if arguments.busy:
         multiprocessing.get_context("spawn").Process(target=compute_for_ever, daemon=True).start()
-    seconds, first = time_in_turns({name: variant.generate for name, variant in variants.items()}, arguments.rounds)
+    seconds, first = time_in_turns({name: variant.run for name, variant in variants.items()}, arguments.rounds)
     extra = {}
     for name, values in seconds.items():
         rate = weight_bytes(name) * arguments.new_tokens / statistics.median(values)

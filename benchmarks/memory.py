@@ -23,7 +23,7 @@ def measure(framework, name, shape):
     """int: the bytes that two steps of a variant take in this process."""
     ids = np.random.default_rng(0).integers(50257, size=shape, dtype=np.int32)
     before = _peak()
-    step = STEPS[framework](ids, "fp32", 0.0, (name,))[0][name]
+    step = STEPS[framework](name, ids, "fp32", 0.0).run
     for _ in range(2):
         step()
     return _peak() - before

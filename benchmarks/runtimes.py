@@ -5,15 +5,14 @@ import json
 import os
 import tempfile
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from workers import Work
 
 from algpt2 import ALGPT2Config
 from algpt2.benchmark.timing import cores
@@ -32,18 +31,6 @@ LITERT = {"LiteRT, no cache": (None, False), "LiteRT": (None, True), "LiteRT, in
 SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "t0")
 
 
-class Generator(NamedTuple):
-    """What is timed.
-
-    Args:
-        generate: function without arguments, that continues a prompt.
-        size: int. The bytes of the weights as they are stored.
-    """
-
-    generate: Callable
-    size: int
-
-
 def is_installed(name):
     """bool: whether there is what a variant takes."""
     packages = {"ctranslate2": CTRANSLATE2, "xllamacpp": LLAMA_CPP, "onnxruntime": ONNX, "ai_edge_litert": LITERT}
@@ -51,7 +38,7 @@ def is_installed(name):
 
 
 def generator(name, prompt, count):
-    """A `Generator` that continues a prompt.
+    """A `Work` that continues a prompt.
 
     Args:
         name: str, of `PEERS` or `ONNX`.
@@ -76,7 +63,7 @@ def onnx_generator(prompt, count, precision, bare, preset):
     weights = {name: draw.normal(0, 0.02, shape).astype("float32") for name, shape in weight_shapes(config).items()}
     model = language_model(config, weights, precision)
     if bare:
-        return Generator(bare_products(model, len(prompt), count), model.ByteSize())
+        return Work(bare_products(model, len(prompt), count), model.ByteSize())
     session = OnnxLanguageModel(model.SerializeToString(), thread_count())
 
     def generate():
@@ -84,7 +71,7 @@ def onnx_generator(prompt, count, precision, bare, preset):
         for _ in range(count - 1):
             decoding.advance(decoding.logits.argmax(-1))
 
-    return Generator(generate, session.size)
+    return Work(generate, session.size)
 
 
 def bare_products(model, batch, count):
@@ -130,7 +117,7 @@ def ctranslate2_generator(prompt, count, precision):
         size = Path(directory, "ct2", "model.bin").stat().st_size
     tokens = [[f"t{index}" for index in row] for row in prompt]
     options = {"max_length": count, "min_length": count, "sampling_topk": 1, "include_prompt_in_result": False}
-    return Generator(lambda: model.generate_batch(tokens, **options), size)
+    return Work(lambda: model.generate_batch(tokens, **options), size)
 
 
 def llama_cpp_generator(prompt, count, precision):
@@ -168,7 +155,7 @@ def llama_cpp_generator(prompt, count, precision):
         with ThreadPoolExecutor(len(prompt)) as rows:
             list(rows.map(complete, prompt))
 
-    return Generator(generate, size)
+    return Work(generate, size)
 
 
 def litert_generator(prompt, count, quantize, with_cache):
@@ -201,7 +188,7 @@ def litert_generator(prompt, count, quantize, with_cache):
             ids.append(int(cache.pop("logits")[0, 0].argmax()))
 
     continue_row = from_cache if with_cache else whole_text
-    return Generator(lambda: [continue_row(row.tolist()) for row in prompt], len(content))
+    return Work(lambda: [continue_row(row.tolist()) for row in prompt], len(content))
 
 
 def thread_count():
