@@ -16,10 +16,12 @@ from algpt2.training.preparation import prepare_run
 from algpt2.training.run import best_weights, evaluate_tokens, finish_run, finished, start_run
 from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
+from algpt2_pt.cpu_attention import use_plain_backward
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
 from algpt2_pt.distillation import make_teacher
 from algpt2_pt.evaluation import token_loss_function
+from algpt2_pt.memory import keep_freed_memory
 from algpt2_pt.models import ALGPT2ForSequenceClassification, language_model_class
 from algpt2_pt.training import QuietProgress, RunCallback, RunTrainer, Samples
 from algpt2_pt.training_state import read_training_state
@@ -69,6 +71,8 @@ def train(run):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     settings = training_arguments(run)
+    if settings.device.type == "cpu":
+        keep_freed_memory()
     # Before the seed is set, so that the model starts as it would without a teacher.
     teacher = make_teacher(run, settings.device)
     set_seed(arguments.seed)
@@ -130,6 +134,8 @@ def initial_model(run):
     classifies = run.arguments.task == "classify"
     model_class = ALGPT2ForSequenceClassification if classifies else language_model_class(run.arguments.sop)
     model = use_fast_kernels(model_class(run.config))
+    if run.arguments.precision == "bf16" and not uses_gpu(run.arguments):
+        use_plain_backward(model)
     weights = run.starting_weights()
     if weights:
         # A head starts new if only the model has it, and is left out if only the weights have it.

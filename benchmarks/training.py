@@ -25,7 +25,6 @@ from algpt2.benchmark.timing import processor, time_in_turns
 from algpt2.cli import positive_int
 from algpt2.training.flops import peak_flops, training_flops
 from algpt2.training.loss import tokens_in_chunk
-from algpt2.training.memory import keep_freed_memory
 
 PEERS = {"pytorch": ("transformers",), "tensorflow": ("KerasHub", "KerasHub, jit_compile")}
 WHOLE, COMPILED, CHECKPOINTING = "logits whole", "compiled blocks", "gradient checkpointing"
@@ -112,6 +111,7 @@ def pytorch_step(name, ids, precision, dropout):
     from algpt2_pt import ALGPT2LMHeadModel
     from algpt2_pt.cpu_attention import use_plain_backward
     from algpt2_pt.cpu_kernels import use_fast_kernels
+    from algpt2_pt.memory import keep_freed_memory
     from algpt2_pt.optimization import create_optimizer
 
     ids, options = torch.from_numpy(ids).long(), {}
@@ -180,7 +180,6 @@ def tensorflow_step(name, ids, precision, dropout):
         inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
         data = tf.data.Dataset.from_tensors((inputs, np.roll(ids, -1, axis=1)))
     else:
-        keep_freed_memory()
         backbone = TFALGPT2Backbone(
             configuration(name, dropout), dtype=policy, gradient_checkpointing=name == CHECKPOINTING
         )
