@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -522,6 +523,29 @@ PRESETS = {
         "attn_pdrop": 0.0,
     },
 }
+
+
+def parse_sharing(text, n_layer):
+    """The layer schedule that a command line names.
+
+    Args:
+        text: str. A pattern of `layer_schedule`, or the block of every depth: `"0,0,1,1"`.
+        n_layer: int. The number of depths of a pattern.
+
+    Returns:
+        list of int.
+
+    Raises:
+        ValueError: as `layer_schedule`.
+
+    Example:
+        >>> parse_sharing("cycle:2", 4), parse_sharing("0,0,1", 4)
+        ([0, 1, 0, 1], [0, 0, 1])
+    """
+    blocks = re.split(r"\s*,\s*|\s+", text.strip())
+    if all(block.isdecimal() for block in blocks):
+        return [int(block) for block in blocks]
+    return layer_schedule(text, n_layer)
 
 
 def parse_overrides(assignments):

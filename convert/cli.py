@@ -6,7 +6,7 @@ import sys
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.cli import Parser, byte_size, natural_int, positive_int
 from algpt2.errors import InputError, exit_on_error
-from algpt2.training.command_line import PATTERNS
+from algpt2.training.command_line import SHARING_HELP
 from convert.compression import STARTS, TOKENS
 from convert.exports import FORMATS
 
@@ -102,7 +102,7 @@ def _add_compression(command):
     _add_source(command)
     command.add_argument("--output", metavar="DIR", required=True, help="write a new directory")
     size = command.add_argument_group("size")
-    size.add_argument("--sharing", metavar="PATTERN", required=True, help=f"share blocks: {', '.join(PATTERNS)}")
+    size.add_argument("--sharing", metavar="PATTERN", required=True, help=SHARING_HELP)
     size.add_argument(
         "--embedding-size", type=positive_int, metavar="E", help="factorize the embeddings (default: leave them)"
     )

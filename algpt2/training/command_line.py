@@ -25,6 +25,7 @@ PRESETS = (
     *("algpt2-medium", "algpt2-large", "algpt2-xl", "algpt2-tiny"),
 )
 PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich", "middle_cycle:P,K,C")
+SHARING_HELP = f"share blocks by a pattern: {', '.join(PATTERNS)}; or name the block of every depth: 0,0,1,1"
 
 
 def train_parser(framework, loop):
@@ -107,11 +108,7 @@ def _add_model_arguments(group):
     base.add_argument(
         "--init-from", metavar="DIR", help="start from a checkpoint: its configuration, weights and tokenizer"
     )
-    group.add_argument(
-        "--sharing",
-        metavar="PATTERN",
-        help=f"share blocks by a pattern: {', '.join(PATTERNS)}; or name the block of every depth: 0,0,1,1",
-    )
+    group.add_argument("--sharing", metavar="PATTERN", help=SHARING_HELP)
     group.add_argument(
         "--embedding-size", type=natural_int, metavar="N", help="factorize the embedding to this width; 0 does not"
     )

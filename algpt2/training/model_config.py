@@ -2,11 +2,10 @@
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config, read_stored_config
-from algpt2.configuration import PRESETS, ALGPT2Config, layer_schedule, parse_overrides
+from algpt2.configuration import PRESETS, ALGPT2Config, parse_overrides, parse_sharing
 from algpt2.errors import InputError
 
 
@@ -67,14 +66,9 @@ def _overrides(arguments, config):
     overrides = parse_overrides(arguments.config_override or [])
     depth = arguments.depth or overrides.get("n_layer") or config.n_layer
     if arguments.sharing:
-        explicit = re.split(r"\s*,\s*|\s+", arguments.sharing.strip())
-        overrides["layer_schedule"] = (
-            [int(block) for block in explicit]
-            if all(block.isdecimal() for block in explicit)
-            else layer_schedule(arguments.sharing, depth)
-        )
-        if arguments.depth and len(overrides["layer_schedule"]) != arguments.depth:
-            raise InputError(f"--sharing {arguments.sharing} names {len(explicit)} depths, --depth {arguments.depth}")
+        overrides["layer_schedule"] = schedule = parse_sharing(arguments.sharing, depth)
+        if arguments.depth and len(schedule) != arguments.depth:
+            raise InputError(f"--sharing {arguments.sharing} names {len(schedule)} depths, --depth {arguments.depth}")
     elif arguments.depth:
         overrides["n_layer"] = arguments.depth
     if arguments.embedding_size is not None:

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from algpt2.checkpoints.casting import common_dtype
 from algpt2.checkpoints.formats.lazy_tensor import LazyTensor, RowwiseTensor, lazy, pieces
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, depth_layer, weight_shapes
-from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config, layer_schedule
+from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config, parse_sharing
 from algpt2.errors import InputError
 from convert.compression import STARTS
 from convert.compression.low_rank import principal_directions, share
@@ -25,7 +25,7 @@ def compressed_config(config, sharing, embedding_size=None, **depths):
 
     Args:
         config: `ALGPT2Config` of the source.
-        sharing: str, a pattern of `algpt2.layer_schedule`.
+        sharing: str, as of `algpt2.configuration.parse_sharing`.
         embedding_size: int, up to `n_embd`; `None` keeps the embeddings as they are.
         **depths: `depth_norms`, `depth_biases` and `depth_lora_rank` of `ALGPT2Config`.
 
@@ -50,7 +50,9 @@ def compressed_config(config, sharing, embedding_size=None, **depths):
             )
         changes |= {"embedding_size": embedding_size, "tie_projections": False}
     try:
-        schedule = layer_schedule(sharing, config.n_layer)
+        schedule = parse_sharing(sharing, config.n_layer)
+        if len(schedule) != config.n_layer:
+            raise ValueError(f"sharing {sharing} names {len(schedule)} depths; the source has {config.n_layer}")
         return ALGPT2Config.from_dict(config.to_dict(), layer_schedule=schedule, **changes)
     except ValueError as error:
         raise InputError(f"{error}") from error

@@ -92,6 +92,12 @@ def test_any_source_at_full_rank(seed):
     assert relative_difference(expected, pytorch_model(new, found)(ids).logits) < 1e-9
 
 
+def test_the_block_of_every_depth_can_be_named():
+    config = tiny_config(layer_schedule=[0, 1, 2, 3])
+    assert compressed_config(config, "0, 1,1,2").layer_schedule == [0, 1, 1, 2]
+    assert compressed_config(config, "0,0,1,1").to_dict() == compressed_config(config, "sequence:2").to_dict()
+
+
 def test_what_is_kept_is_kept_to_the_bit():
     config, weights = tiny_config(), random_weights(tiny_config(), "float32")
     new = compressed_config(config, "none")
@@ -300,6 +306,8 @@ def test_no_framework_is_needed(text_tokenizer, tmp_path):
     [
         (["--sharing", "cycle:9"], "asks for 9 blocks; with n_layer 3 K is 1 to 3"),
         (["--sharing", "wheel"], "unknown sharing pattern 'wheel'"),
+        (["--sharing", "0,0,1,1"], "sharing 0,0,1,1 names 4 depths; the source has 3"),
+        (["--sharing", "0,2,2"], "layer_schedule must use every block from 0 to 2"),
         (["--sharing", "full", "--embedding-size", "25"], "embedding_size 25 is more than n_embd, 24"),
         (["--sharing", "full", "--depth-lora-rank", "25"], "depth_lora_rank must be 0 to n_embd 24"),
         (["--sharing", "none"], "nothing would be compressed"),
