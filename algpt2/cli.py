@@ -36,7 +36,7 @@ FRAMEWORKS = {
     "pytorch": Framework("PyTorch", "torch", "algpt2_pt", "transformers", "pt2tf"),
     "tensorflow": Framework("TensorFlow", "tensorflow", "algpt2_tf", "keras-hub", "tf2pt"),
 }
-# The programs that have no use for PyTorch, but for transformers.
+# The programs that need transformers, but not PyTorch.
 WITHOUT_TORCH = ("algpt2_tf.", "algpt2.data.")
 
 

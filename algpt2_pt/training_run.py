@@ -134,7 +134,7 @@ def initial_model(run):
     classifies = run.arguments.task == "classify"
     model_class = ALGPT2ForSequenceClassification if classifies else language_model_class(run.arguments.sop)
     model = use_fast_kernels(model_class(run.config))
-    if run.arguments.precision == "bf16" and not uses_gpu(run.arguments):
+    if run.arguments.precision == "bf16" and not (uses_gpu(run.arguments) or run.arguments.compile):
         use_plain_backward(model)
     weights = run.starting_weights()
     if weights:

@@ -21,7 +21,7 @@ from algpt2_tf.backbone import TFALGPT2Backbone
 class TFALGPT2Tokenizer(Tokenizer):
     """A tokenizer layer that gives the ids of a tokenizer of transformers, in and out of graph mode.
 
-    They are those of `algpt2.data.tokenizer.encode`: what the tokenizer puts behind a text is left to the preprocessor.
+    They are those of `algpt2.data.encoding.encode`: what the tokenizer puts behind a text is left to the preprocessor.
     The work is done by the `tokenizers` library in both modes, so a tf.data pipeline runs it as a Python function.
 
     Args:

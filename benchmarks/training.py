@@ -84,8 +84,8 @@ def products_of(config, tokens):
         found[tokens, config.embedding_size, config.n_embd] += 1
         found[tokens, config.n_embd, config.embedding_size] += 1
     head = config.vocab_size, config.embedding_width
-    whole, rest = divmod(tokens, tokens_in_chunk(*head))
-    found[min(tokens, tokens_in_chunk(*head)), head[1], head[0]] += whole + rest / tokens_in_chunk(*head)
+    rows = min(tokens, tokens_in_chunk(*head))
+    found[rows, head[1], head[0]] += tokens / rows
     return found
 
 

@@ -18,7 +18,7 @@ def pieces(tokenizer, text, ids, losses):
     Args:
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         text: str.
-        ids: list of int, of `algpt2.data.tokenizer.encode`.
+        ids: list of int, of `algpt2.data.encoding.encode`.
         losses: float (tokens,), NaN where there is none.
 
     Returns:

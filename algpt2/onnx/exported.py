@@ -91,7 +91,7 @@ class Sizes:
 
 
 class LightTokenizer:
-    """The tokenizer.json of an exported directory, which says all of texts and tokens.
+    """The tokenizer.json of an exported directory, which says all of texts and tokens, as `save_tokenizer` wrote it.
 
     It has what generation calls of a `transformers.PreTrainedTokenizerFast`, with the same names and results.
 
@@ -107,10 +107,10 @@ class LightTokenizer:
         require_ordinary(path, TOKENIZER_BYTES)
         if not path.is_file():
             raise InputError(f"{path}: no such file; export the checkpoint again")
-        settings = read_json(config_path, largest=UNLIMITED) if config_path.is_file() else {}
+        settings = read_json(config_path, largest=UNLIMITED) if config_path.exists() else {}
         with tokenizer_errors(f"{path}: not readable as a tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
-        # They are of single calls.
+        # Those of the file are of the last call of who wrote it.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens"))

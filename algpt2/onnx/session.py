@@ -33,7 +33,7 @@ class OnnxLanguageModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        name = "the ONNX model" if isinstance(source, bytes) else str(source)
+        self.name = name = "the ONNX model" if isinstance(source, bytes) else str(source)
         try:
             self.session = onnxruntime.InferenceSession(
                 source if isinstance(source, bytes) else name, options, providers=["CPUExecutionProvider"]
@@ -92,7 +92,18 @@ class OnnxLanguageModel:
         if last:
             inputs |= self._last_token
         names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(None, inputs | dict.fromkeys(self.past_names, empty)), strict=True))
+        inputs |= dict.fromkeys(self.past_names, empty)
+        return dict(zip(names, self.computed(lambda: self.session.run(None, inputs)), strict=True))
+
+    def computed(self, call):
+        """What a call of the session gives; an InputError if it cannot compute what it got."""
+        try:
+            return call()
+        except Exception as error:  # as above
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{self.name}: cannot compute this ({reason}); config.json or the tokenizer may be of another model"
+            ) from error
 
 
 class Decoding:
@@ -113,7 +124,7 @@ class Decoding:
             self.mask[:, : self.length] = mask
         outputs = model.outputs(ids, mask, last=True)
         self.logits = outputs.pop("logits")[:, -1]
-        self.session, self.binding = model.session, model.session.io_binding()
+        self._model, self.binding = model, model.session.io_binding()
         self._logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type((batch, 1, self.logits.shape[1]), np.float32)
         self.binding.bind_ortvalue_output("logits", self._logits)
         for name in model.past_names:
@@ -144,6 +155,6 @@ class Decoding:
         self.binding.bind_cpu_input("input_ids", np.asarray(tokens, "int64").reshape(-1, 1))
         self.binding.bind_cpu_input("attention_mask", mask)
         self.binding.bind_cpu_input("position_ids", mask.sum(-1, keepdims=True) - 1)
-        self.session.run_with_iobinding(self.binding)
+        self._model.computed(lambda: self._model.session.run_with_iobinding(self.binding))
         self.logits = self._logits.numpy()[:, 0]
         return self.logits

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 # The label of a token that is not counted, as transformers has it.
 IGNORED = -100
-# How many logits a loss in chunks holds at once: enough for efficient matrix products, in float32 32 MB on a CPU and
-# 1 GB on a GPU.
+# How many logits a loss in chunks holds at once: enough for efficient matrix products, in float32 16 MB on a CPU, or as
+# much as the weight of the head has, and 1 GB on a GPU.
 LOGITS_IN_CHUNK = {"cpu": 1 << 22, "gpu": 1 << 28}
 
 
@@ -34,7 +34,7 @@ def tokens_in_chunk(vocabulary, width, logits=LOGITS_IN_CHUNK["cpu"]):
 
     Example:
         >>> tokens_in_chunk(50257, 128), tokens_in_chunk(50257, 768)
-        (166, 768)
+        (128, 768)
     """
     # Every chunk adds to the gradient of the weight, which costs as much as computing a logit for each of its entries.
     return max(width, logits // vocabulary)

@@ -39,7 +39,10 @@ def states():
     return [torch.randn(SHAPE, dtype=torch.bfloat16) for _ in range(3)]
 
 
-def test_it_is_as_exact_as_pytorchs(states):
+@pytest.mark.parametrize("size", [1, 8])
+def test_it_is_as_exact_as_pytorchs(size, states):
+    # The larger, the larger are scores, whose errors the softmax takes as they are.
+    states = [size * states[0], *states[1:]]
     upstream = torch.randn(SHAPE, dtype=torch.bfloat16)
     expected, _ = gradients(causal, [state.double() for state in states], upstream)
     theirs, _ = gradients(causal, states, upstream)
@@ -50,7 +53,7 @@ def test_it_is_as_exact_as_pytorchs(states):
         assert error <= 2 * allowed and error < 0.02 * reference.norm()
 
 
-@pytest.mark.parametrize("change", ["float32", "long", "mask", "dropout"])
+@pytest.mark.parametrize("change", ["float32", "long", "mask", "dropout", "cache"])
 def test_all_else_is_pytorchs(change, states, monkeypatch):
     upstream, options = torch.randn(SHAPE), {}
     if change == "float32":
@@ -59,6 +62,9 @@ def test_all_else_is_pytorchs(change, states, monkeypatch):
         monkeypatch.setattr(cpu_attention, "LONGEST", 39)
     if change == "mask":
         options = {"mask": torch.zeros(1, 1, 40, 40, dtype=torch.bfloat16)}
+    if change == "cache":
+        states = [states[0][:, :, :7], *states[1:]]
+        upstream = upstream[:, :, :7]
     if change == "dropout":
         options = {"dropout": 0.1}
     _, used = gradients(lambda *states: plain(*states, **options), states, upstream)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, pre_tokenizers
 
+import algpt2.data.encoding
 import algpt2.data.lines
-import algpt2.data.tokenizer
 from algpt2.data.corpus import Documents, read_corpus
 from algpt2.data.encoding import safe_cut, safe_pieces
 from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
@@ -75,7 +75,7 @@ def test_any_safe_cut_is_safe(text_tokenizer, add_prefix_space):
 
 
 def test_a_stretch_without_a_place_to_cut_is_bounded(text_tokenizer, monkeypatch, tmp_path):
-    monkeypatch.setattr(algpt2.data.tokenizer, "LONGEST_PIECE", 300)
+    monkeypatch.setattr(algpt2.data.encoding, "LONGEST_PIECE", 300)
     cut = safe_cut(text_tokenizer.backend_tokenizer)
     for document in ("x" * 5000, "a" + "\n" * 5000 + "b", "x" * 700 + " y" * 20 + "z" * 2000):
         for texts in ([document], [document[i : i + 90] for i in range(0, len(document), 90)]):

@@ -1,5 +1,7 @@
 """`generate --runtime onnx`, with and without the frameworks."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +54,16 @@ def test_a_process_that_runs_a_graph_imports_only_what_it_needs(checkpoint, comm
     assert result.returncode == 0 and result.stdout.startswith("The")
     assert "onnxruntime" in imports and not {"torch", "transformers"} & set(imports)
     assert all(line.startswith("import time:") for line in result.stderr.splitlines()), result.stderr
+
+
+@pytest.mark.parametrize("prompt", ["The", "The " * 200])
+def test_a_configuration_of_another_model_is_one_line(prompt, checkpoint, tmp_path, capsys):
+    shutil.copytree(checkpoint / "q4", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_positions": 500}))
+    code, _, err = run(capsys, generate, tmp_path, prompt, "--runtime", "onnx", "--max-new-tokens", "300")
+    assert code == 2 and "config.json or the tokenizer may be of another model" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
