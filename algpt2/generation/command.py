@@ -16,7 +16,7 @@ def run_generation(arguments, open_generator, open_checkpoint):
 
     Args:
         arguments: `argparse.Namespace` of `algpt2.generation.arguments.generate_parser`.
-        open_generator: function from an `algpt2.checkpoints.checkpoint.Checkpoint`, an
+        open_generator: function from an `algpt2.checkpoints.checkpoint.Checkpoint` or what `open_checkpoint` gives, an
             `algpt2.generation.continuation.Sampling`, the id of the token that ends a text, whether to stream, and the
             arguments, an `argparse.Namespace`, to the function that `algpt2.generation.continuation.continue_tokens`
             takes.

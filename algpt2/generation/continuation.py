@@ -204,11 +204,11 @@ def prepare_prompts(checkpoint, prompts):
     A prompt that does not fit into the context is told of on standard error.
 
     Args:
-        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
+        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`, or `algpt2.onnx.exported.LightCheckpoint`.
         prompts: list of str.
 
     Returns:
-        `transformers.PreTrainedTokenizerFast`.
+        `transformers.PreTrainedTokenizerFast`, or `algpt2.onnx.exported.LightTokenizer`.
 
     Raises:
         InputError: if the checkpoint has no usable tokenizer, or a prompt no tokens.
