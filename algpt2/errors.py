@@ -41,6 +41,23 @@ class InputError(ValueError):
         super().__init__(one_line(message))
 
 
+@contextlib.contextmanager
+def library_errors(message):
+    """Whatever a library raises as an InputError: any Exception, and the panics of Rust, which are none.
+
+    Args:
+        message: str. What the reason is put behind.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{message} ({' '.join(str(error).split())[:300]})") from error
+
+
 class LoadError(InputError, RuntimeError):
     """A checkpoint that a library cannot load, for which transformers raises a RuntimeError."""
 

@@ -6,7 +6,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from algpt2_pt.cpu_kernels import is_bfloat16_fast
+from algpt2_pt.cpu_kernels import is_bfloat16_fast, is_plain
 
 # What transformers knows it by.
 NAME = "sdpa_with_plain_backward"
@@ -77,13 +77,10 @@ class _CausalAttention(torch.autograd.Function):
 def _is_for_products(query, key, attention_mask, dropout):
     return (
         torch.is_grad_enabled()
-        and type(query) is torch.Tensor
-        and query.device.type == "cpu"
+        and is_plain(query)
         and query.dtype == torch.bfloat16
         and query.shape == key.shape
         and 1 < query.shape[2] <= LONGEST
         and attention_mask is None
         and not dropout
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
     )

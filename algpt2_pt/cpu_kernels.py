@@ -151,10 +151,9 @@ class _OneDNNProduct(torch.autograd.Function):
 
 def _is_for_onednn(inputs, weight, dtype=torch.float32):
     return (
-        not torch.compiler.is_compiling()
-        and inputs.device.type == weight.device.type == "cpu"
+        is_plain(inputs)
+        and weight.device.type == "cpu"
         # Neither sharded nor of another subclass, which have rules of their own.
-        and type(inputs) is torch.Tensor
         and type(weight) in (torch.Tensor, nn.Parameter)
         and inputs.numel() > 0
         and inputs.dtype == weight.dtype == dtype
@@ -162,6 +161,15 @@ def _is_for_onednn(inputs, weight, dtype=torch.float32):
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def is_plain(inputs):
+    """bool: whether a function with a backward pass of its own may compute from a tensor, which is on a CPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and inputs.device.type == "cpu"
+        and type(inputs) is torch.Tensor
         and not torch.jit.is_tracing()
         # `torch.func` and forward-mode differentiation need rules of their own.
         and not torch._C._are_functorch_transforms_active()

@@ -1,9 +1,9 @@
 """Training steps beside GPT-2's, in one framework: `python benchmarks/training.py --framework pytorch`.
 
 Every variant takes whole steps in turn, in a process of its own: forward, backward, clipping and AdamW, on the same
-random tokens. In PyTorch
-`algpt2` is the step of `algpt2_pt.train`, and the peer transformers' `GPT2LMHeadModel`; in TensorFlow it is
-`fit` as `algpt2_tf.train` calls it, and the peer KerasHub's `GPT2CausalLM`, by its default and with `jit_compile=True`.
+random tokens. In PyTorch `algpt2` is the step of `algpt2_pt.train`, and the peer transformers' `GPT2LMHeadModel`; in
+TensorFlow it is `fit` as `algpt2_tf.train` calls it, and the peer KerasHub's `GPT2CausalLM`, by its default and with
+`jit_compile=True`.
 `algpt2, GPT-2's shape` is this project's code without sharing and factorization, so that what the architecture gains is
 told apart from what the code does. `logits whole` is `algpt2` without the loss in chunks; `gradient checkpointing`
 computes the block again in the backward pass. `jit_compile` is by XLA, which Keras does by itself on GPUs only. `of

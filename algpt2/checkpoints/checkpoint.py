@@ -12,6 +12,7 @@ import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
+from algpt2.checkpoints import CONFIG_FILE
 from algpt2.checkpoints.casting import Casting, common_dtype
 from algpt2.checkpoints.formats import (
     FORMATS,
@@ -34,7 +35,6 @@ from algpt2.errors import InputError
 from algpt2.files.atomic import require_whole
 from algpt2.files.reading import read_json
 
-CONFIG_FILE = "config.json"
 # Of PEFT.
 ADAPTER_FILE = "adapter_config.json"
 MODEL_CARD = "README.md"

@@ -1,10 +1,9 @@
 """What makes the ids of a text, the same everywhere, by any tokenizer; transformers is not imported here."""
 
-import contextlib
 import json
 import re
 
-from algpt2.errors import InputError
+from algpt2.errors import InputError, library_errors
 
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 
@@ -14,23 +13,6 @@ UNLIMITED = int(1e30)
 # The least number of characters in a piece of a text, and the most in one that has no place to be cut: tokenizers take
 # hundreds of bytes of memory for each.
 PIECE, LONGEST_PIECE = 1 << 13, 1 << 20
-
-
-@contextlib.contextmanager
-def tokenizer_errors(message):
-    """Whatever the `tokenizers` library raises as an InputError: bare Exceptions, and panics, which are none.
-
-    Args:
-        message: str. What the reason is put behind.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise InputError(f"{message} ({' '.join(str(error).split())[:300]})") from error
 
 
 def encode(tokenizer, text):
@@ -54,14 +36,14 @@ def encode(tokenizer, text):
 
 def encode_batch(tokenizer, texts):
     """The ids of texts, each as `encode` but without `start_ids`: list of list of int."""
-    with tokenizer_errors("the tokenizer fails on a text; take another one"):
+    with library_errors("the tokenizer fails on a text; take another one"):
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def start_ids(tokenizer):
     """The ids that a tokenizer puts before every text, such as that of its bos_token: list of int."""
     text = "a"
-    with tokenizer_errors("the tokenizer fails; take another one"):
+    with library_errors("the tokenizer fails; take another one"):
         ids, own = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
     places = [place for place in range(len(ids)) if own and ids[place : place + len(own)] == own]
     return ids[: min(places, default=0)]

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import Documents
-from algpt2.data.encoding import safe_cut, safe_pieces, start_ids, tokenizer_errors
+from algpt2.data.encoding import safe_cut, safe_pieces, start_ids
 from algpt2.data.files import hash_file
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import vocabulary_size
-from algpt2.errors import InputError
+from algpt2.errors import InputError, library_errors
 from algpt2.files.atomic import directory_replaced
 from algpt2.files.disk import WriteError, storage_error
 from algpt2.files.reading import read_json
@@ -133,7 +133,7 @@ class _Encoder:
         position = 0
         for batch in _batches(self._texts()):
             texts = [text for text, _ in batch if isinstance(text, str)]
-            with tokenizer_errors(f"{self.documents.name}: the tokenizer fails on the text; take another one"):
+            with library_errors(f"{self.documents.name}: the tokenizer fails on the text; take another one"):
                 encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
             ids = [next(encodings).ids if isinstance(text, str) else text for text, _ in batch]
             ends = position + np.cumsum([len(i) for i in ids])

@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNLIMITED, tokenizer_errors
-from algpt2.errors import InputError
+from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNLIMITED
+from algpt2.errors import InputError, library_errors
 from algpt2.files.reading import TOKENIZER_BYTES, read_json, require_ordinary
 
 # Documents end with END_OF_TEXT whatever other special tokens there are.
@@ -66,7 +66,7 @@ def load_tokenizer(directory):
     for name in CONFIG_FILES:
         if (directory / name).exists():
             read_json(directory / name, largest=UNLIMITED)
-    with tokenizer_errors(f"{paths[0]}: not readable as a tokenizer"):
+    with library_errors(f"{paths[0]}: not readable as a tokenizer"):
         tokenizer = _load(directory, paths)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{paths[0]}: a {type(tokenizer).__name__}, expected one of the tokenizers library")

@@ -3,8 +3,8 @@
 import sys
 from dataclasses import dataclass
 
-from algpt2.data.encoding import encode, tokenizer_errors
-from algpt2.errors import InputError
+from algpt2.data.encoding import encode
+from algpt2.errors import InputError, library_errors
 
 # The tokens that are made at once where a text may end a continuation, which only the text can tell.
 TOKENS_BETWEEN_STOPS = 16
@@ -132,7 +132,7 @@ class TextStream:
         self._written = len(self._ids)
 
     def _decode(self, ids):
-        with tokenizer_errors("the tokenizer fails on new tokens; take another one"):
+        with library_errors("the tokenizer fails on new tokens; take another one"):
             return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

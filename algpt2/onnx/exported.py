@@ -9,15 +9,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from algpt2.checkpoints import CONFIG_FILE
 from algpt2.data.encoding import (
     END_OF_TEXT,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     UNLIMITED,
     require_end_token,
-    tokenizer_errors,
 )
-from algpt2.errors import InputError
+from algpt2.errors import InputError, library_errors
 from algpt2.files.atomic import require_whole
 from algpt2.files.reading import TOKENIZER_BYTES, read_json, require_ordinary
 from algpt2.onnx import FILES
@@ -66,12 +66,13 @@ class LightCheckpoint(ExportedCheckpoint):
     @cached_property
     def config(self):
         """`Sizes`."""
-        path = self.directory / "config.json"
+        path = self.directory / CONFIG_FILE
         stored = read_json(path)
-        for name in Sizes.__annotations__:
-            if type(stored.get(name)) is not int or stored[name] < 1:
-                raise InputError(f"{path}: {name} is {stored.get(name)!r}; expected a positive integer")
-        return Sizes(stored["n_positions"], stored["vocab_size"])
+        sizes = {name: stored.get(name) for name in Sizes.__annotations__}
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise InputError(f"{path}: {name} is {size!r}; expected a positive integer")
+        return Sizes(**sizes)
 
     def require_tokenizer(self):
         """`LightTokenizer`; an InputError as of `ExportedCheckpoint`."""
@@ -108,7 +109,7 @@ class LightTokenizer:
         if not path.is_file():
             raise InputError(f"{path}: no such file; export the checkpoint again")
         settings = read_json(config_path, largest=UNLIMITED) if config_path.exists() else {}
-        with tokenizer_errors(f"{path}: not readable as a tokenizer"):
+        with library_errors(f"{path}: not readable as a tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
         # Those of the file are of the last call of who wrote it.
         self._tokenizer.no_padding()

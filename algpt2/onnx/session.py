@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from algpt2.errors import InputError
+from algpt2.errors import InputError, library_errors
 from algpt2.generation.sampling import log_softmax
 from algpt2.onnx import LOGITS_KEPT
 
@@ -34,12 +34,10 @@ class OnnxLanguageModel:
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         self.name = name = "the ONNX model" if isinstance(source, bytes) else str(source)
-        try:
+        with library_errors(f"{name}: onnxruntime cannot load it"):
             self.session = onnxruntime.InferenceSession(
                 source if isinstance(source, bytes) else name, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime raises a class of its own for each of its codes
-            raise InputError(f"{name}: onnxruntime cannot load it ({' '.join(str(error).split())[:300]})") from error
         past = {value.name: value.shape for value in self.session.get_inputs() if value.name.startswith("past_key")}
         if not past:
             raise InputError(f"{name}: has no inputs past_key_values.*; write it by `convert export --to onnx`")
@@ -93,17 +91,12 @@ class OnnxLanguageModel:
             inputs |= self._last_token
         names = [output.name for output in self.session.get_outputs()]
         inputs |= dict.fromkeys(self.past_names, empty)
-        return dict(zip(names, self.computed(lambda: self.session.run(None, inputs)), strict=True))
+        with self.computing():
+            return dict(zip(names, self.session.run(None, inputs), strict=True))
 
-    def computed(self, call):
-        """What a call of the session gives; an InputError if it cannot compute what it got."""
-        try:
-            return call()
-        except Exception as error:  # as above
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{self.name}: cannot compute this ({reason}); config.json or the tokenizer may be of another model"
-            ) from error
+    def computing(self):
+        """A context in which the session computes: an InputError if it cannot."""
+        return library_errors(f"{self.name}: cannot compute this; config.json or the tokenizer may be of another model")
 
 
 class Decoding:
@@ -155,6 +148,7 @@ class Decoding:
         self.binding.bind_cpu_input("input_ids", np.asarray(tokens, "int64").reshape(-1, 1))
         self.binding.bind_cpu_input("attention_mask", mask)
         self.binding.bind_cpu_input("position_ids", mask.sum(-1, keepdims=True) - 1)
-        self._model.computed(lambda: self._model.session.run_with_iobinding(self.binding))
+        with self._model.computing():
+            self._model.session.run_with_iobinding(self.binding)
         self.logits = self._logits.numpy()[:, 0]
         return self.logits
