@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import platform
+import sys
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +19,9 @@ _PACKED = ContextVar("packed", default=MappingProxyType({}))
 def use_fast_kernels(model):
     """Compute the linear layers of a model by oneDNN where that is faster, and GPT-2's GELU in one kernel.
 
-    PyTorch gives products of float32 on a CPU to MKL, which does not use the AVX-512 of AMD's processors; oneDNN does.
-    On Intel's, where MKL is the faster one, above all with few rows, they stay with it. The rule is of the maker of the
-    processor and not a measurement, so that a run that goes on in another process has the same numbers to the last bit.
+    PyTorch gives products of float32 on a CPU to MKL. On AMD's processors some are faster by oneDNN, as `onednn_rows`
+    says. That is a rule of the processor and not a measurement, so that a run that goes on in another process has the
+    same numbers to the last bit.
     `gelu_new` is seven kernels in transformers, and one in PyTorch by another name. The numbers are the same but for
     rounding. `torch.backends.mkldnn.flags(enabled=False)` leaves products to PyTorch for a while.
 
@@ -104,13 +105,21 @@ def matmul_transposed(inputs, weight):
 
 
 @functools.cache
-def is_mkl_fast():
-    """bool: whether this processor is Intel's, whose instructions MKL knows."""
+def onednn_rows():
+    """int: the rows up to which oneDNN's products of float32 are faster than PyTorch's own.
+
+    Those are MKL's, which knows Intel's processors best. It does not use the AVX-512 of AMD's, which oneDNN does; with
+    AVX2 oneDNN is the faster one for few rows, and MKL for many (docs/performance.md).
+    """
+    if not torch.backends.mkl.is_available():
+        return sys.maxsize
     try:
         maker = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         maker = platform.processor()
-    return torch.backends.mkl.is_available() and "GenuineIntel" in maker
+    if "GenuineIntel" in maker:
+        return 0
+    return sys.maxsize if "AVX512" in torch.backends.cpu.get_cpu_capability() else 128
 
 
 def is_bfloat16_fast():
@@ -157,7 +166,7 @@ def _is_for_onednn(inputs, weight, dtype=torch.float32):
         and type(weight) in (torch.Tensor, nn.Parameter)
         and inputs.numel() > 0
         and inputs.dtype == weight.dtype == dtype
-        and not (dtype == torch.float32 and is_mkl_fast())
+        and (dtype != torch.float32 or inputs.numel() // inputs.shape[-1] <= onednn_rows())
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from torch.profiler import profile
 from algpt2_pt import cpu_kernels
 from algpt2_pt.cpu_kernels import (
     is_bfloat16_fast,
-    is_mkl_fast,
     matmul_transposed,
+    onednn_rows,
     packed_weights,
     use_fast_kernels,
     use_plain_kernels,
@@ -38,7 +39,7 @@ def operations(function):
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch):
     """oneDNN is taken on every processor."""
-    monkeypatch.setattr(cpu_kernels, "is_mkl_fast", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "onednn_rows", lambda: sys.maxsize)
 
 
 @pytest.fixture
@@ -92,21 +93,32 @@ def test_a_model_computes_the_same_with_and_without():
     assert all(close(f, e, tolerance=1e-5) for f, e in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("most", [0, 2, 3])
 @pytest.mark.parametrize("is_recorded", [True, False])
-def test_products_stay_with_mkl_where_it_is_fast(is_recorded, layer, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "is_mkl_fast", lambda: True)
-    inputs = torch.randn(3, 40)
+def test_products_of_more_rows_stay_with_mkl(is_recorded, most, layer, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "onednn_rows", lambda: most)
+    inputs = torch.randn(1, 3, 40)
     with torch.set_grad_enabled(is_recorded):
         for compute in (layer, functools.partial(matmul_transposed, weight=layer.weight)):
             used, found = operations(functools.partial(compute, inputs))
             bias = layer.bias.double() if compute is layer else 0
-            assert ONEDNN not in used and close(found, inputs.double() @ layer.weight.double().T + bias)
+            assert (ONEDNN in used) == (most == 3)
+            assert close(found, inputs.double() @ layer.weight.double().T + bias)
 
 
-@pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])
-def test_mkl_is_fast_on_processors_of_intel(maker, monkeypatch):
+@pytest.mark.parametrize(
+    ("maker", "instructions", "rows"),
+    [
+        ("GenuineIntel", "AVX512", 0),
+        ("GenuineIntel", "AVX2", 0),
+        ("AuthenticAMD", "AVX512", sys.maxsize),
+        ("AuthenticAMD", "AVX2", 128),
+    ],
+)
+def test_mkl_is_fast_on_processors_of_intel_and_for_many_rows_without_avx512(maker, instructions, rows, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda path, **_: f"vendor_id : {maker}")
-    assert is_mkl_fast.__wrapped__() == (maker == "GenuineIntel" and torch.backends.mkl.is_available())
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    assert onednn_rows.__wrapped__() == (rows if torch.backends.mkl.is_available() else sys.maxsize)
 
 
 def test_gelu_of_gpt2_is_one_kernel():
