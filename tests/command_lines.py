@@ -47,3 +47,13 @@ def stored_weights(directory):
     with h5py.File(directory / WEIGHTS_FILES["tf"]) as file:
         file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
     return found
+
+
+def train_arguments(files, output, *extra):
+    """The arguments of a short run with the fixture `files`, and more of them."""
+    return [
+        "--config", files / "config.json", "--dataset", files / "train.txt", "--validation", files / "valid.txt",
+        *([] if "--tokenizer" in extra else ["--vocab-size", 400]),
+        "--batch-size", 4, "--max-steps", 12, "--logging-steps", 4, "--eval-steps", 6,
+        "--learning-rate", 1e-2, "--seed", 7, "--output-dir", output, *extra,
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import json
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ import keras
 import pytest
 import tensorflow as tf
 import torch
+from models import pytorch_model, random_weights, tiny_config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import algpt2_tf  # noqa: F401  selects Keras's backend
 from algpt2.data.corpus import read_corpus
@@ -43,3 +46,40 @@ def release_models():
 def text_tokenizer():
     """A byte-level BPE tokenizer trained on Python's own documentation."""
     return train_tokenizer(read_corpus("python-docs").train, vocab_size=600)
+
+
+@pytest.fixture(scope="module")
+def gpt2(text_tokenizer, tmp_path_factory):
+    """A directory with transformers' own GPT-2 and a tokenizer, and the model."""
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("gpt2")
+    config = GPT2Config(
+        vocab_size=600, n_positions=32, n_embd=24, n_layer=2, n_head=3, initializer_range=0.3, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(directory)
+    text_tokenizer.save_pretrained(directory)
+    return directory, model
+
+
+@pytest.fixture(scope="module")
+def shared(text_tokenizer, tmp_path_factory):
+    """A directory with a fully shared model of three layers, and its configuration."""
+    directory = tmp_path_factory.mktemp("shared")
+    config = tiny_config(vocab_size=600, n_positions=32, layer_schedule=[0, 0, 0], eos_token_id=0)
+    pytorch_model(config, random_weights(config, "float32")).save_pretrained(directory)
+    text_tokenizer.save_pretrained(directory)
+    return directory, config
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A directory with a text, a held-out text and a configuration to train with."""
+    directory = tmp_path_factory.mktemp("files")
+    text = "".join(list(read_corpus("python-docs").train)[:6])
+    (directory / "train.txt").write_text(text[:-4000], encoding="utf-8")
+    (directory / "valid.txt").write_text(text[-4000:], encoding="utf-8")
+    config = {"model_type": "algpt2", "n_positions": 32, "n_embd": 32, "n_head": 2, "n_layer": 2, "embedding_size": 16}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

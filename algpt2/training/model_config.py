@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config, read_stored_config
-from algpt2.configuration import PRESETS, ALGPT2Config, parse_overrides, parse_sharing
+from algpt2.config_arguments import parse_overrides, parse_sharing
+from algpt2.configuration import PRESETS, ALGPT2Config
 from algpt2.errors import InputError
 
 

@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 from algpt2.checkpoints.casting import common_dtype
 from algpt2.checkpoints.formats.lazy_tensor import LazyTensor, RowwiseTensor, lazy, pieces
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, depth_layer, weight_shapes
-from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config, parse_sharing
+from algpt2.config_arguments import parse_sharing
+from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
 from algpt2.errors import InputError
 from convert.compression import STARTS
 from convert.compression.low_rank import principal_directions, share
@@ -25,7 +26,7 @@ def compressed_config(config, sharing, embedding_size=None, **depths):
 
     Args:
         config: `ALGPT2Config` of the source.
-        sharing: str, as of `algpt2.configuration.parse_sharing`.
+        sharing: str, as of `algpt2.config_arguments.parse_sharing`.
         embedding_size: int, up to `n_embd`; `None` keeps the embeddings as they are.
         **depths: `depth_norms`, `depth_biases` and `depth_lora_rank` of `ALGPT2Config`.
 

@@ -12,39 +12,16 @@ import pytest
 import tensorflow as tf
 import torch
 import wandb
-from command_lines import FRAMEWORKS, history, run
+from command_lines import FRAMEWORKS, history, run, train_arguments
 from tensorflow.python.framework.config import disable_op_determinism
 from transformers import AutoTokenizer, TrainingArguments
 
 import algpt2_pt.train
 from algpt2.checkpoints.checkpoint import read_config
-from algpt2.data.corpus import read_corpus
 from algpt2.training.arguments import parse_train_arguments
 from algpt2.training.preparation import prepare_run
 from algpt2_pt.training import Samples
 from algpt2_tf.training import batches
-
-TEXT = "".join(list(read_corpus("python-docs").train)[:6])
-CONFIG = {"model_type": "algpt2", "n_positions": 32, "n_embd": 32, "n_head": 2, "n_layer": 2, "embedding_size": 16}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A directory with a text, a held-out text and a configuration."""
-    directory = tmp_path_factory.mktemp("files")
-    (directory / "train.txt").write_text(TEXT[:-4000], encoding="utf-8")
-    (directory / "valid.txt").write_text(TEXT[-4000:], encoding="utf-8")
-    (directory / "config.json").write_text(json.dumps(CONFIG))
-    return directory
-
-
-def train_arguments(files, output, *extra):
-    return [
-        "--config", files / "config.json", "--dataset", files / "train.txt", "--validation", files / "valid.txt",
-        *([] if "--tokenizer" in extra else ["--vocab-size", 400]),
-        "--batch-size", 4, "--max-steps", 12, "--logging-steps", 4, "--eval-steps", 6,
-        "--learning-rate", 1e-2, "--seed", 7, "--output-dir", output, *extra,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -132,79 +109,6 @@ def test_same_seed_same_run(files, runs, framework, tmp_path, capsys):
     assert losses(tmp_path / "other")[0] != losses(tmp_path / "again")[0]
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["--dataset", "no/such/file.txt"], "no/such/file.txt: no such file"),
-        (["--length", "33"], "--length 33 must be at least 2 and at most n_positions, 32"),
-        (["--config", "no/such.json"], "no/such.json: no such file or directory"),
-        (["--vocab-size", "100"], "vocab_size 100 is too small"),
-        (["--warmup-steps", "13"], "--warmup-steps 13 is more than the 12 steps of the run"),
-        (["--batch-size", "0"], "argument --batch-size: invalid positive integer value: '0'"),
-        (["--learning-rate", "nan"], "argument --learning-rate: invalid positive number value: 'nan'"),
-        (["--epochs", "1"], "not allowed with argument"),
-        (["--report-to", "carrier-pigeon"], "invalid choice: 'carrier-pigeon'"),
-        (["--batch-size", "100000"], "--batch-size 100000 is more than the text's"),
-        (["--seed", "4294967296"], "invalid seed below 2**32 value"),
-        (["--teacher", ""], "argument --teacher: is followed by an empty value; give one, or leave it out"),
-        (["--sharing", "0,0,,1"], "unknown sharing pattern '0,0,,1'"),
-        (["--config-override", "residual_multiplier=1e39"], "residual_multiplier must be positive and finite"),
-        (["--output-dir", ".", "--overwrite"], ".: is the current directory or holds it"),
-    ],
-)
-def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
-    code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path / "run", *extra))
-    assert code == 2 and message in err and "Traceback" not in err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--tokenizer", "DIR", "--vocab-size", "400"], "--vocab-size would have no effect"),
-        (["--teacher", "DIR", "--config-override", "vocab_size=400"], "--teacher would have no effect: the tokens are"),
-        (["--init-from", "DIR", "--vocab-size", "400"], "--vocab-size would have no effect"),
-        (["--decay-steps", "4"], "--decay-steps would have no effect: it is for --lr-schedule wsd"),
-        (["--optimizer", "sgd", "--adam-beta2", "0.9"], "--adam-beta2 would have no effect: sgd has no such constant"),
-        (["--save-total-limit", "2"], "--save-total-limit would have no effect"),
-        (["--run-name", "x"], "--run-name would have no effect: it is for --report-to wandb"),
-        (["--depth", "3", "--config-override", "n_layer=4"], "--depth would have no effect"),
-        (["--sharing", "full", "--config-override", "layer_schedule=[0, 1]"], "--sharing would have no effect"),
-        (["--embedding-size", "8", "--config-override", "embedding_size=9"], "--embedding-size would have no effect"),
-        (["--dropout", "0.1", "--config-override", "attn_pdrop=0.2"], "--dropout would have no effect"),
-        (["--streaming"], "--streaming would have no effect: it is for data sets of the hub, not python-docs"),
-        (["--dataset", "TEXT", "--text-column", "a"], "--text-column would have no effect"),
-        (["--warmup-steps", "3", "--warmup-ratio", "0.1"], "not allowed with argument"),
-        (["--resume", "--arguments", "FILE"], "leave out --arguments"),
-    ],
-)
-def test_arguments_without_effect_are_refused(files, framework, arguments, message, tmp_path, capsys):
-    names = {"DIR": tmp_path / "model", "TEXT": files / "train.txt"}
-    arguments = [names.get(argument, argument) for argument in arguments]
-    code, _, err = run(capsys, f"algpt2_{framework}.train", *arguments, "--output-dir", tmp_path / "run")
-    assert code == 2 and message in err and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--epoch-count", "3"], "unknown argument --epoch-count; did you mean --epochs?"),
-        (["--preset", "algpt2-medum"], "invalid choice: 'algpt2-medum'; did you mean algpt2-medium?"),
-        (["--optimizer", "adam"], "invalid choice: 'adam'; did you mean adamw?"),
-        (["--zzz", "3"], "unknown argument --zzz; --help names those that there are"),
-        (["text.txt"], "unrecognized arguments: text.txt"),
-    ],
-)
-def test_a_mistyped_argument_is_one_line_with_what_was_meant(framework, arguments, message, capsys):
-    code, out, err = run(capsys, f"algpt2_{framework}.train", *arguments)
-    assert code == 2 and not out and err.count("\n") == 1 and message in err
-    assert err.startswith(f"python -m algpt2_{framework}.train: error: ")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
@@ -240,46 +144,12 @@ def test_a_diverged_run_fails_and_saves_no_weights(files, framework, tmp_path, c
     assert all(np.isfinite(value) for record in history(tmp_path / "run") for value in record.values())
 
 
-@pytest.mark.parametrize(
-    ("stored", "message"),
-    [
-        ("[]", "expected a JSON object, found list"),
-        ('{"model_type": "bert"}', "model_type is 'bert'; expected algpt2 or gpt2, or a preset of KerasHub"),
-        ('{"model_type": "algpt2", "n_head": 7}', "n_embd must be divisible by n_head"),
-        ('{"model_type": "algpt2", "n_embd": "wide"}', "n_embd"),
-    ],
-)
-def test_wrong_configurations(files, stored, message, tmp_path, capsys):
-    (tmp_path / "config.json").write_text(stored)
-    arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
-    code, _, err = run(capsys, "algpt2_pt.train", *arguments)
-    assert code == 2 and message in err
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_unknown_fields_of_a_configuration_are_told(files, tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "n_heads": 8}))
+    config = json.loads((files / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_heads": 8}))
     arguments = train_arguments(files, tmp_path / "run", "--config", tmp_path / "config.json")
     assert "not used: n_heads" in run(capsys, "algpt2_pt.train", *arguments)[1]
-
-
-def test_wandb_without_a_login(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    code, _, err = run(capsys, "algpt2_pt.train", *train_arguments(files, tmp_path / "run", "--report-to", "wandb"))
-    # wandb reads its environment once.
-    wandb.teardown()
-    assert code == 2 and "wandb: not logged in" in err
-    assert not (tmp_path / "run").exists()
-
-
-def test_batches_must_divide_over_replicas(files, tmp_path, capsys):
-    arguments = train_arguments(files, tmp_path / "run", "--strategy", "mirrored", "--batch-size", 3)
-    code, _, err = run(capsys, "algpt2_tf.train", *arguments)
-    assert not (tmp_path / "run").exists()
-    assert code == 2 and "--batch-size 3 must be divisible by 2 devices" in err
 
 
 @pytest.mark.slow
@@ -334,26 +204,6 @@ def test_arguments_from_a_file_are_those_of_the_command_line(runs, framework, tm
         own = {"framework", "output_dir", "text", "steps", "fsdp", "strategy", "warmup_steps"}
         assert {k: v for k, v in found.items() if k not in own} == {k: v for k, v in record.items() if k not in own}
         assert (found["text"], found["steps"], found["output_dir"]) == (None, None, "other")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("batchsize: 3", "unknown argument 'batchsize'; did you mean batch_size?"),
-        ("batch-size: many", "a.yaml: error: argument --batch-size: invalid positive integer value: 'many'"),
-        ("preset: algpt2-tny", "did you mean algpt2-tiny?"),
-        ("epochs: 1\nmax-steps: 3", "not allowed with argument"),
-        ("seed: {a: 3}", "seed is {'a': 3}; expected one value"),
-        ("- 3", "expected arguments and their values"),
-        ("a: [", "not readable as YAML"),
-        ("decay-steps: 3", "--decay-steps would have no effect"),
-    ],
-)
-def test_wrong_files_of_arguments(content, message, tmp_path, capsys):
-    (tmp_path / "a.yaml").write_text(content)
-    code, _, err = run(capsys, "algpt2_pt.train", "--arguments", tmp_path / "a.yaml")
-    assert code == 2 and message in err and err.count("\n") == 1
-    assert "no such file" in run(capsys, "algpt2_pt.train", "--arguments", tmp_path / "b.yaml")[2]
 
 
 @pytest.mark.slow
