@@ -1,4 +1,4 @@
-"""Attention for training in bfloat16 on a CPU: PyTorch's forward, and a backward pass of plain matrix products."""
+"""Attention for training in bfloat16 on a CPU: PyTorch's, with a backward pass of plain products, or in float32."""
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -9,16 +9,17 @@ from transformers.masking_utils import sdpa_mask
 from algpt2_pt.cpu_kernels import is_bfloat16_fast, is_plain
 
 # What transformers knows it by.
-NAME = "sdpa_with_plain_backward"
+NAME = "sdpa_for_bfloat16_on_cpu"
 # Of longer rows the weights of a depth do not stay in the cache, and PyTorch's backward pass is faster.
 LONGEST = 256
 
 
-def use_plain_backward(model):
-    """Have a model with PyTorch's attention compute its gradients by plain products where that is faster.
+def use_fast_attention(model):
+    """Have a model with PyTorch's attention compute its gradients of bfloat16 the faster way.
 
     PyTorch's backward pass on a CPU does not use its products of bfloat16, and takes longer. The gradients are as exact
-    as PyTorch's: scores are computed in float32 there, too.
+    as PyTorch's: scores are computed in float32 there, too. Where a CPU has no instructions for bfloat16, attention is
+    computed in float32, and its result rounded.
 
     Args:
         model: `transformers.PreTrainedModel`; it is changed, its parameters are not.
@@ -26,17 +27,22 @@ def use_plain_backward(model):
     Returns:
         the model.
     """
-    if model.config._attn_implementation == "sdpa" and is_bfloat16_fast():
+    if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
     return model
 
 
 def attention_forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """As transformers' attention functions; without a mask attention is causal, if the module's is."""
-    if getattr(module, "is_causal", True) and _is_for_products(query, key, attention_mask, dropout):
-        output = _CausalAttention.apply(query, key, value, scaling or query.shape[-1] ** -0.5)
-        return output.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    states = (query, key, value)
+    if query.dtype == torch.bfloat16 and torch.is_grad_enabled() and is_plain(query):
+        if not is_bfloat16_fast():
+            return _in_float32(module, *states, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        is_causal = getattr(module, "is_causal", True) and attention_mask is None
+        if is_causal and not dropout and query.shape == key.shape and 1 < query.shape[2] <= LONGEST:
+            output = _CausalAttention.apply(*states, scaling or query.shape[-1] ** -0.5)
+            return output.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, *states, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 AttentionInterface.register(NAME, attention_forward)
@@ -74,13 +80,9 @@ class _CausalAttention(torch.autograd.Function):
         return *gradients, None
 
 
-def _is_for_products(query, key, attention_mask, dropout):
-    return (
-        torch.is_grad_enabled()
-        and is_plain(query)
-        and query.dtype == torch.bfloat16
-        and query.shape == key.shape
-        and 1 < query.shape[2] <= LONGEST
-        and attention_mask is None
-        and not dropout
-    )
+def _in_float32(module, query, key, value, attention_mask, **kwargs):
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return output.to(query.dtype), None

@@ -1,4 +1,4 @@
-"""What makes a PyTorch model faster, put on it from outside: products by oneDNN on a CPU, and GELU in one kernel."""
+"""What makes a PyTorch model faster, put on it from outside: products on a CPU, and GELU in one kernel."""
 
 import contextlib
 import functools
@@ -14,6 +14,8 @@ from torch.autograd import forward_ad
 from transformers.activations import NewGELUActivation
 
 _PACKED = ContextVar("packed", default=MappingProxyType({}))
+# Of so many PyTorch's own products of bfloat16 are the faster ones, where the CPU has no instructions for it.
+FEW_ROWS = 6
 
 
 def use_fast_kernels(model):
@@ -21,7 +23,8 @@ def use_fast_kernels(model):
 
     PyTorch gives products of float32 on a CPU to MKL. On AMD's processors some are faster by oneDNN, as `onednn_rows`
     says. That is a rule of the processor and not a measurement, so that a run that goes on in another process has the
-    same numbers to the last bit.
+    same numbers to the last bit. Where a CPU has no instructions for bfloat16, PyTorch multiplies it number by number;
+    with more than a few rows it is multiplied in float32 here, and the result rounded, as those instructions do.
     `gelu_new` is seven kernels in transformers, and one in PyTorch by another name. The numbers are the same but for
     rounding. `torch.backends.mkldnn.flags(enabled=False)` leaves products to PyTorch for a while.
 
@@ -36,12 +39,12 @@ def use_fast_kernels(model):
         >>> layers(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    return _swap(model, {nn.Linear: OneDNNLinear}, {NewGELUActivation: lambda: nn.GELU(approximate="tanh")})
+    return _swap(model, {nn.Linear: FastLinear}, {NewGELUActivation: lambda: nn.GELU(approximate="tanh")})
 
 
 def use_plain_kernels(model):
     """Undo `use_fast_kernels`; returns the model."""
-    return _swap(model, {OneDNNLinear: nn.Linear}, {nn.GELU: NewGELUActivation})
+    return _swap(model, {FastLinear: nn.Linear}, {nn.GELU: NewGELUActivation})
 
 
 def _swap(model, classes, activations):
@@ -54,17 +57,15 @@ def _swap(model, classes, activations):
     return model
 
 
-class OneDNNLinear(nn.Linear):
-    """`torch.nn.Linear`, whose products are oneDNN's in float32 on a CPU that has them faster; else it is PyTorch's."""
+class FastLinear(nn.Linear):
+    """`torch.nn.Linear` by the fastest kernel for its inputs."""
 
     def forward(self, inputs):
         # The compiler does not know context variables.
         packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _PACKED.get().get(self)
-        if packed is not None and _is_for_onednn(inputs, self.weight, torch.bfloat16):
+        if packed is not None and inputs.dtype == torch.bfloat16 and _is_replaceable(inputs, self.weight):
             return _onednn_linear(inputs, packed, self.bias)
-        if _is_for_onednn(inputs, self.weight):
-            return _product(inputs, self.weight, self.bias)
-        return super().forward(inputs)
+        return multiply_transposed(inputs, self.weight, self.bias)
 
 
 @contextlib.contextmanager
@@ -88,8 +89,9 @@ def packed_weights(model):
         for layer in model.modules():
             if layer in outer:
                 packed[layer] = outer[layer]
-            elif isinstance(layer, OneDNNLinear) and _is_for_onednn(layer.weight.data, layer.weight, torch.bfloat16):
-                packed[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, 1)
+            elif isinstance(layer, FastLinear) and layer.weight.dtype == torch.bfloat16:
+                if _is_replaceable(layer.weight.data, layer.weight):
+                    packed[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, 1)
     token = _PACKED.set(packed)
     try:
         yield
@@ -97,11 +99,12 @@ def packed_weights(model):
         _PACKED.reset(token)
 
 
-def matmul_transposed(inputs, weight):
-    """inputs weightᵀ, for float (..., inputs) and (outputs, inputs); by oneDNN as in `use_fast_kernels`."""
-    if _is_for_onednn(inputs, weight):
-        return _product(inputs, weight)
-    return nn.functional.linear(inputs, weight)
+def multiply_transposed(inputs, weight, bias=None):
+    """inputs weightᵀ + bias, for float (..., inputs), (outputs, inputs) and (outputs,), as in `use_fast_kernels`."""
+    kernel = _kernel(inputs, weight)
+    if kernel is None:
+        return nn.functional.linear(inputs, weight, bias)
+    return _Product.apply(kernel, inputs, weight, bias) if torch.is_grad_enabled() else kernel(inputs, weight, bias)
 
 
 @functools.cache
@@ -127,50 +130,69 @@ def is_bfloat16_fast():
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _product(inputs, weight, bias=None):
-    return (_OneDNNProduct.apply if torch.is_grad_enabled() else _onednn_linear)(inputs, weight, bias)
+def _kernel(inputs, weight):
+    """What replaces `torch.nn.functional.linear`, a function of the same arguments without gradients, or None."""
+    if not _is_replaceable(inputs, weight):
+        return None
+    rows = inputs.numel() // inputs.shape[-1]
+    dtypes = {inputs.dtype, weight.dtype}
+    # Autocast leaves float64 as it is.
+    if torch.is_autocast_enabled("cpu") and torch.float64 not in dtypes:
+        dtypes = {torch.get_autocast_dtype("cpu")}
+    if dtypes == {torch.float32} and rows <= onednn_rows():
+        return _onednn_linear
+    if dtypes == {torch.bfloat16} and rows > FEW_ROWS and not is_bfloat16_fast():
+        return _widened_linear
+    return None
 
 
-def _onednn_linear(inputs, weight, bias):
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-
-
-class _OneDNNProduct(torch.autograd.Function):
-    """oneDNN's linear layer with gradients; PyTorch has it only without, for its compiler."""
-
-    @staticmethod
-    def forward(inputs, weight, bias):
-        return _onednn_linear(inputs, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx, upstream):
-        inputs, weight = ctx.saved_tensors
-        needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = upstream.reshape(-1, upstream.shape[-1])
-        return (
-            matmul_transposed(upstream, weight.t()) if needs_inputs else None,
-            matmul_transposed(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if needs_weight else None,
-            rows.sum(0) if needs_bias else None,
-        )
-
-
-def _is_for_onednn(inputs, weight, dtype=torch.float32):
+def _is_replaceable(inputs, weight):
+    """bool: whether another kernel may multiply these."""
     return (
         is_plain(inputs)
         and weight.device.type == "cpu"
         # Neither sharded nor of another subclass, which have rules of their own.
         and type(weight) in (torch.Tensor, nn.Parameter)
         and inputs.numel() > 0
-        and inputs.dtype == weight.dtype == dtype
-        and (dtype != torch.float32 or inputs.numel() // inputs.shape[-1] <= onednn_rows())
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _onednn_linear(inputs, weight, bias=None):
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+
+def _widened_linear(inputs, weight, bias=None):
+    """A linear layer of bfloat16, or of what autocast rounds to it, by products of float32."""
+    inputs, weight, bias = (None if each is None else each.bfloat16().float() for each in (inputs, weight, bias))
+    with torch.autocast("cpu", enabled=False):
+        return multiply_transposed(inputs, weight, bias).bfloat16()
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer by a kernel, with gradients; oneDNN's has none, as PyTorch has it for its compiler."""
+
+    @staticmethod
+    def forward(kernel, inputs, weight, bias):
+        return kernel(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:3])
+
+    @staticmethod
+    def backward(ctx, upstream):
+        # Under autocast they were not rounded yet.
+        inputs, weight = (saved.to(upstream.dtype) for saved in ctx.saved_tensors)
+        _, needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = upstream.reshape(-1, upstream.shape[-1])
+        return (
+            None,
+            multiply_transposed(upstream, weight.t()) if needs_inputs else None,
+            multiply_transposed(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
 
 
 def is_plain(inputs):

@@ -7,7 +7,7 @@ import torch
 from algpt2.errors import InputError
 from algpt2.training.flops import peak_flops
 from algpt2.training.preparation import check_batch
-from algpt2_pt.cpu_kernels import matmul_transposed
+from algpt2_pt.cpu_kernels import multiply_transposed
 
 # By the names of `--precision`.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,7 +31,7 @@ def machine_flops(arguments):
     matrix = torch.ones(size, size, dtype=DTYPES[arguments.precision], device="cuda" if gpu else "cpu")
 
     def multiply():
-        product = matmul_transposed(matrix, matrix)
+        product = multiply_transposed(matrix, matrix)
         if gpu:
             torch.cuda.synchronize()
         return product

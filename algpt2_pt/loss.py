@@ -4,7 +4,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from algpt2.training.loss import IGNORED, LOGITS_IN_CHUNK, SoftTargets, tokens_in_chunk
-from algpt2_pt.cpu_kernels import matmul_transposed
+from algpt2_pt.cpu_kernels import multiply_transposed
 
 NO_TEACHER = SoftTargets(None, None, share=0.0, temperature=1.0)
 
@@ -120,7 +120,7 @@ class _LinearLoss(torch.autograd.Function):
             teacher_parts = iter(teacher_states.split(rows))
             teacher_matrix = teacher_weight.to(teacher_states.dtype)
         for part, targets in zip(states.split(rows), labels.split(rows), strict=True):
-            logits = matmul_transposed(part, matrix)
+            logits = multiply_transposed(part, matrix)
             counted = (targets != IGNORED).to(dtype).unsqueeze(1)
             targets = targets.masked_fill(targets == IGNORED, 0).unsqueeze(1)
             log_probabilities = torch.log_softmax(logits, dim=-1, dtype=dtype)
@@ -128,7 +128,7 @@ class _LinearLoss(torch.autograd.Function):
             if needs_states or needs_weight:
                 gradient = log_probabilities.exp_().scatter_add_(1, targets, -torch.ones_like(counted)).mul_(counted)
             if teacher_parts:
-                teacher_logits = matmul_transposed(next(teacher_parts), teacher_matrix)
+                teacher_logits = multiply_transposed(next(teacher_parts), teacher_matrix)
                 losses, soft_gradient = _softened(logits.to(dtype), teacher_logits.to(dtype), temperature)
                 divergence += (losses * counted).sum()
                 if needs_states or needs_weight:
@@ -136,9 +136,9 @@ class _LinearLoss(torch.autograd.Function):
             if needs_states or needs_weight:
                 gradient = gradient.to(states.dtype)
             if needs_states:
-                state_gradients.append(matmul_transposed(gradient, matrix.t()))
+                state_gradients.append(multiply_transposed(gradient, matrix.t()))
             if needs_weight:
-                transposed_gradient += matmul_transposed(part.t(), gradient.t())
+                transposed_gradient += multiply_transposed(part.t(), gradient.t())
         ctx.save_for_backward(torch.cat(state_gradients) if state_gradients else None, transposed_gradient)
         ctx.weight_dtype = weight.dtype
         parts = torch.stack((cross_entropy, divergence))

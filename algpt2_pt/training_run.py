@@ -16,7 +16,7 @@ from algpt2.training.preparation import prepare_run
 from algpt2.training.run import best_weights, evaluate_tokens, finish_run, finished, start_run
 from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
-from algpt2_pt.cpu_attention import use_plain_backward
+from algpt2_pt.cpu_attention import use_fast_attention
 from algpt2_pt.cpu_kernels import use_fast_kernels
 from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
 from algpt2_pt.distillation import make_teacher
@@ -135,7 +135,7 @@ def initial_model(run):
     model_class = ALGPT2ForSequenceClassification if classifies else language_model_class(run.arguments.sop)
     model = use_fast_kernels(model_class(run.config))
     if run.arguments.precision == "bf16" and not (uses_gpu(run.arguments) or run.arguments.compile):
-        use_plain_backward(model)
+        use_fast_attention(model)
     weights = run.starting_weights()
     if weights:
         # A head starts new if only the model has it, and is left out if only the weights have it.

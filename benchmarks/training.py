@@ -109,7 +109,7 @@ def pytorch_step(name, ids, precision, dropout):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from algpt2_pt import ALGPT2LMHeadModel
-    from algpt2_pt.cpu_attention import use_plain_backward
+    from algpt2_pt.cpu_attention import use_fast_attention
     from algpt2_pt.cpu_kernels import use_fast_kernels
     from algpt2_pt.memory import keep_freed_memory
     from algpt2_pt.optimization import create_optimizer
@@ -121,7 +121,7 @@ def pytorch_step(name, ids, precision, dropout):
         keep_freed_memory()
         model = use_fast_kernels(ALGPT2LMHeadModel(configuration(name, dropout)))
         if precision == "bf16":
-            use_plain_backward(model)
+            use_fast_attention(model)
         options = {} if name == WHOLE else {"skip_logits": True}
     if name == COMPILED:
         for block in model.transformer.h:
@@ -145,13 +145,13 @@ def pytorch_products(precision):
     """A function that draws a matrix, and one that multiplies two."""
     import torch
 
-    from algpt2_pt.cpu_kernels import matmul_transposed
+    from algpt2_pt.cpu_kernels import multiply_transposed
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def multiply(first, second, transpose_first, transpose_second):
         first = first.t() if transpose_first else first
-        return matmul_transposed(first, second if transpose_second else second.t())
+        return multiply_transposed(first, second if transpose_second else second.t())
 
     return lambda *shape: torch.randn(shape).to(dtype), multiply
 

@@ -18,7 +18,7 @@ from torch.profiler import profile
 from algpt2_pt import cpu_kernels
 from algpt2_pt.cpu_kernels import (
     is_bfloat16_fast,
-    matmul_transposed,
+    multiply_transposed,
     onednn_rows,
     packed_weights,
     use_fast_kernels,
@@ -64,7 +64,7 @@ def test_products_and_gradients_are_those_of_float64(layer, shape):
     pairs += [(layer.weight.grad, precise.weight.grad), (layer.bias.grad, precise.bias.grad)]
     for found, value in pairs:
         assert found.numel() == 0 or close(found, value)
-    product = matmul_transposed(inputs, layer.weight)
+    product = multiply_transposed(inputs, layer.weight)
     assert product.numel() == 0 or close(product, precise_inputs @ precise.weight.T)
 
 
@@ -99,7 +99,7 @@ def test_products_of_more_rows_stay_with_mkl(is_recorded, most, layer, monkeypat
     monkeypatch.setattr(cpu_kernels, "onednn_rows", lambda: most)
     inputs = torch.randn(1, 3, 40)
     with torch.set_grad_enabled(is_recorded):
-        for compute in (layer, functools.partial(matmul_transposed, weight=layer.weight)):
+        for compute in (layer, functools.partial(multiply_transposed, weight=layer.weight)):
             used, found = operations(functools.partial(compute, inputs))
             bias = layer.bias.double() if compute is layer else 0
             assert (ONEDNN in used) == (most == 3)
@@ -156,6 +156,44 @@ def test_gradients_of_each_sample_by_torch_func(layer):
     inputs = torch.randn(5, 40)
     found = torch.func.vmap(torch.func.grad(lambda inputs: (layer(inputs) ** 2).sum()))(inputs)
     assert close(found, 2 * layer(inputs).double() @ layer.weight.double())
+
+
+@pytest.mark.parametrize("autocasts", [True, False])
+@pytest.mark.parametrize("rows", [cpu_kernels.FEW_ROWS, 150])
+def test_bfloat16_is_multiplied_in_float32_where_the_cpu_has_no_instructions(layer, autocasts, rows, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cpu_kernels, "is_bfloat16_fast", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "onednn_rows", lambda: 0)
+    widened = cpu_kernels._widened_linear
+    monkeypatch.setattr(cpu_kernels, "_widened_linear", lambda *values: calls.append(values) or widened(*values))
+    inputs, upstream = torch.randn(1, rows, 40), torch.randn(1, rows, 50).bfloat16()
+    # PyTorch rounds the factors, and sums in float32.
+    rounded = copy.deepcopy(use_plain_kernels(layer)).bfloat16().double()
+    rounded_inputs = inputs.bfloat16().double().requires_grad_()
+    expected = rounded(rounded_inputs)
+    expected.backward(upstream.double())
+    layer, inputs = use_fast_kernels(layer), inputs.clone()
+    if not autocasts:
+        layer, inputs = layer.bfloat16(), inputs.bfloat16()
+    inputs.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
+        found = layer(inputs)
+        with torch.no_grad():
+            assert torch.equal(layer(inputs), found)
+    assert len(calls) == (2 if rows > cpu_kernels.FEW_ROWS else 0) and found.dtype == torch.bfloat16
+    found.backward(upstream)
+    assert inputs.grad.dtype == layer.weight.grad.dtype == (torch.float32 if autocasts else torch.bfloat16)
+    pairs = [(found, expected), (inputs.grad, rounded_inputs.grad), (layer.weight.grad, rounded.weight.grad)]
+    for value, reference in [*pairs, (layer.bias.grad, rounded.bias.grad)]:
+        assert close(value, reference, tolerance=2**-7)
+
+
+def test_autocast_leaves_float64(layer, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "is_bfloat16_fast", lambda: False)
+    layer, inputs = layer.double(), torch.randn(20, 40, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(inputs)
+    assert found.dtype == torch.float64 and close(found, inputs @ layer.weight.T + layer.bias, tolerance=1e-15)
 
 
 @pytest.mark.parametrize("exception", ["none", "gradients", "gradients inside", "float32", "another thread"])
@@ -229,7 +267,8 @@ EXCEPTIONS = {
 
 
 @pytest.mark.parametrize("exception", EXCEPTIONS)
-def test_all_else_is_left_to_pytorch(layer, exception):
+def test_all_else_is_left_to_pytorch(layer, exception, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "is_bfloat16_fast", lambda: True)
     made = EXCEPTIONS[exception](layer)
     inputs = torch.randn(8, 40, dtype=layer.weight.dtype, requires_grad=True)
     try:
