@@ -11,7 +11,7 @@ import sys
 from typing import NamedTuple
 
 from algpt2.errors import InputError, exit_on_error, is_command, one_line
-from algpt2.imports.transformers import use_transformers_without_torch
+from algpt2.imports.unneeded import UNNEEDED_BY_KERAS, hidden, use_transformers_without_torch
 
 
 class Framework(NamedTuple):
@@ -211,7 +211,7 @@ def add_device_argument(group, verb):
     )
 
 
-def run_command(parser, function, argv=None):
+def run_command(parser, function, argv=None, parse=Parser.parse_args):
     """Parse a command line, and only then import what it calls: a framework takes seconds to start.
 
     Args:
@@ -219,14 +219,19 @@ def run_command(parser, function, argv=None):
         function: str, with its module, such as `"algpt2_pt.evaluation.run"`, which takes the arguments; or what gives
             that of the arguments.
         argv: list of str; by default that of the process.
+        parse: function of the parser and argv.
     """
-    arguments = parser.parse_args(argv)
     with exit_on_error(parser.prog):
+        arguments = parse(parser, argv)
         module, _, name = (function(arguments) if callable(function) else function).rpartition(".")
-        # Another process may want PyTorch afterwards.
+        unneeded = ()
+        # Another process may want them afterwards.
         if is_command() and module.startswith(WITHOUT_TORCH):
             use_transformers_without_torch()
-        getattr(import_module(module), name)(arguments)
+            unneeded = UNNEEDED_BY_KERAS
+        with hidden(*unneeded):
+            program = getattr(import_module(module), name)
+        program(arguments)
 
 
 def import_module(name):

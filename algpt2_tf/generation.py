@@ -1,5 +1,7 @@
 """Continuations by TensorFlow: the function that gives new tokens, and its samplers."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -113,5 +115,15 @@ def open_generator(checkpoint, sampling, stop_token_id, stream, arguments):
 
 def run(arguments):
     """The program of generation: see `algpt2.generation.command.run_generation`."""
-    select_device(arguments.device)
-    run_generation(arguments, open_generator, open_newest)
+    with contextlib.nullcontext() if select_device(arguments.device) else _graphs_as_traced():
+        run_generation(arguments, open_generator, open_newest)
+
+
+@contextlib.contextmanager
+def _graphs_as_traced():
+    """A context in which TensorFlow does not optimize graphs: it takes a second, and on a CPU no token is faster."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})

@@ -16,9 +16,7 @@ The path of a batch:
 9. After the last step: weights, figure and model card into the run directory.
 """
 
-from algpt2.cli import import_module
-from algpt2.errors import exit_on_error, is_command
-from algpt2.imports.transformers import use_transformers_without_torch
+from algpt2.cli import run_command
 from algpt2.training.arguments import parse_train_arguments
 from algpt2.training.command_line import train_parser
 
@@ -39,12 +37,7 @@ def parser():
 
 
 def main(argv=None):
-    command = parser()
-    with exit_on_error(command.prog):
-        arguments = parse_train_arguments(command, argv)
-        if is_command():
-            use_transformers_without_torch()
-        import_module("algpt2_tf.training_run").run(arguments)
+    run_command(parser(), "algpt2_tf.training_run.run", argv, parse_train_arguments)
 
 
 if __name__ == "__main__":

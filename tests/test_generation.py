@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import tensorflow as tf
 from command_lines import FRAMEWORKS, run
 from transformers import AutoTokenizer
 
@@ -22,6 +23,8 @@ def test_generation(shared, framework, capsys):
     # Among one candidate there is nothing to draw.
     assert run(capsys, *arguments, "--top-k", 1)[1] == out
     assert run(capsys, *arguments, "--top-k", 10**6, "--top-p", 1e-6)[1] == out
+    # The command turns it off for itself.
+    assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
 
 
 @pytest.mark.slow

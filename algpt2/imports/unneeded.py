@@ -1,0 +1,43 @@
+"""What libraries import where it is installed, though a program does without."""
+
+import contextlib
+import os
+import sys
+
+# What Keras and KerasHub import for wrappers and metrics that no command of this project has.
+UNNEEDED_BY_KERAS = ("sklearn", "rouge_score")
+
+
+@contextlib.contextmanager
+def hidden(*packages):
+    """A context in which packages that were not imported yet seem not to be installed.
+
+    Args:
+        *packages: str.
+
+    Example:
+        >>> with hidden("antigravity"), contextlib.suppress(ImportError):
+        ...     import antigravity
+    """
+    packages = [package for package in packages if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(packages))
+    try:
+        yield
+    finally:
+        for package in packages:
+            del sys.modules[package]
+
+
+def use_transformers_without_torch():
+    """Have transformers do without PyTorch in this process; without effect once either was imported.
+
+    It imports PyTorch where that is installed, which takes seconds, and decides once whether it is.
+    """
+    if "torch" in sys.modules or "transformers" in sys.modules:
+        return
+    # It would say that no model can be used.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with hidden("torch"):
+        from transformers.utils import is_torch_available
+
+        is_torch_available()
