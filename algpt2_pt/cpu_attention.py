@@ -15,10 +15,10 @@ LONGEST = 256
 
 
 def use_fast_attention(model):
-    """Have a model with PyTorch's attention compute its gradients of bfloat16 the faster way.
+    """Have a model with PyTorch's attention train in bfloat16 on a CPU by a faster one.
 
     PyTorch's backward pass on a CPU does not use its products of bfloat16, and takes longer. The gradients are as exact
-    as PyTorch's: scores are computed in float32 there, too. Where a CPU has no instructions for bfloat16, attention is
+    as PyTorch's: scores are computed in float32 there, too. Where oneDNN has no products of bfloat16, attention is
     computed in float32, and its result rounded.
 
     Args:

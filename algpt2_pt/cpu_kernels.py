@@ -13,6 +13,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from transformers.activations import NewGELUActivation
 
+from algpt2_pt.modeling_algpt2 import ALGPT2DepthLinear
+
 _PACKED = ContextVar("packed", default=MappingProxyType({}))
 # Of so many PyTorch's own products of bfloat16 are the faster ones, where the CPU has no instructions for it.
 FEW_ROWS = 6
@@ -23,8 +25,8 @@ def use_fast_kernels(model):
 
     PyTorch gives products of float32 on a CPU to MKL. On AMD's processors some are faster by oneDNN, as `onednn_rows`
     says. That is a rule of the processor and not a measurement, so that a run that goes on in another process has the
-    same numbers to the last bit. Where a CPU has no instructions for bfloat16, PyTorch multiplies it number by number;
-    with more than a few rows it is multiplied in float32 here, and the result rounded, as those instructions do.
+    same numbers to the last bit. Where oneDNN has no products of bfloat16, PyTorch multiplies it number by number;
+    with more than a few rows it is multiplied in float32 here, and the result rounded, as oneDNN does.
     `gelu_new` is seven kernels in transformers, and one in PyTorch by another name. The numbers are the same but for
     rounding. `torch.backends.mkldnn.flags(enabled=False)` leaves products to PyTorch for a while.
 
@@ -39,12 +41,13 @@ def use_fast_kernels(model):
         >>> layers(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    return _swap(model, {nn.Linear: FastLinear}, {NewGELUActivation: lambda: nn.GELU(approximate="tanh")})
+    classes = {nn.Linear: FastLinear, ALGPT2DepthLinear: FastDepthLinear}
+    return _swap(model, classes, {NewGELUActivation: lambda: nn.GELU(approximate="tanh")})
 
 
 def use_plain_kernels(model):
     """Undo `use_fast_kernels`; returns the model."""
-    return _swap(model, {FastLinear: nn.Linear}, {nn.GELU: NewGELUActivation})
+    return _swap(model, {FastLinear: nn.Linear, FastDepthLinear: ALGPT2DepthLinear}, {nn.GELU: NewGELUActivation})
 
 
 def _swap(model, classes, activations):
@@ -63,9 +66,19 @@ class FastLinear(nn.Linear):
     def forward(self, inputs):
         # The compiler does not know context variables.
         packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _PACKED.get().get(self)
-        if packed is not None and inputs.dtype == torch.bfloat16 and _is_replaceable(inputs, self.weight):
-            return _onednn_linear(inputs, packed, self.bias)
+        if packed is not None and inputs.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
+            if _is_replaceable(inputs, self.weight):
+                return _onednn_linear(inputs, packed, self.bias)
         return multiply_transposed(inputs, self.weight, self.bias)
+
+
+class FastDepthLinear(ALGPT2DepthLinear):
+    """`ALGPT2DepthLinear` by the fastest kernels for its inputs."""
+
+    def forward(self, inputs, outputs):
+        if self.down is None:
+            return outputs + self.bias
+        return outputs + multiply_transposed(multiply_transposed(inputs, self.down), self.up, self.bias)
 
 
 @contextlib.contextmanager
@@ -101,7 +114,7 @@ def packed_weights(model):
 
 def multiply_transposed(inputs, weight, bias=None):
     """inputs weightᵀ + bias, for float (..., inputs), (outputs, inputs) and (outputs,), as in `use_fast_kernels`."""
-    kernel = _kernel(inputs, weight)
+    kernel = _kernel(inputs, weight, bias)
     if kernel is None:
         return nn.functional.linear(inputs, weight, bias)
     return _Product.apply(kernel, inputs, weight, bias) if torch.is_grad_enabled() else kernel(inputs, weight, bias)
@@ -130,12 +143,12 @@ def is_bfloat16_fast():
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _kernel(inputs, weight):
+def _kernel(inputs, weight, bias):
     """What replaces `torch.nn.functional.linear`, a function of the same arguments without gradients, or None."""
     if not _is_replaceable(inputs, weight):
         return None
     rows = inputs.numel() // inputs.shape[-1]
-    dtypes = {inputs.dtype, weight.dtype}
+    dtypes = {tensor.dtype for tensor in (inputs, weight, bias) if tensor is not None}
     # Autocast leaves float64 as it is.
     if torch.is_autocast_enabled("cpu") and torch.float64 not in dtypes:
         dtypes = {torch.get_autocast_dtype("cpu")}
@@ -153,6 +166,7 @@ def _is_replaceable(inputs, weight):
         and weight.device.type == "cpu"
         # Neither sharded nor of another subclass, which have rules of their own.
         and type(weight) in (torch.Tensor, nn.Parameter)
+        and inputs.dim() > 0
         and inputs.numel() > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled

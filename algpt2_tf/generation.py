@@ -122,8 +122,10 @@ def run(arguments):
 @contextlib.contextmanager
 def _graphs_as_traced():
     """A context in which TensorFlow does not optimize graphs: it takes a second, and on a CPU no token is faster."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    option = "disable_meta_optimizer"
+    former = tf.config.optimizer.get_experimental_options().get(option, False)
+    tf.config.optimizer.set_experimental_options({option: True})
     try:
         yield
     finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+        tf.config.optimizer.set_experimental_options({option: former})

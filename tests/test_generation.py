@@ -1,5 +1,7 @@
 """Generation on the command line, in both frameworks, from the same weights."""
 
+import argparse
+import contextlib
 import io
 import re
 
@@ -7,6 +9,8 @@ import pytest
 import tensorflow as tf
 from command_lines import FRAMEWORKS, run
 from transformers import AutoTokenizer
+
+import algpt2_tf.generation
 
 
 @pytest.mark.slow
@@ -23,8 +27,22 @@ def test_generation(shared, framework, capsys):
     # Among one candidate there is nothing to draw.
     assert run(capsys, *arguments, "--top-k", 1)[1] == out
     assert run(capsys, *arguments, "--top-k", 10**6, "--top-p", 1e-6)[1] == out
-    # The command turns it off for itself.
-    assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_tensorflow_does_not_optimize_graphs_that_run_once(error, monkeypatch):
+    def disabled():
+        return tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+
+    def generate(*_):
+        assert disabled()
+        if error:
+            raise error
+
+    monkeypatch.setattr(algpt2_tf.generation, "run_generation", generate)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        algpt2_tf.generation.run(argparse.Namespace(device="cpu"))
+    assert not disabled()
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ def hidden(*packages):
         *packages: str.
 
     Example:
-        >>> with hidden("antigravity"), contextlib.suppress(ImportError):
-        ...     import antigravity
+        >>> with hidden("wave"):
+        ...     importlib.util.find_spec("wave") is None
+        True
     """
     packages = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(packages))
@@ -25,7 +26,7 @@ def hidden(*packages):
         yield
     finally:
         for package in packages:
-            del sys.modules[package]
+            sys.modules.pop(package, None)
 
 
 def use_transformers_without_torch():

@@ -174,7 +174,7 @@ def _add_training_arguments(group):
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the step: slow to start, fast afterwards (torch.compile in PyTorch, XLA in TensorFlow)",
+        help="compile the step (torch.compile or XLA): slow to start, and faster on some devices",
     )
     group.add_argument(
         "--random-depth",

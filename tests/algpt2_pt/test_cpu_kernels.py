@@ -188,6 +188,28 @@ def test_bfloat16_is_multiplied_in_float32_where_the_cpu_has_no_instructions(lay
         assert close(value, reference, tolerance=2**-7)
 
 
+def test_what_a_depth_adds_is_multiplied_by_the_same_kernels():
+    config = tiny_config(depth_lora_rank=3, depth_biases=True)
+    weights = random_weights(config, "float32")
+    model = use_fast_kernels(pytorch_model(config, weights))
+    ids = torch.tensor(random_batch(config)[0])
+    used, found = operations(lambda: model(ids).logits)
+    assert ONEDNN in used and not {"aten::addmm", "aten::mm"} & used
+    assert close(found, pytorch_model(config, weights).double()(ids).logits, tolerance=1e-5)
+    used, found = operations(lambda: use_plain_kernels(model)(ids).logits)
+    assert ONEDNN not in used and not any("Fast" in type(module).__name__ for module in model.modules())
+
+
+@pytest.mark.parametrize("inputs", [torch.tensor(1.0), torch.ones(2, 40, dtype=torch.bfloat16)])
+def test_what_pytorch_refuses_is_refused(layer, inputs, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "FEW_ROWS", 0)
+    monkeypatch.setattr(cpu_kernels, "is_bfloat16_fast", lambda: False)
+    if inputs.dtype == torch.bfloat16:
+        layer.weight.data = layer.weight.data.bfloat16()
+    with pytest.raises(RuntimeError):
+        layer(inputs)
+
+
 def test_autocast_leaves_float64(layer, monkeypatch):
     monkeypatch.setattr(cpu_kernels, "is_bfloat16_fast", lambda: False)
     layer, inputs = layer.double(), torch.randn(20, 40, dtype=torch.float64)
