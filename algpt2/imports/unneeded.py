@@ -16,8 +16,9 @@ def hidden(*packages):
         *packages: str.
 
     Example:
-        >>> with hidden("wave"):
-        ...     importlib.util.find_spec("wave") is None
+        >>> import importlib.util
+        >>> with hidden("antigravity"):
+        ...     importlib.util.find_spec("antigravity") is None
         True
     """
     packages = [package for package in packages if package not in sys.modules]
