@@ -97,7 +97,10 @@ def test_a_language_model_becomes_one_with_a_head_and_is_saved_and_loaded(head, 
     model.save_pretrained(tmp_path / "head")
     again = getattr(transformers, f"AutoModel{head}").from_pretrained(tmp_path / "head").eval()
     assert type(again) is head_class and again.config.architectures == [head_class.__name__]
-    assert all(torch.equal(found, expected) for found, expected in zip(again(ids)[:1], model(ids)[:1], strict=True))
+    stored, loaded = model.state_dict(), again.state_dict()
+    assert stored.keys() == loaded.keys() and all(torch.equal(loaded[name], stored[name]) for name in stored)
+    # MKL rounds by where in memory arrays lie.
+    assert close(again(ids)[0], model(ids)[0], tolerance=1e-14)
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
