@@ -66,9 +66,8 @@ class FastLinear(nn.Linear):
     def forward(self, inputs):
         # The compiler does not know context variables.
         packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _PACKED.get().get(self)
-        if packed is not None and inputs.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
-            if _is_replaceable(inputs, self.weight):
-                return _onednn_linear(inputs, packed, self.bias)
+        if packed is not None and _is_packable(inputs, self.weight):
+            return _onednn_linear(inputs, packed, self.bias)
         return multiply_transposed(inputs, self.weight, self.bias)
 
 
@@ -102,9 +101,8 @@ def packed_weights(model):
         for layer in model.modules():
             if layer in outer:
                 packed[layer] = outer[layer]
-            elif isinstance(layer, FastLinear) and layer.weight.dtype == torch.bfloat16:
-                if _is_replaceable(layer.weight.data, layer.weight):
-                    packed[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, 1)
+            elif isinstance(layer, FastLinear) and _is_packable(layer.weight.data, layer.weight):
+                packed[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, 1)
     token = _PACKED.set(packed)
     try:
         yield
@@ -171,6 +169,12 @@ def _is_replaceable(inputs, weight):
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )
+
+
+def _is_packable(inputs, weight):
+    """bool: whether these are multiplied in bfloat16, with a weight in oneDNN's own layout."""
+    is_bfloat16 = inputs.dtype == weight.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+    return is_bfloat16 and _is_replaceable(inputs, weight)
 
 
 def _onednn_linear(inputs, weight, bias=None):
