@@ -1,6 +1,7 @@
 """What the command lines share: their help, their number types, and the arguments of a checkpoint."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -11,7 +12,7 @@ import sys
 from typing import NamedTuple
 
 from algpt2.errors import InputError, exit_on_error, is_command, one_line
-from algpt2.imports.unneeded import UNNEEDED_BY_KERAS, hidden, use_transformers_without_torch
+from algpt2.imports.unneeded import UNNEEDED_BY_KERAS, hidden, uncollected, use_transformers_without_torch
 
 
 class Framework(NamedTuple):
@@ -224,12 +225,13 @@ def run_command(parser, function, argv=None, parse=Parser.parse_args):
     with exit_on_error(parser.prog):
         arguments = parse(parser, argv)
         module, _, name = (function(arguments) if callable(function) else function).rpartition(".")
-        unneeded = ()
-        # Another process may want them afterwards.
-        if is_command() and module.startswith(WITHOUT_TORCH):
-            use_transformers_without_torch()
-            unneeded = UNNEEDED_BY_KERAS
-        with hidden(*unneeded):
+        with contextlib.ExitStack() as quickly:
+            # Another process may want afterwards what is hidden, and looks for garbage as it likes.
+            if is_command():
+                quickly.enter_context(uncollected())
+                if module.startswith(WITHOUT_TORCH):
+                    use_transformers_without_torch()
+                    quickly.enter_context(hidden(*UNNEEDED_BY_KERAS))
             program = getattr(import_module(module), name)
         program(arguments)
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
 from algpt2.configuration import at_depth_of
@@ -65,7 +65,7 @@ def token_generator(model, sampling, stop_token_id, stream=True, draft=None):
         stream: bool. Not used: it always streams.
         draft: `ALGPT2Config`, that of the model at a smaller depth, which drafts tokens of greedy search.
     """
-    set_seed(sampling.seed)
+    torch.manual_seed(sampling.seed)
     options = {"repetition_penalty": sampling.repetition_penalty, "do_sample": not sampling.is_greedy}
     options |= {"num_beams": sampling.num_beams}
     if not sampling.is_greedy:

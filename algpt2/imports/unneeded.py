@@ -1,11 +1,12 @@
-"""What libraries import where it is installed, though a program does without."""
+"""What takes time as libraries are imported, though a program does without."""
 
 import contextlib
+import gc
 import os
 import sys
 
-# What Keras and KerasHub import for wrappers and metrics that no command of this project has.
-UNNEEDED_BY_KERAS = ("sklearn", "rouge_score")
+# What Keras and KerasHub import for wrappers, pictures, tables and metrics that no command of this project has of them.
+UNNEEDED_BY_KERAS = ("sklearn", "rouge_score", "matplotlib", "pandas")
 
 
 @contextlib.contextmanager
@@ -28,6 +29,28 @@ def hidden(*packages):
     finally:
         for package in packages:
             sys.modules.pop(package, None)
+
+
+@contextlib.contextmanager
+def uncollected():
+    """A context in which Python looks for no garbage: imports leave next to none, and looking takes up to a second.
+
+    What there is by then is not looked at later either (`gc.freeze`).
+
+    Example:
+        >>> import gc
+        >>> with uncollected():
+        ...     gc.isenabled()
+        False
+        >>> gc.isenabled()
+        True
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def use_transformers_without_torch():

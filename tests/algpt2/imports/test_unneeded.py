@@ -40,8 +40,11 @@ def test_commands_that_have_no_use_for_torch_do_not_import_it(command, tmp_path)
     imports = [line.rpartition("| ")[2].strip() for line in result.stderr.splitlines()]
     assert result.returncode == 2 and "error: " in result.stderr
     # A package that is not found is in the list by its own name alone.
-    unneeded = ("torch", "sklearn.base", "rouge_score.rouge_scorer")
-    assert "transformers" in imports and not set(unneeded) & set(imports)
+    unneeded = {"torch", "sklearn.base", "rouge_score.rouge_scorer"}
+    if "--dataset" not in command:
+        # The library that looks for a dataset on the hub has a use for them.
+        unneeded |= {"matplotlib.figure", "pandas.core"}
+    assert "transformers" in imports and not unneeded & set(imports)
 
 
 def test_main_of_a_command_leaves_torch_to_a_process_of_another_kind():
