@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from algpt2_pt.cpu_kernels import packed_weights
+from algpt2_pt.cpu_kernels import chosen_kernels
 from algpt2_pt.modeling_algpt2 import check_mask
 
 # How many tokens a cache has room for before it is copied to a larger one.
@@ -23,7 +23,7 @@ class FastGeneration:
     @functools.wraps(_generate)
     def generate(self, *args, **kwargs):
         # `_generate` lacks the `no_grad` of transformers, so that `generate.__wrapped__` has gradients here too.
-        with packed_weights(self):
+        with chosen_kernels(self):
             return _generate(self, *args, **kwargs)
 
     def _prepare_model_inputs(self, *args, **kwargs):

@@ -4,9 +4,11 @@ import contextlib
 import functools
 import platform
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,9 +17,11 @@ from transformers.activations import NewGELUActivation
 
 from algpt2_pt.modeling_algpt2 import ALGPT2DepthLinear
 
-_PACKED = ContextVar("packed", default=MappingProxyType({}))
+_CHOSEN = ContextVar("chosen", default=MappingProxyType({}))
 # Of so many PyTorch's own products of bfloat16 are the faster ones, where the CPU has no instructions for it.
 FEW_ROWS = 6
+# oneDNN takes 40 microseconds for any product; those of up to so many rows with matrices of fewer numbers are left out.
+SMALL_ROWS, SMALL_MATRIX = 128, 2**18
 
 
 def use_fast_kernels(model):
@@ -65,9 +69,14 @@ class FastLinear(nn.Linear):
 
     def forward(self, inputs):
         # The compiler does not know context variables.
-        packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _PACKED.get().get(self)
-        if packed is not None and _is_packable(inputs, self.weight):
-            return _onednn_linear(inputs, packed, self.bias)
+        chosen = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _CHOSEN.get().get(self)
+        if (
+            chosen is not None
+            and inputs.numel() <= chosen.rows * self.in_features
+            and inputs.dtype == self.weight.dtype
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            return chosen.multiply(inputs, chosen.weight, self.bias)
         return multiply_transposed(inputs, self.weight, self.bias)
 
 
@@ -75,39 +84,56 @@ class FastDepthLinear(ALGPT2DepthLinear):
     """`ALGPT2DepthLinear` by the fastest kernels for its inputs."""
 
     def forward(self, inputs, outputs):
-        if self.down is None:
-            return outputs + self.bias
+        # Of a few rows neither would be another kernel's, and looking for one takes as long as they do.
+        if self.down is None or inputs.numel() <= FEW_ROWS * inputs.shape[-1]:
+            return super().forward(inputs, outputs)
         return outputs + multiply_transposed(multiply_transposed(inputs, self.down), self.up, self.bias)
 
 
-@contextlib.contextmanager
-def packed_weights(model):
-    """A context in which a model without gradients reads its bfloat16 weights from copies in oneDNN's own layout.
+class _Chosen(NamedTuple):
+    """What multiplies the inputs of a layer: a function, the weight that it takes, and how many rows it is for."""
 
-    A product of one row with them takes half the time; making the copy of a shared block takes as long as one or two
-    tokens. float32 gains nothing. The weights must not change meanwhile.
+    multiply: Callable
+    weight: torch.Tensor
+    rows: int
+
+
+@contextlib.contextmanager
+def chosen_kernels(model):
+    """A context in which the linear layers of a model without gradients know their kernels, for a token at a time.
+
+    To look for one at every call takes a tenth of a token's time. bfloat16 weights are read from copies in oneDNN's own
+    layout: a product of one row with them takes half the time, and making the copy of a shared block takes as long as
+    one or two tokens. float32 gains nothing by that. The weights must not change meanwhile.
 
     Args:
-        model: `torch.nn.Module` with `use_fast_kernels`. Only layers on a CPU that computes in bfloat16 are copied.
+        model: `torch.nn.Module` with `use_fast_kernels`. Only layers on a CPU are looked at.
 
     Example:
         >>> layer = use_fast_kernels(nn.Linear(64, 64).bfloat16())
-        >>> with torch.no_grad(), packed_weights(layer):
+        >>> with torch.no_grad(), chosen_kernels(layer):
         ...     layer(torch.zeros(1, 64, dtype=torch.bfloat16)).shape
         torch.Size([1, 64])
     """
-    outer, packed = _PACKED.get(), {}
-    if not torch.is_grad_enabled() and is_bfloat16_fast():
-        for layer in model.modules():
-            if layer in outer:
-                packed[layer] = outer[layer]
-            elif isinstance(layer, FastLinear) and _is_packable(layer.weight.data, layer.weight):
-                packed[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, 1)
-    token = _PACKED.set(packed)
+    outer, chosen = _CHOSEN.get(), {}
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        layers = [layer for layer in model.modules() if isinstance(layer, FastLinear)]
+        chosen = {layer: outer.get(layer) or _choose(layer) for layer in layers}
+    token = _CHOSEN.set(chosen)
     try:
         yield
     finally:
-        _PACKED.reset(token)
+        _CHOSEN.reset(token)
+
+
+def _choose(layer):
+    """The `_Chosen` of a layer, or None if PyTorch should decide at every call."""
+    weight, row = layer.weight, layer.weight.data[:1]
+    if not _is_replaceable(row, weight):
+        return None
+    if weight.dtype == torch.bfloat16 and is_bfloat16_fast():
+        return _Chosen(_onednn_linear, torch.ops.mkldnn._reorder_linear_weight(weight.data, 1), sys.maxsize)
+    return _Chosen(_kernel(row, weight, layer.bias) or nn.functional.linear, weight, FEW_ROWS)
 
 
 def multiply_transposed(inputs, weight, bias=None):
@@ -123,7 +149,7 @@ def onednn_rows():
     """int: the rows up to which oneDNN's products of float32 are faster than PyTorch's own.
 
     Those are MKL's, which knows Intel's processors best. It does not use the AVX-512 of AMD's, which oneDNN does; with
-    AVX2 oneDNN is the faster one for few rows, and MKL for many (docs/performance.md).
+    AVX2 oneDNN is the faster one for few rows, and MKL for many (docs/performance-training.md).
     """
     if not torch.backends.mkl.is_available():
         return sys.maxsize
@@ -150,7 +176,8 @@ def _kernel(inputs, weight, bias):
     # Autocast leaves float64 as it is.
     if torch.is_autocast_enabled("cpu") and torch.float64 not in dtypes:
         dtypes = {torch.get_autocast_dtype("cpu")}
-    if dtypes == {torch.float32} and rows <= onednn_rows():
+    is_small = rows <= SMALL_ROWS and weight.numel() < SMALL_MATRIX
+    if dtypes == {torch.float32} and rows <= onednn_rows() and not is_small:
         return _onednn_linear
     if dtypes == {torch.bfloat16} and rows > FEW_ROWS and not is_bfloat16_fast():
         return _widened_linear
@@ -169,12 +196,6 @@ def _is_replaceable(inputs, weight):
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )
-
-
-def _is_packable(inputs, weight):
-    """bool: whether these are multiplied in bfloat16, with a weight in oneDNN's own layout."""
-    is_bfloat16 = inputs.dtype == weight.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
-    return is_bfloat16 and _is_replaceable(inputs, weight)
 
 
 def _onednn_linear(inputs, weight, bias=None):

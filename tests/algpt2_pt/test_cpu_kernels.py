@@ -17,10 +17,10 @@ from torch.profiler import profile
 
 from algpt2_pt import cpu_kernels
 from algpt2_pt.cpu_kernels import (
+    chosen_kernels,
     is_bfloat16_fast,
     multiply_transposed,
     onednn_rows,
-    packed_weights,
     use_fast_kernels,
     use_plain_kernels,
 )
@@ -38,8 +38,9 @@ def operations(function):
 
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch):
-    """oneDNN is taken on every processor."""
+    """oneDNN is taken on every processor, for products of any size."""
     monkeypatch.setattr(cpu_kernels, "onednn_rows", lambda: sys.maxsize)
+    monkeypatch.setattr(cpu_kernels, "SMALL_MATRIX", 0)
 
 
 @pytest.fixture
@@ -104,6 +105,18 @@ def test_products_of_more_rows_stay_with_mkl(is_recorded, most, layer, monkeypat
             bias = layer.bias.double() if compute is layer else 0
             assert (ONEDNN in used) == (most == 3)
             assert close(found, inputs.double() @ layer.weight.double().T + bias)
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers", "is_small"), [(3, 40 * 50 + 1, True), (3, 40 * 50, False), (2, 40 * 50 + 1, False)]
+)
+def test_small_products_stay_with_pytorch(rows, numbers, is_small, layer, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "SMALL_ROWS", rows)
+    monkeypatch.setattr(cpu_kernels, "SMALL_MATRIX", numbers)
+    inputs = torch.randn(1, 3, 40)
+    used, found = operations(lambda: layer(inputs))
+    assert (ONEDNN in used) != is_small
+    assert close(found, inputs.double() @ layer.weight.double().T + layer.bias.double())
 
 
 @pytest.mark.parametrize(
@@ -188,13 +201,15 @@ def test_bfloat16_is_multiplied_in_float32_where_the_cpu_has_no_instructions(lay
         assert close(value, reference, tolerance=2**-7)
 
 
-def test_what_a_depth_adds_is_multiplied_by_the_same_kernels():
+@pytest.mark.parametrize("few", [0, sys.maxsize])
+def test_what_a_depth_adds_is_multiplied_by_the_same_kernels_but_for_a_few_rows(few, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "FEW_ROWS", few)
     config = tiny_config(depth_lora_rank=3, depth_biases=True)
     weights = random_weights(config, "float32")
     model = use_fast_kernels(pytorch_model(config, weights))
     ids = torch.tensor(random_batch(config)[0])
     used, found = operations(lambda: model(ids).logits)
-    assert ONEDNN in used and not {"aten::addmm", "aten::mm"} & used
+    assert ONEDNN in used and bool({"aten::addmm", "aten::mm"} & used) == bool(few)
     assert close(found, pytorch_model(config, weights).double()(ids).logits, tolerance=1e-5)
     used, found = operations(lambda: use_plain_kernels(model)(ids).logits)
     assert ONEDNN not in used and not any("Fast" in type(module).__name__ for module in model.modules())
@@ -219,12 +234,12 @@ def test_autocast_leaves_float64(layer, monkeypatch):
 
 
 @pytest.mark.parametrize("exception", ["none", "gradients", "gradients inside", "float32", "another thread"])
-def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
+def test_chosen_kernels_give_the_products_of_bfloat16(layer, exception):
     inputs = torch.randn(3, 40)
     expected = inputs.bfloat16().double() @ layer.weight.bfloat16().double().T + layer.bias.bfloat16().double()
     if exception != "float32":
         layer, inputs = layer.bfloat16(), inputs.bfloat16()
-    with torch.set_grad_enabled(exception == "gradients"), packed_weights(nn.Sequential(layer)):
+    with torch.set_grad_enabled(exception == "gradients"), chosen_kernels(nn.Sequential(layer)):
         if exception == "another thread":
             with ThreadPoolExecutor(1) as executor:
                 used, found = executor.submit(operations, lambda: layer(inputs)).result()
@@ -238,14 +253,39 @@ def test_packed_weights_give_the_products_of_bfloat16(layer, exception):
     assert ONEDNN not in operations(lambda: layer.bfloat16()(inputs.bfloat16()))[0]
 
 
+@pytest.mark.parametrize("exception", ["none", "more rows", "float64", "autocast", "autocast inside", "switched off"])
+def test_kernels_are_chosen_once_for_a_few_rows_of_float32(layer, exception, monkeypatch):
+    choices = []
+    choose = cpu_kernels._kernel
+    monkeypatch.setattr(cpu_kernels, "_kernel", lambda *values: choices.append(values) or choose(*values))
+    inputs = torch.randn(1, cpu_kernels.FEW_ROWS + (exception == "more rows"), 40)
+    if exception == "float64":
+        layer.double()
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    off = torch.backends.mkldnn.flags(enabled=exception != "switched off")
+    with torch.no_grad(), off, autocast(enabled=exception == "autocast"), chosen_kernels(layer):
+        before = len(choices)
+        with autocast(enabled=exception.startswith("autocast")):
+            if exception == "float64":
+                # What PyTorch refuses is refused.
+                with pytest.raises(RuntimeError):
+                    layer(inputs)
+                inputs = inputs.double()
+            used, found = operations(lambda: layer(inputs))
+    assert (ONEDNN in used) == (exception in ("none", "more rows"))
+    assert (len(choices) == before) == (exception == "none")
+    expected = inputs.double() @ layer.weight.double().T + layer.bias.double()
+    assert close(found, expected, tolerance=2**-6 if exception.startswith("autocast") else 1e-6)
+
+
 def test_weights_are_packed_once_for_generation_inside_generation(layer):
     layer = layer.bfloat16()
     inputs = torch.randn(3, 40).bfloat16()
-    with torch.no_grad(), packed_weights(layer):
+    with torch.no_grad(), chosen_kernels(layer):
         expected = layer(inputs)
 
         def inner():
-            with packed_weights(nn.Sequential(layer)):
+            with chosen_kernels(nn.Sequential(layer)):
                 return layer(inputs)
 
         used, found = operations(inner)
