@@ -1,4 +1,4 @@
-"""transformers' `generate` with a cache that grows in place, and weights in the layout that products read fastest."""
+"""transformers' `generate` with a cache that grows in place, and with kernels and weights that are ready for it."""
 
 import functools
 import inspect

@@ -20,7 +20,8 @@ from algpt2_pt.modeling_algpt2 import ALGPT2DepthLinear
 _CHOSEN = ContextVar("chosen", default=MappingProxyType({}))
 # Of so many PyTorch's own products of bfloat16 are the faster ones, where the CPU has no instructions for it.
 FEW_ROWS = 6
-# oneDNN takes 40 microseconds for any product; those of up to so many rows with matrices of fewer numbers are left out.
+# oneDNN takes some 50 microseconds for any product (measured on an AMD with AVX2): those of up to so many rows with
+# matrices of fewer numbers are left to PyTorch.
 SMALL_ROWS, SMALL_MATRIX = 128, 2**18
 
 
@@ -72,11 +73,12 @@ class FastLinear(nn.Linear):
         chosen = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _CHOSEN.get().get(self)
         if (
             chosen is not None
-            and inputs.numel() <= chosen.rows * self.in_features
-            and inputs.dtype == self.weight.dtype
+            and inputs.dim() > 1
+            and 0 < inputs.numel() <= chosen.rows * self.in_features
+            and inputs.dtype == self.weight.dtype == chosen.dtype
             and not torch.is_autocast_enabled("cpu")
         ):
-            return chosen.multiply(inputs, chosen.weight, self.bias)
+            return chosen.multiply(inputs, self.weight if chosen.packed is None else chosen.packed, self.bias)
         return multiply_transposed(inputs, self.weight, self.bias)
 
 
@@ -84,30 +86,33 @@ class FastDepthLinear(ALGPT2DepthLinear):
     """`ALGPT2DepthLinear` by the fastest kernels for its inputs."""
 
     def forward(self, inputs, outputs):
-        # Of a few rows neither would be another kernel's, and looking for one takes as long as they do.
-        if self.down is None or inputs.numel() <= FEW_ROWS * inputs.shape[-1]:
+        # Of a few rows both are PyTorch's unless the rank is large, and looking for a kernel takes as long as they do.
+        # The compiler would make conditions of their number.
+        if self.down is None or torch.compiler.is_compiling() or inputs.numel() <= FEW_ROWS * inputs.shape[-1]:
             return super().forward(inputs, outputs)
         return outputs + multiply_transposed(multiply_transposed(inputs, self.down), self.up, self.bias)
 
 
 class _Chosen(NamedTuple):
-    """What multiplies the inputs of a layer: a function, the weight that it takes, and how many rows it is for."""
+    """What multiplies up to so many rows of a dtype: a function, and the weight in another layout, if it takes one."""
 
     multiply: Callable
-    weight: torch.Tensor
+    packed: torch.Tensor | None
+    dtype: torch.dtype
     rows: int
 
 
 @contextlib.contextmanager
 def chosen_kernels(model):
-    """A context in which the linear layers of a model without gradients know their kernels, for a token at a time.
+    """A context in which the linear layers of a model without gradients know their kernels, for a few rows at least.
 
     To look for one at every call takes a tenth of a token's time. bfloat16 weights are read from copies in oneDNN's own
-    layout: a product of one row with them takes half the time, and making the copy of a shared block takes as long as
-    one or two tokens. float32 gains nothing by that. The weights must not change meanwhile.
+    layout, where it has products of them: one of one row takes half the time, and making the copy of a shared block
+    takes as long as one or two tokens. float32 gains nothing by that. The weights must not change meanwhile, and
+    `torch.func` and `torch.backends.mkldnn.flags` belong outside.
 
     Args:
-        model: `torch.nn.Module` with `use_fast_kernels`. Only layers on a CPU are looked at.
+        model: `torch.nn.Module` with `use_fast_kernels`. Only layers on a CPU get a kernel.
 
     Example:
         >>> layer = use_fast_kernels(nn.Linear(64, 64).bfloat16())
@@ -132,8 +137,9 @@ def _choose(layer):
     if not _is_replaceable(row, weight):
         return None
     if weight.dtype == torch.bfloat16 and is_bfloat16_fast():
-        return _Chosen(_onednn_linear, torch.ops.mkldnn._reorder_linear_weight(weight.data, 1), sys.maxsize)
-    return _Chosen(_kernel(row, weight, layer.bias) or nn.functional.linear, weight, FEW_ROWS)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.data, 1)
+        return _Chosen(_onednn_linear, packed, weight.dtype, sys.maxsize)
+    return _Chosen(_kernel(row, weight, layer.bias) or nn.functional.linear, None, weight.dtype, FEW_ROWS)
 
 
 def multiply_transposed(inputs, weight, bias=None):
@@ -146,7 +152,7 @@ def multiply_transposed(inputs, weight, bias=None):
 
 @functools.cache
 def onednn_rows():
-    """int: the rows up to which oneDNN's products of float32 are faster than PyTorch's own.
+    """int: the rows up to which oneDNN's products of float32, but for small ones, are faster than PyTorch's own.
 
     Those are MKL's, which knows Intel's processors best. It does not use the AVX-512 of AMD's, which oneDNN does; with
     AVX2 oneDNN is the faster one for few rows, and MKL for many (docs/performance-training.md).

@@ -33,7 +33,7 @@ def hidden(*packages):
 
 @contextlib.contextmanager
 def uncollected():
-    """A context in which Python looks for no garbage: imports leave next to none, and looking takes up to a second.
+    """A context in which Python looks for no garbage: imports leave next to none, and looking takes a second or two.
 
     What there is by then is not looked at later either (`gc.freeze`).
 
@@ -45,12 +45,14 @@ def uncollected():
         >>> gc.isenabled()
         True
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def use_transformers_without_torch():

@@ -24,6 +24,7 @@ from algpt2_pt.cpu_kernels import (
     use_fast_kernels,
     use_plain_kernels,
 )
+from algpt2_pt.modeling_algpt2 import ALGPT2DepthLinear
 
 close = functools.partial(is_close, tolerance=1e-6)
 ONEDNN = "mkldnn::_linear_pointwise"
@@ -215,6 +216,17 @@ def test_what_a_depth_adds_is_multiplied_by_the_same_kernels_but_for_a_few_rows(
     assert ONEDNN not in used and not any("Fast" in type(module).__name__ for module in model.modules())
 
 
+def test_what_a_depth_adds_is_exported_for_any_number_of_rows():
+    layer = use_fast_kernels(ALGPT2DepthLinear(tiny_config(depth_lora_rank=3), 40, 50))
+    nn.init.normal_(layer.up)
+    nn.init.normal_(layer.down)
+    rows = {0: torch.export.Dim("rows", min=2, max=64)}
+    exported = torch.export.export(layer, (torch.ones(3, 40), torch.ones(3, 50)), dynamic_shapes=(rows, rows))
+    for count in (2, 50):
+        values = torch.randn(count, 40), torch.randn(count, 50)
+        assert close(exported.module()(*values), values[1] + values[0] @ layer.down.T @ layer.up.T, tolerance=1e-5)
+
+
 @pytest.mark.parametrize("inputs", [torch.tensor(1.0), torch.ones(2, 40, dtype=torch.bfloat16)])
 def test_what_pytorch_refuses_is_refused(layer, inputs, monkeypatch):
     monkeypatch.setattr(cpu_kernels, "FEW_ROWS", 0)
@@ -270,15 +282,18 @@ def test_kernels_are_chosen_once_for_a_few_rows_of_float32(layer, exception, mon
                 # What PyTorch refuses is refused.
                 with pytest.raises(RuntimeError):
                     layer(inputs)
-                inputs = inputs.double()
+                inputs, before = inputs.double(), len(choices)
             used, found = operations(lambda: layer(inputs))
     assert (ONEDNN in used) == (exception in ("none", "more rows"))
-    assert (len(choices) == before) == (exception == "none")
+    assert (len(choices) == before) == (exception in ("none", "float64"))
     expected = inputs.double() @ layer.weight.double().T + layer.bias.double()
     assert close(found, expected, tolerance=2**-6 if exception.startswith("autocast") else 1e-6)
 
 
-def test_weights_are_packed_once_for_generation_inside_generation(layer):
+def test_kernels_are_chosen_once_for_generation_inside_generation(layer, monkeypatch):
+    choices = []
+    choose = cpu_kernels._choose
+    monkeypatch.setattr(cpu_kernels, "_choose", lambda layer: choices.append(layer) or choose(layer))
     layer = layer.bfloat16()
     inputs = torch.randn(3, 40).bfloat16()
     with torch.no_grad(), chosen_kernels(layer):
@@ -288,9 +303,22 @@ def test_weights_are_packed_once_for_generation_inside_generation(layer):
             with chosen_kernels(nn.Sequential(layer)):
                 return layer(inputs)
 
-        used, found = operations(inner)
-        assert "mkldnn::_reorder_linear_weight" not in used and torch.equal(found, expected)
+        assert torch.equal(inner(), expected) and choices == [layer]
         assert torch.equal(layer(inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_whose_weight_is_another_than_when_its_kernel_was_chosen(layer, dtype):
+    layer, inputs = layer.to(dtype), torch.randn(3, 40)
+    with torch.no_grad(), chosen_kernels(layer):
+        layer.weight = nn.Parameter(2 * layer.weight.float())
+        layer.bias.data = layer.bias.float()
+        expected = inputs.double() @ layer.weight.double().T + layer.bias.double()
+        assert close(layer(inputs), expected)
+        # What has no rows, and what PyTorch refuses.
+        assert layer(inputs[:0]).shape == (0, 50)
+        with pytest.raises(RuntimeError):
+            layer(torch.tensor(1.0))
 
 
 def test_nothing_is_kept_in_the_layout_of_onednn(layer):

@@ -1,11 +1,14 @@
 """Libraries without what they do not need, in a process that may use that all the same."""
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
 from isolation import ROOT
+
+from algpt2 import cli
 
 COMMANDS = (
     ("algpt2_tf.train", "--dataset", "missing"),
@@ -45,6 +48,21 @@ def test_commands_that_have_no_use_for_torch_do_not_import_it(command, tmp_path)
         # The library that looks for a dataset on the hub has a use for them.
         unneeded |= {"matplotlib.figure", "pandas.core"}
     assert "transformers" in imports and not unneeded & set(imports)
+
+
+def test_no_garbage_is_looked_for_while_a_command_imports_even_in_vain(monkeypatch, capsys):
+    enabled = []
+
+    def fail(name):
+        enabled.append(gc.isenabled())
+        raise ImportError(name)
+
+    monkeypatch.setattr(cli, "is_command", lambda: True)
+    monkeypatch.setattr(cli.importlib, "import_module", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.run_command(cli.Parser(), "missing.program", [])
+    assert end.value.code == 2 and "missing cannot be imported" in capsys.readouterr().err
+    assert enabled == [False] and gc.isenabled()
 
 
 def test_main_of_a_command_leaves_torch_to_a_process_of_another_kind():
