@@ -1,5 +1,7 @@
 """transformers' Trainer for a run: its samples, its optimizer, its evaluation and its checkpoints."""
 
+import contextlib
+
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -43,11 +45,12 @@ class RunTrainer(Trainer):
         run: `algpt2.training.run.Run`.
         history: `algpt2.training.history.History`.
         teacher: `algpt2_pt.distillation.Teacher`, or `None`.
+        rounding: `algpt2_pt.quantization_aware.QuantizationAware`, which is one of the callbacks too, or `None`.
         **kwargs: as in `transformers.Trainer`.
     """
 
-    def __init__(self, run, history, teacher=None, **kwargs):
-        self.run, self.history, self.teacher = run, history, teacher
+    def __init__(self, run, history, teacher=None, rounding=None, **kwargs):
+        self.run, self.history, self.teacher, self.rounding = run, history, teacher, rounding
         self.sop_loss = 0.0
         self._output_directory = run.directory
         super().__init__(**kwargs)
@@ -111,7 +114,8 @@ class RunTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         run, step = self.run, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
-        metrics = self.history.log_evaluation(step, *_evaluation(run, model))
+        with self.rounding.applied() if self.rounding else contextlib.nullcontext():
+            metrics = self.history.log_evaluation(step, *_evaluation(run, model))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.history.restart_clock(step)

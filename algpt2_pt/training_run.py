@@ -23,6 +23,7 @@ from algpt2_pt.distillation import make_teacher
 from algpt2_pt.evaluation import token_loss_function
 from algpt2_pt.memory import keep_freed_memory
 from algpt2_pt.models import ALGPT2ForSequenceClassification, language_model_class
+from algpt2_pt.quantization_aware import QuantizationAware
 from algpt2_pt.training import QuietProgress, RunCallback, RunTrainer, Samples
 from algpt2_pt.training_state import read_training_state
 from algpt2_pt.weights import to_torch, without_tied
@@ -93,10 +94,12 @@ def train(run):
     if arguments.fsdp and settings.device.type == "cpu":
         # accelerate shards where there are GPUs only, though gloo does it on CPUs as well.
         PartialState().distributed_type = DistributedType.MULTI_GPU
+    rounding = QuantizationAware(model) if arguments.quantize else None
     trainer = RunTrainer(
         run,
         history,
         teacher,
+        rounding,
         model=model,
         args=settings,
         train_dataset=Samples(run),
@@ -104,6 +107,7 @@ def train(run):
         # All samples are of one length. Trainer's own would pad them by the tokenizer, which may have no pad_token.
         data_collator=default_data_collator,
         processing_class=run.tokenizer,
+        callbacks=[rounding] if rounding else None,
     )
     # The history prints; the progress bar shall only show progress.
     trainer.remove_callback(PrinterCallback)
@@ -119,8 +123,10 @@ def train(run):
     best = best_weights(run, history.evaluation_losses())
     if best:
         state = {name: to_torch(array) for name, array in best.items()}
-        if not arguments.fsdp:
-            model.load_state_dict(state, strict=False)
+    if rounding:
+        state = rounding.rounded_state(state)
+    if (best or rounding) and not arguments.fsdp:
+        model.load_state_dict(state, strict=False)
     if run.is_first:
         with files_replaced_in(run.directory) as temporary:
             model.save_pretrained(temporary, state_dict=state)

@@ -1,5 +1,6 @@
 """The training step of Keras's fit: the loss over all tokens of a step, on any number of replicas, in any parts."""
 
+import contextlib
 import functools
 
 import keras
@@ -31,14 +32,16 @@ class TrainingModel(keras.Model):
         parts: int. How many parts the batch of a replica is computed in, one after the other.
         teacher: `algpt2_tf.distillation.Teacher` whose distribution it learns too, or `None`.
         configs: iterator over an `ALGPT2Config` for each step, whose depth it is made at; `None` means the model's own.
+        rounding: `algpt2_tf.quantization_aware.QuantizationAware` that it is trained for, or `None`.
 
     Call arguments:
         as of `model`.
     """
 
-    def __init__(self, model, parts=1, teacher=None, configs=None):
+    def __init__(self, model, parts=1, teacher=None, configs=None, rounding=None):
         super().__init__()
         self.model, self.parts, self.teacher, self.configs = model, parts, teacher, configs
+        self.rounding = rounding
         self._at_depth = None
         self.built = True
 
@@ -85,6 +88,7 @@ class TrainingModel(keras.Model):
         counts = context.all_reduce(tf.distribute.ReduceOp.SUM, self._counts(data))
         split = {name: tf.reshape(value, [self.parts, -1, *value.shape[1:]]) for name, value in data.items()}
         variables = self.trainable_variables
+        exact = self.rounding and self.rounding.round()
 
         def part_of(index):
             return self._gradients({name: value[index] for name, value in split.items()}, counts, variables)
@@ -99,6 +103,8 @@ class TrainingModel(keras.Model):
                 lambda index, _: index < self.parts, add_part, (tf.constant(1), total), parallel_iterations=1
             )
         losses, gradients = total[0], total[1:]
+        if exact:
+            self.rounding.restore(exact)
         # Keras sums the gradients of the replicas.
         self.optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
         losses = context.all_reduce(tf.distribute.ReduceOp.SUM, losses)
@@ -203,12 +209,12 @@ def batches(run):
 class Reporter(keras.callbacks.Callback):
     """Writes the history, evaluates and saves at the intervals of the run, and when a stop is requested."""
 
-    def __init__(self, run, model, schedule, strategy, request, teacher=None):
+    def __init__(self, run, model, schedule, strategy, request, teacher=None, rounding=None):
         super().__init__()
         self.run, self.trained, self.schedule, self.strategy, self.request = run, model, schedule, strategy, request
         self.history = History(run, machine_flops(run.arguments, strategy))
         self.report = _report_function(run) if run.is_first else lambda step, values: None
-        self.evaluation, self.teacher = _evaluation_function(run, model), teacher
+        self.evaluation, self.teacher, self.rounding = _evaluation_function(run, model), teacher, rounding
         self.stopped = False
         self._restart_means(run.step)
 
@@ -255,7 +261,8 @@ class Reporter(keras.callbacks.Callback):
             wandb.finish()
 
     def _evaluate(self, step):
-        self.report(step, self.history.log_evaluation(step, *self.evaluation()))
+        with self.rounding.applied() if self.rounding else contextlib.nullcontext():
+            self.report(step, self.history.log_evaluation(step, *self.evaluation()))
         self.history.restart_clock(step)
 
     def _restart_means(self, step):

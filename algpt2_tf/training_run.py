@@ -18,6 +18,7 @@ from algpt2_tf.devices import DTYPE_POLICIES, is_first, select_strategy, wait_fo
 from algpt2_tf.distillation import make_teacher
 from algpt2_tf.optimization import LossScaleOptimizer, WarmupSchedule, create_optimizer
 from algpt2_tf.pretraining import language_model_class
+from algpt2_tf.quantization_aware import QuantizationAware
 from algpt2_tf.text_classifier import TFALGPT2TextClassifier
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks, is_tfrecords
 from algpt2_tf.training import ClassifierTrainingModel, Progress, Reporter, TrainingModel, batches
@@ -84,7 +85,8 @@ def train(run, strategy):
             optimizer = LossScaleOptimizer(optimizer)
         training_class = TrainingModel if run.measures_perplexity else ClassifierTrainingModel
         configs = map(run.depths.config, itertools.count(run.step)) if run.depths else None
-        training_model = training_class(model, arguments.gradient_accumulation, teacher, configs)
+        rounding = QuantizationAware(model) if arguments.quantize else None
+        training_model = training_class(model, arguments.gradient_accumulation, teacher, configs, rounding)
         optimizer.build(model.trainable_variables)
         # XLA compiles the step on one device, but not the collective operations over several. By itself Keras compiles
         # on GPUs only.
@@ -96,7 +98,7 @@ def train(run, strategy):
     # Several workers could not agree on the step to stop after.
     alone = strategy.cluster_resolver is None or not strategy.cluster_resolver.task_type
     with StopRequest() if alone else contextlib.nullcontext() as request:
-        reporter = Reporter(run, model, schedule, strategy, request, teacher)
+        reporter = Reporter(run, model, schedule, strategy, request, teacher, rounding)
         if run.step < run.steps and not reporter.history.has_stopped_improving():
             # The bar of `fit` and the lines of the history would write over each other.
             callbacks = [reporter, *([Progress(run)] if run.is_first else [])]
@@ -106,6 +108,8 @@ def train(run, strategy):
     best = best_weights(run, reporter.history.evaluation_losses())
     if best:
         assign_weights(model, best)
+    if rounding:
+        rounding.round()
     if run.is_first:
         model.save_pretrained(run.directory)
         finish_run(run)

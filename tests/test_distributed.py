@@ -138,6 +138,18 @@ def test_two_processes_learn_from_a_teacher_as_one(arguments, text_tokenizer, tm
         np.testing.assert_allclose(values[1], values[0], rtol=1e-5, err_msg=name)
 
 
+def test_shards_are_rounded_to_4_bits_as_whole_matrices_are(arguments, tmp_path):
+    # An evaluation gathers matrices, which the next step has to round as shards again.
+    arguments = [*arguments, "--quantize", "q4", "--max-steps", "4", "--eval-steps", "2"]
+    algpt2_pt.train.main([*arguments, "--output-dir", str(tmp_path / "one")])
+    codes, output = finish(start("fsdp", [*arguments, "--output-dir", str(tmp_path / "two")]))
+    assert not any(codes), output
+    for directory in ("checkpoint-4", "."):
+        found = stored_weights(tmp_path / "two" / directory)
+        for name, array in stored_weights(tmp_path / "one" / directory).items():
+            np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
+
+
 def test_a_process_that_is_not_the_first_writes_nothing(text_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "should_save", False)
     trainer = RunTrainer(

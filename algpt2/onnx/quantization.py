@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from algpt2.checkpoints.weights import names_at_depth
+from algpt2.checkpoints.weights import names_at_depth, weight_shapes
 
 # The normalization before each product that has one.
 NORMS = {"attn.c_attn": "ln_1", "mlp.c_fc": "ln_2"}
@@ -51,6 +51,25 @@ def balance(config, weights):
             for name in matrices:
                 weights[name] = (weights[name] * factors).astype(weights[name].dtype)
     return weights
+
+
+def quantized_names(config):
+    """The canonical names of the matrices that have 4 bits in a graph of that precision.
+
+    Args:
+        config: `ALGPT2Config`.
+
+    Returns:
+        list of str.
+
+    Example:
+        >>> from algpt2 import ALGPT2Config
+        >>> quantized_names(ALGPT2Config(n_layer=1, embedding_size=None))[:2]
+        ['transformer.wte.weight', 'transformer.h.0.attn.c_attn.weight']
+    """
+    shapes = weight_shapes(config)
+    kept = ("transformer.wpe.weight", *(name for name in shapes if ".depths." in name))
+    return [name for name, shape in shapes.items() if len(shape) == 2 and name not in kept]
 
 
 def fills_blocks(columns, bits):

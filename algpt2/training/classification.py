@@ -20,7 +20,7 @@ HELD_OUT_EVERY = 20
 OF_LANGUAGE_MODELS = {
     **dict.fromkeys(("sop", "streaming"), False),
     **dict.fromkeys(("packing", "eval_protocol"), "stream"),
-    **dict.fromkeys(("vocab_size", "detokenize", "control_code", "teacher", "random_depth"), None),
+    **dict.fromkeys(("vocab_size", "detokenize", "control_code", "teacher", "random_depth", "quantize"), None),
 }
 
 

@@ -172,6 +172,11 @@ def _add_training_arguments(group):
     )
     group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="compute in this type of numbers")
     group.add_argument(
+        "--quantize",
+        choices=("q4",),
+        help="compute with the matrices rounded to 4 bits, as convert export --quantize q4 does, and end with them",
+    )
+    group.add_argument(
         "--compile",
         action="store_true",
         help="compile the step (torch.compile or XLA): slow to start, and faster on some devices",
