@@ -83,5 +83,5 @@ def rounded(matrix):
     blocks = pad(matrix, (0, -columns % size)).unflatten(1, (-1, size))
     least, most = blocks.aminmax(dim=-1, keepdim=True)
     scales = torch.where(most > -least, most, least) / -half
-    levels = torch.where(scales == 0, 0.0, blocks / scales).round().clamp(-half, half - 1)
-    return (levels * scales).flatten(1)[:, :columns]
+    levels = (blocks / scales.where(scales != 0, 1)).round_().clamp_(-half, half - 1)
+    return levels.mul_(scales).flatten(1)[:, :columns]
