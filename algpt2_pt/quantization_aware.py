@@ -48,12 +48,14 @@ class QuantizationAware(TrainerCallback):
     def applied(self):
         """A context in which the matrices are rounded."""
         self.round()
-        yield
-        self.restore()
+        try:
+            yield
+        finally:
+            self.restore()
 
     def rounded_state(self, state):
         """A state dict, str to tensor, with rounded matrices."""
-        return {name: rounded(tensor) if name in self.names else tensor for name, tensor in state.items()}
+        return {**state, **{name: rounded(state[name]) for name in self.names}}
 
     def _matrices(self):
         for module in self.model.modules():
@@ -66,13 +68,13 @@ class QuantizationAware(TrainerCallback):
 
 
 def rounded(matrix):
-    """The matrix that `algpt2.onnx.quantization.quantize_blocks` finds in 4 bits, if no number is to be cut off.
+    """A matrix in 4 bits, at the scales at which the largest number of a block is just not cut off.
 
     Args:
         matrix: float (rows, columns).
 
     Returns:
-        tensor of the same shape and type. Rounded again it stays the same, also with the best of several scales.
+        tensor of the same shape and type, in which `algpt2.onnx.quantization.quantize_blocks` finds the same levels.
 
     Example:
         >>> rounded(torch.tensor([[-8.0, 0.4, 3.3, 7.9]])).tolist()

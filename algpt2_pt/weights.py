@@ -11,11 +11,15 @@ def to_torch(array):
 
 
 def without_tied(model, state_dict):
-    """A state dict without tied tensors; once gathered from shards, no shared memory tells which these are.
+    """A state dict by the names of the model, without tied tensors.
+
+    Once gathered from shards, no shared memory tells which tensors are tied; and what `torch.compile` wraps has longer
+    names.
 
     Args:
         model: `ALGPT2LMHeadModel`.
         state_dict: dict of str to tensor, or `None`.
     """
     tied = (model.config.tie_word_embeddings and model._tied_weights_keys) or ()
-    return state_dict and {name: tensor for name, tensor in state_dict.items() if name not in tied}
+    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in (state_dict or {}).items()}
+    return state_dict and {name: tensor for name, tensor in tensors.items() if name not in tied}

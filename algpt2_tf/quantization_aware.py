@@ -26,10 +26,10 @@ class QuantizationAware:
         """Round the matrices.
 
         Returns:
-            list of the exact ones, float tensors, for `restore`.
+            list of the exact ones, float tensors, to be assigned again.
         """
         exact = [tf.identity(variable.value) for variable, _ in self.matrices]
-        self.restore(
+        self.assign(
             [
                 tf.transpose(rounded(tf.transpose(matrix))) if transposed else rounded(matrix)
                 for matrix, (_, transposed) in zip(exact, self.matrices, strict=True)
@@ -37,8 +37,8 @@ class QuantizationAware:
         )
         return exact
 
-    def restore(self, matrices):
-        """Set the matrices to float tensors of a list, within a step those of each replica to its own."""
+    def assign(self, matrices):
+        """Set the matrices to those of a list; within a step every replica gives its own."""
 
         def update(strategy, matrices):
             for (variable, _), matrix in zip(self.matrices, matrices, strict=True):
@@ -54,18 +54,20 @@ class QuantizationAware:
     def applied(self):
         """A context in which the matrices are rounded."""
         exact = self.round()
-        yield
-        self.restore(exact)
+        try:
+            yield
+        finally:
+            self.assign(exact)
 
 
 def rounded(matrix):
-    """The matrix that `algpt2.onnx.quantization.quantize_blocks` finds in 4 bits, if no number is to be cut off.
+    """A matrix in 4 bits, at the scales at which the largest number of a block is just not cut off.
 
     Args:
         matrix: float (rows, columns).
 
     Returns:
-        tensor of the same shape and type. Rounded again it stays the same, also with the best of several scales.
+        tensor of the same shape and type, in which `algpt2.onnx.quantization.quantize_blocks` finds the same levels.
 
     Example:
         >>> rounded(tf.constant([[-8.0, 0.4, 3.3, 7.9]])).numpy().tolist()

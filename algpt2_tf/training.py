@@ -104,7 +104,7 @@ class TrainingModel(keras.Model):
             )
         losses, gradients = total[0], total[1:]
         if exact:
-            self.rounding.restore(exact)
+            self.rounding.assign(exact)
         # Keras sums the gradients of the replicas.
         self.optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
         losses = context.all_reduce(tf.distribute.ReduceOp.SUM, losses)

@@ -1,5 +1,6 @@
 """`train --quantize q4`: what the export finds, the step in a few lines, both frameworks, replicas, resumed runs."""
 
+import functools
 import json
 import shutil
 
@@ -15,6 +16,7 @@ import algpt2_pt.train
 from algpt2.data.corpus import read_corpus
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.onnx.graph import language_model
+from algpt2_pt import training_run
 
 TRAIN = {framework: f"algpt2_{framework}.train" for framework in FRAMEWORKS}
 NAMES = {"pt": "pytorch", "tf": "tensorflow"}
@@ -32,8 +34,10 @@ def files(tmp_path_factory):
         n_positions=16,
         n_inner=40,
         layer_schedule=[0, 0],
+        tie_word_embeddings=False,
         depth_norms=True,
         depth_lora_rank=3,
+        residual_multiplier=0.7,
         eos_token_id=0,
         bos_token_id=0,
     )
@@ -71,7 +75,7 @@ def in_four_bits(weights):
     """Weights whose matrices have 16 levels in every block of 32 numbers of a row, as GGUF's q4_0 defines them."""
     result = dict(weights)
     for name, matrix in weights.items():
-        if matrix.ndim == 1 or "wpe" in name or ".depths." in name:
+        if matrix.ndim == 1 or any(part in name for part in ("wpe", ".depths.", "sop_classifier")):
             continue
         result[name] = matrix.copy()
         for row in result[name]:
@@ -109,28 +113,42 @@ def test_a_step_has_the_gradients_of_four_bits_and_changes_the_exact_matrices(fr
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_an_export_in_4_bits_has_the_matrices_and_the_perplexity_that_the_run_ends_with(
+def test_a_run_ends_with_the_matrices_of_an_export_in_4_bits_and_says_their_perplexity(
     framework, files, capsys, tmp_path
 ):
-    train(files, capsys, framework, tmp_path / "run", "--load-best", "--eval-steps", 2)
-    config, weights = read_checkpoint(tmp_path / "run", NAMES[framework])
+    output = tmp_path / "run"
+    train(files, capsys, framework, output, "--load-best", "--eval-steps", 2, "--sop")
+    config, weights = read_checkpoint(output, NAMES[framework])
     graph = language_model(config, weights, "q4").graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes = {node.input[1]: node for node in graph.node if node.op_type == "MatMulNBits"}
-    rounded = [name for name, array in in_four_bits(weights).items() if array is not weights[name]]
-    assert len(rounded) == 7
+    rounded = {name for name, array in in_four_bits(weights).items() if array is not weights[name]}
+    assert {f"{name.removesuffix('.levels')}.weight" for name in stored if name.endswith(".levels")} == rounded
+    assert {"transformer.wte.weight", "lm_head.weight", "transformer.h.0.mlp.c_fc.weight"} < rounded
     for name in rounded:
         levels, scales = (stored[f"{name.removesuffix('.weight')}.{part}"] for part in ("levels", "scales"))
-        assert f"{name.removesuffix('.weight')}.levels" in nodes
         numbers = np.stack([levels & 15, levels >> 4], -1).reshape(*levels.shape[:2], -1).astype("float32") - 8
         matrix = (numbers * scales[..., None]).reshape(len(levels), -1)[:, : weights[name].shape[1]]
-        np.testing.assert_allclose(matrix, weights[name], atol=1e-6 * np.abs(matrix).max(), err_msg=name)
-    text = held_out(files, tmp_path)
-    measured = run(
-        capsys, f"algpt2_{framework}.evaluate", tmp_path / "run", "--dataset", text, "--length", 16, "--json"
-    )[1]
-    best = min(record["eval_loss"] for record in history(tmp_path / "run") if "eval_loss" in record)
-    np.testing.assert_allclose(json.loads(measured)["loss"], best, rtol=1e-5)
+        # The graph has the multiplier of both residual branches in what leads to them.
+        expected = weights[name] * (config.residual_multiplier if "c_proj" in name else 1)
+        np.testing.assert_allclose(matrix, expected, atol=1e-6 * np.abs(matrix).max(), err_msg=name)
+    text = ("--dataset", held_out(files, tmp_path), "--length", 16, "--json")
+    measured = json.loads(run(capsys, f"algpt2_{framework}.evaluate", output, *text)[1])
+    best = min((record for record in history(output) if "eval_loss" in record), key=lambda record: record["eval_loss"])
+    np.testing.assert_allclose(measured["loss"], best["eval_loss"], rtol=1e-5)
+    checkpoint = read_checkpoint(output / f"checkpoint-{best['step']}", NAMES[framework])[1]
+    for name in weights.keys() - rounded:
+        np.testing.assert_array_equal(weights[name], checkpoint[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_with_rounded_matrices_too(files, capsys, tmp_path, monkeypatch):
+    # The names of a compiled model are longer; PyTorch's own compiler would take a minute.
+    eager = functools.partial(training_run.TrainingArguments, torch_compile_backend="eager")
+    monkeypatch.setattr(training_run, "TrainingArguments", eager)
+    train(files, capsys, "pt", tmp_path / "run", "--compile", "--save-steps", STEPS)
+    assert not any("_orig_mod" in name for name in stored_weights(tmp_path / "run"))
+    exact = read_checkpoint(tmp_path / "run" / f"checkpoint-{STEPS}")[1]
+    same(read_checkpoint(tmp_path / "run")[1], in_four_bits(exact), 1e-6)
 
 
 VARIANTS = {
@@ -163,7 +181,7 @@ def test_both_frameworks_learn_the_same_in_parts_and_on_replicas(variant, expect
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_resumed_run_goes_on_from_the_exact_matrices(framework, files, capsys, tmp_path):
     output = tmp_path / "run"
-    train(files, capsys, framework, output, "--save-steps", STEPS // 2)
+    train(files, capsys, framework, output, "--save-steps", STEPS // 2, "--dropout", 0.1)
     weights = stored_weights(output)
     (output / WEIGHTS_FILES[framework]).unlink()
     shutil.rmtree(output / f"checkpoint-{STEPS}")

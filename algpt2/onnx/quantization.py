@@ -54,7 +54,7 @@ def balance(config, weights):
 
 
 def quantized_names(config):
-    """The canonical names of the matrices that have 4 bits in a graph of that precision.
+    """The canonical names of the matrices that have 4 bits in a graph in `q4`.
 
     Args:
         config: `ALGPT2Config`.

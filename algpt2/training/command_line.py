@@ -174,7 +174,7 @@ def _add_training_arguments(group):
     group.add_argument(
         "--quantize",
         choices=("q4",),
-        help="compute with the matrices rounded to 4 bits, as convert export --quantize q4 does, and end with them",
+        help="train for the weights in 4 bits of convert export --quantize q4, and end with them",
     )
     group.add_argument(
         "--compile",
