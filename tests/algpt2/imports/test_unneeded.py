@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from isolation import ROOT
+from models import save_checkpoint, tiny_config
 
 from algpt2 import cli
 
@@ -48,6 +49,15 @@ def test_commands_that_have_no_use_for_torch_do_not_import_it(command, tmp_path)
         # The library that looks for a dataset on the hub has a use for them.
         unneeded |= {"matplotlib.figure", "pandas.core"}
     assert "transformers" in imports and not unneeded & set(imports)
+
+
+def test_a_text_needs_no_peft(text_tokenizer, tmp_path):
+    model = save_checkpoint(tmp_path, tiny_config(vocab_size=len(text_tokenizer)), tokenizer=text_tokenizer)
+    command = [sys.executable, "-X", "importtime", "-m", "algpt2_pt.generate", model, "The", "--max-new-tokens", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-500:]
+    imports = [line.rpartition("| ")[2].strip() for line in result.stderr.splitlines()]
+    assert "transformers" in imports and "peft.peft_model" not in imports
 
 
 def test_no_garbage_is_looked_for_while_a_command_imports_even_in_vain(monkeypatch, capsys):
