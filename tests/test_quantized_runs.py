@@ -1,11 +1,14 @@
 """`train --quantize q4`: what the export finds, the step in a few lines, both frameworks, replicas, resumed runs."""
 
 import functools
+import importlib
 import json
 import shutil
 
+import gguf
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 from command_lines import FRAMEWORKS, WEIGHTS_FILES, history, run, stored_weights
 from models import pytorch_model, random_weights, read_checkpoint, save_checkpoint, tiny_config
@@ -82,13 +85,26 @@ def in_four_bits(weights):
             for start in range(0, len(row), 32):
                 block = row[start : start + 32]
                 scale = block[np.abs(block).argmax()] / -8
-                block[:] = np.clip(np.rint(block / scale), -8, 7) * scale
+                block[:] = np.clip(np.rint(block / (scale or 1)), -8, 7) * scale
     return result
 
 
 def same(found, expected, tolerance):
     for name, array in expected.items():
         assert np.abs(found[name] - array).max() <= tolerance * np.abs(array).max(), name
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_rounded_matrices_are_those_of_llama_cpp(framework):
+    rounded = importlib.import_module(f"algpt2_{framework}.quantization_aware").rounded
+    matrix = np.random.default_rng(0).normal(size=(40, 96)).astype("float32")
+    matrix[3, 32:64] = 0
+    kind = gguf.GGMLQuantizationType.Q4_0
+    expected = gguf.quants.dequantize(gguf.quants.quantize(matrix, kind), kind)
+    found = np.asarray(rounded(torch.tensor(matrix) if framework == "pt" else tf.constant(matrix)))
+    # Their scales are float16.
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(matrix).max()
+    same({"rounded": found}, in_four_bits({"rounded": matrix}), 1e-6)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
