@@ -123,7 +123,8 @@ def train(run):
     best = best_weights(run, history.evaluation_losses())
     if best:
         state = {name: to_torch(array) for name, array in best.items()}
-    if rounding:
+    # FSDP gathers for the first process alone.
+    if rounding and state:
         state = rounding.rounded_state(state)
     if (best or rounding) and not arguments.fsdp:
         model.load_state_dict(state, strict=False)
