@@ -2,6 +2,8 @@
 
 import torch
 
+from algpt2.checkpoints.weight_maps.weight_map import WRAPPERS
+
 
 def to_torch(array):
     """A tensor that shares the memory of a numpy array, which may be bfloat16."""
@@ -20,6 +22,8 @@ def without_tied(model, state_dict):
         model: `ALGPT2LMHeadModel`.
         state_dict: dict of str to tensor, or `None`.
     """
+    if not state_dict:
+        return state_dict
     tied = (model.config.tie_word_embeddings and model._tied_weights_keys) or ()
-    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in (state_dict or {}).items()}
-    return state_dict and {name: tensor for name, tensor in tensors.items() if name not in tied}
+    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in state_dict.items()}
+    return {name: tensor for name, tensor in tensors.items() if name not in tied}

@@ -67,9 +67,8 @@ def quantized_names(config):
         >>> quantized_names(ALGPT2Config(n_layer=1, embedding_size=None))[:2]
         ['transformer.wte.weight', 'transformer.h.0.attn.c_attn.weight']
     """
-    shapes = weight_shapes(config)
-    kept = ("transformer.wpe.weight", *(name for name in shapes if ".depths." in name))
-    return [name for name, shape in shapes.items() if len(shape) == 2 and name not in kept]
+    matrices = (name for name, shape in weight_shapes(config).items() if len(shape) == 2)
+    return [name for name in matrices if name != "transformer.wpe.weight" and ".depths." not in name]
 
 
 def fills_blocks(columns, bits):
