@@ -163,7 +163,7 @@ class TFALGPT2Backbone(Backbone):
         Args:
             token_ids: int32 (batch, length), the tokens from `cache_update_index` on.
             cache: tuple with an entry for every depth, each a tuple of the keys and the values, float (batch, n_head,
-                max_length, head width).
+                max_length, head width), or with one dimension for batch and heads, which XLA updates in place.
             cache_update_index: int. The position of the first of `token_ids`.
 
         Returns:
@@ -172,7 +172,7 @@ class TFALGPT2Backbone(Backbone):
         Raises:
             ValueError: if the cache has no room for the tokens, as far as that is known.
         """
-        length, room = token_ids.shape[1], cache[0][0].shape[2]
+        length, room = token_ids.shape[1], cache[0][0].shape[-2]
         if isinstance(cache_update_index, int) and length is not None:
             check_length(cache_update_index + length, self.config)
             if room is not None and cache_update_index + length > room:
@@ -209,7 +209,8 @@ def cached_block(block, source):
     """
 
     def call(states, entry, position):
-        return block(states, cache=entry, cache_update_index=position, source=source)
+        # Called as a layer, the block would get a cache rounded to its own type.
+        return block.call(states, cache=entry, cache_update_index=position, source=source)
 
     return call if tf.executing_eagerly() else tf.function(call, autograph=False)
 

@@ -1,13 +1,12 @@
 """A checkpoint as Keras runs it with TensorFlow, in each precision."""
 
-import warnings
-
 import numpy as np
 
 from algpt2.benchmark.runtimes import LoadedModel
 from algpt2_tf import TFALGPT2LMHeadModel
 from algpt2_tf.devices import select_device
 from algpt2_tf.evaluation import token_loss_function
+from algpt2_tf.quantization import quantize_int8
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "float32"}
 
@@ -17,10 +16,7 @@ def load(checkpoint, precision):
     select_device("cpu")
     model = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None, dtype=DTYPES[precision])
     if precision == "int8":
-        with warnings.catch_warnings():
-            # Keras names every layer that has no matrix.
-            warnings.simplefilter("ignore", UserWarning)
-            model.quantize("int8")
+        quantize_int8(model)
     model.compile(sampler="greedy")
 
     def generate(prompt, count):

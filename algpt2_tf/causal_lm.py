@@ -1,5 +1,6 @@
 """ALGPT2 with a language-model head, as a KerasHub task."""
 
+import contextlib
 import warnings
 
 import keras
@@ -7,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 from keras_hub.models import CausalLM
+from keras_hub.samplers import Sampler
 from keras_hub.src.utils.tensor_utils import any_equal
 
 from algpt2_tf.backbone import check_inputs, check_length
-from algpt2_tf.cpu_kernels import StreamedWeights
+from algpt2_tf.cpu_kernels import StreamedWeights, on_cpu
 from algpt2_tf.loss import LossOverTokens
 from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
 from algpt2_tf.quantization import calibration_structure
@@ -109,7 +111,15 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
     def _build_cache(self, token_ids, prefill=None):
         config = self.config
         batch, length = ops.shape(token_ids)
-        empty = ops.zeros((batch, config.n_head, length, config.n_embd // config.n_head), dtype=self.compute_dtype)
+        leading, dtype = (batch, config.n_head), self.compute_dtype
+        if prefill is not None:
+            # What XLA multiplies has one such dimension; a cache with two is copied at every token. Samplers with a
+            # loop of their own, as of beams, take the first dimension for the batch.
+            if type(self.sampler).__call__ is Sampler.__call__:
+                leading = (batch * config.n_head,)
+            if on_cpu():
+                dtype = keras.backend.result_type(dtype, "float32")
+        empty = ops.zeros((*leading, length, config.n_embd // config.n_head), dtype=dtype)
         cache = ((empty, empty),) * config.n_layer
         states, cache = self.backbone.call_with_cache(token_ids[:, :prefill], cache, 0)
         # Samplers are promised the states of all positions.
@@ -233,14 +243,14 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         token_ids = ops.where(padding_mask, token_ids, filler)
         first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
         hidden_states, cache = self._build_cache(token_ids, prefill or ops.maximum(first_free, 1))
-        is_streamed = prefill is not None and token_ids.shape[0] == 1 and not tf.config.list_logical_devices("GPU")
-        weights = StreamedWeights(self.variables if is_streamed else [])
+        is_streamed = prefill is not None and token_ids.shape[0] == 1 and on_cpu()
+        weights = StreamedWeights(self) if is_streamed else None
 
         def next_token(prompt, cache, index):
             last_token = ops.slice(prompt, (0, index - 1), (ops.shape(prompt)[0], 1))
             if self.streamer is not None:
                 tf.numpy_function(stream, [last_token[:, 0], index, first_free], [])
-            with weights.scope(index):
+            with weights.scope(index) if weights else contextlib.nullcontext():
                 logits, hidden_states, cache = self.call_with_cache(last_token, cache, index - 1)
             logits = ops.squeeze(logits, axis=1)
             if self.repetition_penalty != 1.0:

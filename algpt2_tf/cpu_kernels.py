@@ -7,21 +7,28 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 
-class StreamedWeights:
-    """Half-precision matrices that XLA reads from memory at every step of a loop.
+def on_cpu():
+    """bool: whether TensorFlow computes on CPUs alone."""
+    return not tf.config.list_logical_devices("GPU")
 
-    By itself XLA would convert them to float32 before the loop, and read twice the bytes in every step. They are also
-    stored transposed, with a row for each output, which products of one row read faster.
+
+class StreamedWeights:
+    """Matrices in half precision or 8 bits that XLA reads from memory at every step of a loop.
+
+    By itself XLA would convert them to float32 before the loop, and read two or four times the bytes in every step.
+    They are also stored transposed, with a row for each output, which products of one row read faster. Matrices in 8
+    bits are among them where Keras rounds the weights of a layer alone, by
+    `Int8QuantizationConfig(activation_quantizer=None)`: products of integers by XLA are slower.
 
     Args:
-        variables: list of `keras.Variable`, some of them matrices in half precision.
+        model: `keras.Layer`, usually with layers inside it.
 
     Example:
         >>> layer = keras.layers.Dense(3, dtype="bfloat16")
         >>> layer.build((None, 2))
         >>> @tf.function(jit_compile=True)
         ... def steps(row):
-        ...     weights = StreamedWeights(layer.variables)
+        ...     weights = StreamedWeights(layer)
         ...     for step in tf.range(4):
         ...         with weights.scope(step):
         ...             row = layer(row)[:, :2]
@@ -30,8 +37,13 @@ class StreamedWeights:
         TensorShape([1, 2])
     """
 
-    def __init__(self, variables):
-        self._variables = [v for v in variables if v.dtype in ("bfloat16", "float16") and len(v.shape) == 2]
+    def __init__(self, model):
+        variables = [variable for variable in model.variables if variable.dtype in ("bfloat16", "float16")]
+        for layer in model._flatten_layers():
+            # With half precision beside them XLA converts integers one by one.
+            if layer.quantization_mode == "int8" and not layer.inputs_quantizer and layer.compute_dtype == "float32":
+                variables += [variable for variable in layer.variables if variable.dtype == "int8"]
+        self._variables = [variable for variable in variables if len(variable.shape) == 2]
         self._stored = [_turned(variable, variable.value) for variable in self._variables]
 
     def scope(self, step):

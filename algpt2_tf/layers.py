@@ -125,7 +125,7 @@ class TFALGPT2Block(keras.layers.Layer):
     Call arguments:
         hidden_states: float (batch, length, H).
         padding_mask: int or bool (batch, length), 0 for padding; optional.
-        cache: tuple of the keys and the values so far, float (batch, n_head, max_length, head width); optional.
+        cache: tuple of the keys and the values so far, as in `TFALGPT2Backbone.call_with_cache`; optional.
         cache_update_index: int, the position of the first of `hidden_states`; goes with `cache`.
         source: int, one of `own_depths`, whose parameters to take; `None` where there are none.
         training: bool. Whether to apply dropout.
@@ -251,16 +251,23 @@ class TFALGPT2Block(keras.layers.Layer):
             ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3)) for states in ops.split(projected, 3, axis=-1)
         )
         if cache is not None:
-            start = (0, 0, cache_update_index, 0)
-            key, value = cache = tuple(map(ops.slice_update, cache, (start, start), (key, value)))
+            leading = len(cache[0].shape) - 2
+            if leading == 1:
+                shape = (-1, length, self.head_width)
+                query, key, value = (ops.reshape(states, shape) for states in (query, key, value))
+            start = (0,) * leading + (cache_update_index, 0)
+            key, value = cache = tuple(
+                ops.slice_update(entry, start, ops.cast(states, entry.dtype))
+                for entry, states in zip(cache, (key, value), strict=True)
+            )
 
         positions = ops.arange(length) + cache_update_index
-        mask = ops.arange(ops.shape(key)[2])[None, :] <= positions[:, None]
+        mask = ops.arange(ops.shape(key)[-2])[None, :] <= positions[:, None]
         if padding_mask is not None:
             mask = ops.logical_and(mask, ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2)))
 
         def weigh(query, key, value):
-            scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) * self.head_width**-0.5
+            scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) * self.head_width**-0.5
             # Half-precision sums of many small weights lose digits, so the softmax has at least float32.
             softmax_dtype = keras.backend.result_type(self.compute_dtype, "float32")
             scores = ops.cast(scores, softmax_dtype)
@@ -269,6 +276,7 @@ class TFALGPT2Block(keras.layers.Layer):
             return ops.matmul(weights, value)
 
         output = run(weigh, query, key, value, dropouts=((self.attn_dropout, 1),))
+        output = ops.reshape(output, (batch, self.config.n_head, length, self.head_width))
         output = ops.reshape(ops.transpose(output, (0, 2, 1, 3)), (batch, length, self.config.n_embd))
         return self._product("attn_c_proj", own, output, training), cache
 

@@ -40,7 +40,7 @@ SHAPES = {
 OURS = {*SHAPES, *runtimes.ONNX, *runtimes.LITERT}
 VARIANTS = {
     "pytorch": (*PEERS["pytorch"], *SHAPES, *runtimes.ONNX),
-    "tensorflow": (*PEERS["tensorflow"], *(name for name in SHAPES if not name.endswith("int8")), *runtimes.LITERT),
+    "tensorflow": (*PEERS["tensorflow"], *SHAPES, *runtimes.LITERT),
 }
 
 
@@ -94,6 +94,7 @@ def tensorflow_generator(name, prompt, count):
 
     from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
     from algpt2_tf.benchmark import weight_size
+    from algpt2_tf.quantization import quantize_int8
 
     batch, length = prompt.shape
     ids = np.pad(prompt, ((0, 0), (0, count)))
@@ -105,6 +106,8 @@ def tensorflow_generator(name, prompt, count):
     else:
         dtype = "bfloat16" if name.endswith("bf16") else None
         model = TFALGPT2LMHeadModel(TFALGPT2Backbone(ALGPT2Config.from_preset(SHAPES[name]), dtype=dtype))
+    if name.endswith("int8"):
+        quantize_int8(model)
     model.compile(sampler="greedy", **options)
     return Work(lambda: model.generate(dict(inputs), stop_token_ids=None), weight_size(model))
 

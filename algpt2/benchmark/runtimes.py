@@ -83,7 +83,7 @@ RUNTIMES = {
         {
             "fp32": f"TFALGPT2LMHeadModel{_FROM_PRETRAINED})",
             "bf16": f'TFALGPT2LMHeadModel{_FROM_PRETRAINED}, dtype="bfloat16")',
-            "int8": f'TFALGPT2LMHeadModel{_FROM_PRETRAINED}), then .quantize("int8")',
+            "int8": f"algpt2_tf.quantization.quantize_int8(TFALGPT2LMHeadModel{_FROM_PRETRAINED}))",
         },
     ),
     "onnx": Runtime(

@@ -1,5 +1,7 @@
 """Generation in Keras, against the plain model and transformers."""
 
+import math
+import re
 import warnings
 
 import keras
@@ -147,6 +149,22 @@ def test_xla_reads_half_precision_weights_as_they_are(rows, dtype, tie_projectio
     graph = tf.function(model.generate_step).get_concrete_function(given, None, 8).graph.as_graph_def()
     is_streamed = rows == 1 and dtype in ("bfloat16", "float16") and not tf.config.list_logical_devices("GPU")
     assert ("XlaOptimizationBarrier" in str(graph)) == is_streamed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_xla_writes_keys_and_values_in_place(rows, dtype):
+    config = tiny_config()
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
+    model.compile(sampler="greedy")
+    given = {name: tf.constant(values[:rows]) for name, values in prompt(model).items()}
+    step = tf.function(lambda inputs: model.generate_step(inputs, None, 8)["token_ids"], jit_compile=True)
+    compiled = step.experimental_get_compiler_ir(given)(stage="optimized_hlo")
+    (loop,) = re.findall(r" while\(.*body=(%[^,]*)", compiled)
+    body = compiled.split(f"\n{loop} (")[1].split("\n}")[0]
+    copied = re.findall(r"\[([\d,]*)\]\S* copy\(", body)
+    sizes = [math.prod(int(side) for side in shape.split(",") if side) for shape in copied]
+    assert max(sizes, default=0) < rows * given["token_ids"].shape[1] * config.n_embd
 
 
 @pytest.mark.slow

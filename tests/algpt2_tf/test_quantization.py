@@ -1,5 +1,7 @@
 """Keras's own quantization and LoRA on models whose blocks are shared and whose embeddings are factorized."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from models import DEPTHS, random_weights, relative_difference, tiny_config
 
 from algpt2.data.corpus import read_corpus
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
-from algpt2_tf.quantization import calibration_structure
+from algpt2_tf.quantization import calibration_structure, quantize_int8
 from algpt2_tf.weights import assign_weights
 
 SAMPLES = 4
@@ -100,6 +102,37 @@ def test_a_quantized_model_computes_nearly_the_same(make, shape, mode):
         products |= {"project_in", "project_out"}
     assert products <= found.keys() and set(found.values()) == {mode}
     assert 0 < relative_difference(expected, model(INPUTS)) < ALLOWED[mode]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matrices_in_8_bits_are_those_rounded_by_numpy_and_nothing_else_is(make, shape):
+    model, rounded = make(shape), quantize_int8(make(shape))
+    paths = {variable.path for variable in rounded.weights if variable.dtype == "int8"}
+    assert {"token_embedding/embeddings", "block_0/c_attn/kernel", "block_0/mlp_c_proj/kernel"} <= paths
+    for variable in model.weights:
+        if variable.path in paths:
+            matrix = np.asarray(variable)
+            axis = 0 if variable.path.endswith("kernel") else 1
+            # Keras adds 1e-7, which decides where a number is halfway between two levels.
+            scale = np.float32(127) / (np.abs(matrix).max(axis, keepdims=True) + np.float32(1e-7))
+            variable.assign(np.round(matrix * scale) / scale)
+    assert relative_difference(model(INPUTS), rounded(INPUTS)) < 1e-4
+    assert relative_difference(model(INPUTS), make(shape)(INPUTS)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 2], ids=["a text", "two"])
+def test_generation_in_8_bits_is_the_same_by_xla_which_reads_the_matrices_as_they_are(make, length):
+    model = quantize_int8(make("shared"))
+    texts = ["The value of", "A list is"][:length]
+    model.compile(sampler="greedy", jit_compile=False)
+    expected = model.generate(texts, max_length=30)
+    model.compile(sampler="greedy", jit_compile=True)
+    assert model.generate(texts, max_length=30) == expected
+    inputs = model.preprocessor.generate_preprocess(texts, sequence_length=30)
+    graph = tf.function(model.generate_step).get_concrete_function(inputs, None, 8).graph.as_graph_def()
+    barrier = re.search(r'op: "XlaOptimizationBarrier".*?DT_INT8', str(graph), re.DOTALL)
+    assert bool(barrier) == (length == 1 and not tf.config.list_logical_devices("GPU"))
 
 
 @pytest.mark.parametrize("targets", [None, ["c_attn", "c_fc", "project_in", "project_out"]], ids=["default", "all"])
