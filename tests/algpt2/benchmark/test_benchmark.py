@@ -12,6 +12,7 @@ from isolation import TENSORFLOW, TORCH, run_without
 from models import save_checkpoint, tiny_config
 from transformers import GPT2LMHeadModel
 
+import algpt2_tf.quantization
 from algpt2 import parameter_count
 from algpt2.benchmark import command
 from algpt2.benchmark.runtimes import RUNTIMES
@@ -93,12 +94,11 @@ def test_what_is_recommended_runs(runtime, precision, directory, capsys):
         code, out, err = run(capsys, module, *arguments, "The value of", "--max-new-tokens", "3")
         assert code == 0 and out.startswith("The value of"), err
     else:
-        opened, _, then = use.partition(", then ")
-        model = eval(opened, {"ALGPT2LMHeadModel": ALGPT2LMHeadModel, "TFALGPT2LMHeadModel": TFALGPT2LMHeadModel})
+        names = {"ALGPT2LMHeadModel": ALGPT2LMHeadModel, "TFALGPT2LMHeadModel": TFALGPT2LMHeadModel}
+        model = eval(use, {**names, "algpt2_tf": algpt2_tf})
         if precision == "bf16":
             assert "bfloat16" in f"{model.dtype} {model.dtype_policy if runtime == 'tensorflow' else ''}"
-        if then:
-            eval(f"model{then}", {"model": model})
+        if precision == "int8":
             assert any(variable.dtype == "int8" for variable in model.weights)
 
 
