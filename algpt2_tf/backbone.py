@@ -163,7 +163,8 @@ class TFALGPT2Backbone(Backbone):
         Args:
             token_ids: int32 (batch, length), the tokens from `cache_update_index` on.
             cache: tuple with an entry for every depth, each a tuple of the keys and the values, float (batch, n_head,
-                max_length, head width), or with one dimension for batch and heads, which XLA updates in place.
+                max_length, head width), or with one dimension for batch and heads, which XLA updates in place. It keeps
+                its type.
             cache_update_index: int. The position of the first of `token_ids`.
 
         Returns:

@@ -115,7 +115,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         if prefill is not None:
             # What XLA multiplies has one such dimension; a cache with two is copied at every token. Samplers with a
             # loop of their own, as of beams, take the first dimension for the batch.
-            if type(self.sampler).__call__ is Sampler.__call__:
+            if all(getattr(type(self.sampler), name) is getattr(Sampler, name) for name in ("__call__", "run_loop")):
                 leading = (batch * config.n_head,)
             if on_cpu():
                 dtype = keras.backend.result_type(dtype, "float32")

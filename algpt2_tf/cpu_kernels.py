@@ -40,8 +40,10 @@ class StreamedWeights:
     def __init__(self, model):
         variables = [variable for variable in model.variables if variable.dtype in ("bfloat16", "float16")]
         for layer in model._flatten_layers():
-            # With half precision beside them XLA converts integers one by one.
-            if layer.quantization_mode == "int8" and not layer.inputs_quantizer and layer.compute_dtype == "float32":
+            # Embeddings that are only looked up have no quantizer of inputs. With half precision beside them XLA
+            # converts integers one by one.
+            rounds_weights_alone = getattr(layer, "inputs_quantizer", False) is None
+            if layer.quantization_mode == "int8" and rounds_weights_alone and layer.compute_dtype == "float32":
                 variables += [variable for variable in layer.variables if variable.dtype == "int8"]
         self._variables = [variable for variable in variables if len(variable.shape) == 2]
         self._stored = [_turned(variable, variable.value) for variable in self._variables]

@@ -264,7 +264,9 @@ class TFALGPT2Block(keras.layers.Layer):
         positions = ops.arange(length) + cache_update_index
         mask = ops.arange(ops.shape(key)[-2])[None, :] <= positions[:, None]
         if padding_mask is not None:
-            mask = ops.logical_and(mask, ops.expand_dims(ops.cast(padding_mask, "bool"), (1, 2)))
+            is_token = ops.cast(padding_mask, "bool")[:, None]
+            heads = is_token[:, None] if len(key.shape) == 4 else ops.repeat(is_token, self.config.n_head, axis=0)
+            mask = ops.logical_and(mask, heads)
 
         def weigh(query, key, value):
             scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) * self.head_width**-0.5

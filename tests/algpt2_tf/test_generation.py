@@ -12,6 +12,7 @@ from keras_hub import samplers
 from models import random_weights, save_checkpoint, tiny_config
 
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
+from algpt2_tf.layers import TFALGPT2Block
 from algpt2_tf.weights import assign_weights, canonical_weights
 
 
@@ -149,6 +150,19 @@ def test_xla_reads_half_precision_weights_as_they_are(rows, dtype, tie_projectio
     graph = tf.function(model.generate_step).get_concrete_function(given, None, 8).graph.as_graph_def()
     is_streamed = rows == 1 and dtype in ("bfloat16", "float16") and not tf.config.list_logical_devices("GPU")
     assert ("XlaOptimizationBarrier" in str(graph)) == is_streamed
+
+
+@pytest.mark.parametrize("leading", [(2, 2), (4,)], ids=["two dimensions", "one"])
+def test_a_cache_with_padding_is_the_plain_block(leading):
+    config = tiny_config(n_head=2)
+    block = TFALGPT2Block(config)
+    draw = np.random.default_rng(0)
+    states = draw.normal(size=(2, 6, config.n_embd)).astype("float32")
+    mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]])
+    empty = np.zeros((*leading, 6, config.n_embd // 2), "float32")
+    found, cache = block(states[:, :4], mask, cache=(empty, empty), cache_update_index=0)
+    last, _ = block(states[:, 4:], mask, cache=cache, cache_update_index=4)
+    np.testing.assert_allclose(np.concatenate([found, last], 1), block(states, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

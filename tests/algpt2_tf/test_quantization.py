@@ -1,5 +1,6 @@
 """Keras's own quantization and LoRA on models whose blocks are shared and whose embeddings are factorized."""
 
+import contextlib
 import re
 
 import keras
@@ -11,6 +12,7 @@ from models import DEPTHS, random_weights, relative_difference, tiny_config
 
 from algpt2.data.corpus import read_corpus
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
+from algpt2_tf.cpu_kernels import StreamedWeights
 from algpt2_tf.quantization import calibration_structure, quantize_int8
 from algpt2_tf.weights import assign_weights
 
@@ -133,6 +135,13 @@ def test_generation_in_8_bits_is_the_same_by_xla_which_reads_the_matrices_as_the
     graph = tf.function(model.generate_step).get_concrete_function(inputs, None, 8).graph.as_graph_def()
     barrier = re.search(r'op: "XlaOptimizationBarrier".*?DT_INT8', str(graph), re.DOTALL)
     assert bool(barrier) == (length == 1 and not tf.config.list_logical_devices("GPU"))
+
+
+def test_an_embedding_in_8_bits_that_is_only_looked_up_is_left():
+    layer = keras.layers.Embedding(5, 4)
+    layer.build()
+    layer.quantize("int8")
+    assert isinstance(StreamedWeights(layer).scope(tf.constant(0)), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize("targets", [None, ["c_attn", "c_fc", "project_in", "project_out"]], ids=["default", "all"])
