@@ -1,6 +1,5 @@
 """ALGPT2 with a language-model head, as a KerasHub task."""
 
-import contextlib
 import warnings
 
 import keras
@@ -12,7 +11,7 @@ from keras_hub.samplers import Sampler
 from keras_hub.src.utils.tensor_utils import any_equal
 
 from algpt2_tf.backbone import check_inputs, check_length
-from algpt2_tf.cpu_kernels import StreamedWeights, on_cpu
+from algpt2_tf.cpu_kernels import StreamedWeights, on_cpu, streamed_variables
 from algpt2_tf.loss import LossOverTokens
 from algpt2_tf.preprocessor import TFALGPT2CausalLMPreprocessor
 from algpt2_tf.quantization import calibration_structure
@@ -113,8 +112,8 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         batch, length = ops.shape(token_ids)
         leading, dtype = (batch, config.n_head), self.compute_dtype
         if prefill is not None:
-            # What XLA multiplies has one such dimension; a cache with two is copied at every token. Samplers with a
-            # loop of their own, as of beams, take the first dimension for the batch.
+            # XLA multiplies matrices with one dimension before their own, and copies a cache with two at every token.
+            # Samplers with a loop of their own, as of beams, take the first dimension for the batch.
             if all(getattr(type(self.sampler), name) is getattr(Sampler, name) for name in ("__call__", "run_loop")):
                 leading = (batch * config.n_head,)
             if on_cpu():
@@ -244,13 +243,13 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         first_free = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
         hidden_states, cache = self._build_cache(token_ids, prefill or ops.maximum(first_free, 1))
         is_streamed = prefill is not None and token_ids.shape[0] == 1 and on_cpu()
-        weights = StreamedWeights(self) if is_streamed else None
+        weights = StreamedWeights(streamed_variables(self) if is_streamed else [])
 
         def next_token(prompt, cache, index):
             last_token = ops.slice(prompt, (0, index - 1), (ops.shape(prompt)[0], 1))
             if self.streamer is not None:
                 tf.numpy_function(stream, [last_token[:, 0], index, first_free], [])
-            with weights.scope(index) if weights else contextlib.nullcontext():
+            with weights.scope(index):
                 logits, hidden_states, cache = self.call_with_cache(last_token, cache, index - 1)
             logits = ops.squeeze(logits, axis=1)
             if self.repetition_penalty != 1.0:

@@ -12,23 +12,43 @@ def on_cpu():
     return not tf.config.list_logical_devices("GPU")
 
 
+def streamed_variables(model):
+    """The matrices of a model that `StreamedWeights` gains by: those in half precision, and some in 8 bits.
+
+    These are of layers of which Keras rounds the weights alone, by `Int8QuantizationConfig(activation_quantizer=None)`:
+    products of integers by XLA are slower.
+
+    Args:
+        model: `keras.Layer`, usually with layers inside it.
+
+    Returns:
+        list of `keras.Variable`.
+    """
+    variables = [variable for variable in model.variables if variable.dtype in ("bfloat16", "float16")]
+    for layer in model._flatten_layers():
+        # Embeddings that are only looked up have no quantizer of inputs. With half precision beside them XLA converts
+        # integers one by one.
+        rounds_weights_alone = getattr(layer, "inputs_quantizer", False) is None
+        if layer.quantization_mode == "int8" and rounds_weights_alone and layer.compute_dtype == "float32":
+            variables += [variable for variable in layer.variables if variable.dtype == "int8"]
+    return [variable for variable in variables if len(variable.shape) == 2]
+
+
 class StreamedWeights:
     """Matrices in half precision or 8 bits that XLA reads from memory at every step of a loop.
 
     By itself XLA would convert them to float32 before the loop, and read two or four times the bytes in every step.
-    They are also stored transposed, with a row for each output, which products of one row read faster. Matrices in 8
-    bits are among them where Keras rounds the weights of a layer alone, by
-    `Int8QuantizationConfig(activation_quantizer=None)`: products of integers by XLA are slower.
+    They are also stored transposed, with a row for each output, which products of one row read faster.
 
     Args:
-        model: `keras.Layer`, usually with layers inside it.
+        variables: list of `keras.Variable`, as of `streamed_variables`.
 
     Example:
         >>> layer = keras.layers.Dense(3, dtype="bfloat16")
         >>> layer.build((None, 2))
         >>> @tf.function(jit_compile=True)
         ... def steps(row):
-        ...     weights = StreamedWeights(layer)
+        ...     weights = StreamedWeights(streamed_variables(layer))
         ...     for step in tf.range(4):
         ...         with weights.scope(step):
         ...             row = layer(row)[:, :2]
@@ -37,15 +57,8 @@ class StreamedWeights:
         TensorShape([1, 2])
     """
 
-    def __init__(self, model):
-        variables = [variable for variable in model.variables if variable.dtype in ("bfloat16", "float16")]
-        for layer in model._flatten_layers():
-            # Embeddings that are only looked up have no quantizer of inputs. With half precision beside them XLA
-            # converts integers one by one.
-            rounds_weights_alone = getattr(layer, "inputs_quantizer", False) is None
-            if layer.quantization_mode == "int8" and rounds_weights_alone and layer.compute_dtype == "float32":
-                variables += [variable for variable in layer.variables if variable.dtype == "int8"]
-        self._variables = [variable for variable in variables if len(variable.shape) == 2]
+    def __init__(self, variables):
+        self._variables = variables
         self._stored = [_turned(variable, variable.value) for variable in self._variables]
 
     def scope(self, step):

@@ -265,8 +265,8 @@ class TFALGPT2Block(keras.layers.Layer):
         mask = ops.arange(ops.shape(key)[-2])[None, :] <= positions[:, None]
         if padding_mask is not None:
             is_token = ops.cast(padding_mask, "bool")[:, None]
-            heads = is_token[:, None] if len(key.shape) == 4 else ops.repeat(is_token, self.config.n_head, axis=0)
-            mask = ops.logical_and(mask, heads)
+            of_heads = is_token[:, None] if len(key.shape) == 4 else ops.repeat(is_token, self.config.n_head, axis=0)
+            mask = ops.logical_and(mask, of_heads)
 
         def weigh(query, key, value):
             scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) * self.head_width**-0.5

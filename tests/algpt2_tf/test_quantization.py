@@ -12,7 +12,7 @@ from models import DEPTHS, random_weights, relative_difference, tiny_config
 
 from algpt2.data.corpus import read_corpus
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
-from algpt2_tf.cpu_kernels import StreamedWeights
+from algpt2_tf.cpu_kernels import StreamedWeights, streamed_variables
 from algpt2_tf.quantization import calibration_structure, quantize_int8
 from algpt2_tf.weights import assign_weights
 
@@ -141,7 +141,7 @@ def test_an_embedding_in_8_bits_that_is_only_looked_up_is_left():
     layer = keras.layers.Embedding(5, 4)
     layer.build()
     layer.quantize("int8")
-    assert isinstance(StreamedWeights(layer).scope(tf.constant(0)), contextlib.nullcontext)
+    assert isinstance(StreamedWeights(streamed_variables(layer)).scope(tf.constant(0)), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize("targets", [None, ["c_attn", "c_fc", "project_in", "project_out"]], ids=["default", "all"])
