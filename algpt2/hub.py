@@ -6,6 +6,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from algpt2.checkpoints import CONFIG_FILE, MODEL_CARD_FILE
 from algpt2.cli import Parser
 from algpt2.errors import InputError, exit_on_error
 
@@ -36,8 +37,8 @@ def upload(directory, repository, private=False, revision=None):
         >>> upload("runs/algpt2", "me/algpt2")  # doctest: +SKIP
     """
     # It imports a framework, which the help of the command line need not wait for.
-    from algpt2.checkpoints.checkpoint import CONFIG_FILE, leads_out
-    from algpt2.training.model_card import MODEL_CARD_FILE, renamed
+    from algpt2.checkpoints.checkpoint import leads_out
+    from algpt2.training.model_card import renamed
 
     directory = Path(directory)
     if not directory.is_dir():

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import read_corpus, require_options_used, text_options
-from algpt2.data.encoding import TOKENIZER_FILE
+from algpt2.data.encoding import TOKENIZER_FILE, require_end_token
 from algpt2.data.packing import TFRECORDS_FILE, TokenizedText, pack_corpus
 from algpt2.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
@@ -367,9 +367,7 @@ def run(arguments):
     """
     if arguments.length < 2:
         raise InputError(f"--length {arguments.length}: a block needs at least 2 tokens")
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
+    tokenizer = require_end_token(load_tokenizer(arguments.tokenizer), arguments.tokenizer)
     require_options_used(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, text_options(arguments))
     blocks, validation = pack_corpus(corpus, tokenizer, arguments.length, arguments.packing, arguments.eval_protocol)

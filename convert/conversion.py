@@ -8,10 +8,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
+from algpt2.checkpoints import MODEL_CARD_FILE
 from algpt2.checkpoints.casting import Casting
 from algpt2.checkpoints.checkpoint import (
     METADATA_FILES,
-    MODEL_CARD,
     Checkpoint,
     find_checkpoint,
     leads_out,
@@ -276,7 +276,7 @@ def read_metadata(checkpoint):
     if tokenizer:
         # The code of a tokenizer's class stays behind; its files are those of a class of transformers.
         tokenizer.init_kwargs.pop("auto_map", None)
-    card = checkpoint.directory / MODEL_CARD
+    card = checkpoint.directory / MODEL_CARD_FILE
     card = card if card.is_file() and leads_out(card, checkpoint.directory) is None else None
     return Metadata(config, tokenizer, checkpoint.generation_config(config), card)
 
@@ -295,4 +295,4 @@ def write_metadata(directory, metadata, dtype):
     if metadata.tokenizer:
         save_tokenizer(metadata.tokenizer, directory)
     if metadata.model_card:
-        shutil.copyfile(metadata.model_card, directory / MODEL_CARD)
+        shutil.copyfile(metadata.model_card, directory / MODEL_CARD_FILE)

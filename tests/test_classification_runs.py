@@ -1,5 +1,6 @@
 """`train --task classify`: the same numbers in both frameworks, measures, resumption and errors."""
 
+import argparse
 import csv
 import json
 import shutil
@@ -11,7 +12,7 @@ from command_lines import FRAMEWORKS, WEIGHTS_FILES, history, run, stored_weight
 from models import classifier_weights, random_weights, save_checkpoint, tiny_config
 from transformers import pipeline
 
-from algpt2.training.classification import measure_classes
+from algpt2.training.classification import LabelledTexts, evaluate_classes, measure_classes
 from algpt2_pt import ALGPT2ForSequenceClassification
 
 TRAIN = {framework: f"algpt2_{framework}.train" for framework in FRAMEWORKS}
@@ -95,6 +96,15 @@ def test_a_language_model_is_fine_tuned_and_the_run_resumed(framework, data, cap
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_as_many_texts_are_evaluated_at_once_as_asked_for():
+    texts = LabelledTexts([[1, 2]] * 5, np.zeros(5, int), 4, 0)
+    sizes = []
+    for size in (None, 3):
+        run = argparse.Namespace(validation=texts, arguments=argparse.Namespace(batch_size=2, eval_batch_size=size))
+        evaluate_classes(run, lambda ids, mask: sizes.append(len(ids)) or np.zeros((len(ids), 2)))
+    assert sizes == [2, 2, 2, 3, 3]
 
 
 def test_the_measures_are_those_of_their_definitions():

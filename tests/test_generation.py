@@ -3,7 +3,13 @@
 import argparse
 import contextlib
 import io
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -11,6 +17,9 @@ from command_lines import FRAMEWORKS, run
 from transformers import AutoTokenizer
 
 import algpt2_tf.generation
+from algpt2.generation.command import read_prompts
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
@@ -144,6 +153,40 @@ def test_a_conversation_goes_on_from_all_of_its_text(shared, framework, capsys, 
     options = ("--max-new-tokens", 1, "--interactive")
     assert run(capsys, f"algpt2_{framework}.generate", shared[0], *options)[:2] == (0, "!\n!\n")
     assert contexts == ["The value", "The value!\nan object"]
+
+
+def drain(stream):
+    """Read what a process writes, until it is silent for a second."""
+    while select.select([stream], [], [], 1)[0]:
+        assert stream.read(4096)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_ctrl_c_ends_a_continuation_and_not_the_conversation(shared, framework):
+    command = [sys.executable, "-m", f"algpt2_{framework}.generate", shared[0], "--interactive", "--stream"]
+    process = subprocess.Popen(
+        [*command, "--max-new-tokens", "1000000"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    )
+    for line in (b"The value of\n", b"an object\n"):
+        process.stdin.write(line)
+        # The continuation has begun.
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        drain(process.stdout)
+        assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+
+
+def test_prompts_are_the_lines_of_a_file_whatever_ends_them(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"one\rtwo\r\n\nthree\x0cstill three")
+    assert read_prompts(tmp_path / "prompts.txt") == ["one", "two", "three\x0cstill three"]
 
 
 @pytest.mark.parametrize(

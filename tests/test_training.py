@@ -197,6 +197,9 @@ def test_arguments_from_a_file_are_those_of_the_command_line(runs, framework, tm
         "warmup_ratio": None,
         "dataset": "c",
     }
+    # No warm-up is not the default.
+    (tmp_path / "b.yaml").write_text("warmup-steps: 0")
+    assert parsed(framework, "--arguments", tmp_path / "b.yaml")["warmup_steps"] == 0
     # The record of a run of either framework says how to make the same run.
     for recorded in FRAMEWORKS:
         record = json.loads((runs / recorded / "arguments.json").read_text())

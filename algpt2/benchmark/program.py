@@ -52,7 +52,7 @@ def run(arguments):
         try:
             models[runtime, precision] = RUNTIMES[runtime].load(checkpoint, precision)
         except InputError as error:
-            failures[runtime] = error
+            failures[runtime, precision] = error
         loading[runtime, precision] = time.perf_counter() - start
     if not models:
         raise next(iter(failures.values()))
@@ -76,8 +76,8 @@ def run(arguments):
         f"batch 1, medians of {arguments.rounds} on {processor()}\n"
     )
     print(markdown_table([list(rows[0]), *(map(_shown, row.values()) for row in rows)]))
-    for runtime, error in failures.items():
-        print(f"\nnot in {RUNTIMES[runtime].title}: {error}")
+    for variant, error in failures.items():
+        print(f"\nnot in {_title(variant)}: {error}")
     print(f"\n{_recommendation(arguments.checkpoint, list(models), rows)}")
 
 
@@ -109,7 +109,7 @@ def _shown(value):
 
 
 def _recommendation(checkpoint, variants, rows):
-    """str: the fastest way, of those that keep the perplexity if that is known, and how it is gone."""
+    """str: the fastest variant, of those that keep the perplexity if that is known, and the command for it."""
     allowed = range(len(rows))
     reason = "fastest (give a --dataset to see what rounded weights cost)"
     if "perplexity" in rows[0]:

@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
-from algpt2.checkpoints import CONFIG_FILE
+from algpt2.checkpoints import CONFIG_FILE, MODEL_CARD_FILE
 from algpt2.checkpoints.casting import Casting, common_dtype
 from algpt2.checkpoints.formats import (
     FORMATS,
@@ -29,23 +29,26 @@ from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect, w
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, check_weights, head_shapes
 from algpt2.configuration import CODE_FILES, ALGPT2Config
-from algpt2.data.encoding import TOKENIZER_FILE, require_end_token
-from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS, fit_tokenizer, has_tokenizer, load_tokenizer, special_token_ids
+from algpt2.data.encoding import require_end_token
+from algpt2.data.tokenizer import (
+    SPECIAL_TOKEN_FIELDS,
+    TOKENIZER_FILES,
+    fit_tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    special_token_ids,
+)
 from algpt2.errors import InputError
 from algpt2.files.atomic import require_whole
 from algpt2.files.reading import read_json
 
 # Of PEFT.
 ADAPTER_FILE = "adapter_config.json"
-MODEL_CARD = "README.md"
-# What a checkpoint in any dialect has besides its weights.
+# What a checkpoint in any dialect may have besides its weights: KerasHub's presets have the last three.
 METADATA_FILES = (
-    *(CONFIG_FILE, GENERATION_FILE, MODEL_CARD, *CODE_FILES),
-    *(TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt"),
+    *(CONFIG_FILE, GENERATION_FILE, MODEL_CARD_FILE, *CODE_FILES, *TOKENIZER_FILES),
     *("metadata.json", "task.json", "preprocessor.json"),
 )
-METADATA_PATTERNS = ("*.json", "*.txt", "*.md", "assets/tokenizer/*")
 # The most keys of a configuration: each takes transformers a while.
 CONFIG_KEYS = 1000
 # What names code that came with a checkpoint, and is not carried on with its weights.
@@ -84,8 +87,8 @@ def find_checkpoint(name_or_path, subfolder="", **hub_options):
         except (HTTPError, OSError):
             # What was downloaded before may still be there.
             kinds = FORMATS
-        weights = [f"*.{kind.file.rpartition('.')[2]}" for kind in kinds]
-        patterns = [prefix + pattern for pattern in (*METADATA_PATTERNS, *weights)]
+        weights = [pattern for kind in kinds for pattern in kind.patterns]
+        patterns = [prefix + pattern for pattern in (*METADATA_FILES, *weights)]
         return Path(snapshot_download(name, allow_patterns=patterns, **hub_options), subfolder)
     except (HFValidationError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
@@ -215,11 +218,6 @@ class Checkpoint:
     def is_language_model(self):
         """bool: whether its model gives the logits of tokens, whatever other head it has."""
         return self.architecture in LANGUAGE_MODELS
-
-    @property
-    def is_canonical(self):
-        """bool: whether the names of the tensors are ALGPT2's own in PyTorch, which transformers itself loads."""
-        return self.dialect is PYTORCH
 
     def in_framework(self, framework):
         """The same checkpoint with the weights of a framework (str), if the directory has them; otherwise itself."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers.utils import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
+from algpt2.checkpoints import CONFIG_FILE
 from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNLIMITED
 from algpt2.errors import InputError, library_errors
 from algpt2.files.reading import TOKENIZER_BYTES, read_json, require_ordinary
@@ -17,12 +19,28 @@ ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 # What models of this kind take; by default, and in some files, there are token types among them.
 MODEL_INPUTS = ("input_ids", "attention_mask")
 SPECIAL_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# GPT-2's files: its vocabulary, and the merges that belong to it; and how a KerasHub preset calls them.
+# GPT-2's files: its vocabulary, and the merges that belong to it.
 GPT2_FILES = ("vocab.json", "merges.txt")
 PRESET_FILE = f"assets/tokenizer/{TOKENIZER_FILE}"
-KERAS_HUB_FILES = ("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt")
+# The forms of a vocabulary. Those of a preset come first: KerasHub describes its tokenizer in a file that is called
+# tokenizer.json, too.
+VOCABULARIES = (
+    (PRESET_FILE,),
+    ("assets/tokenizer/vocabulary.json", "assets/tokenizer/merges.txt"),
+    (TOKENIZER_FILE,),
+    GPT2_FILES,
+    ("vocab.txt",),
+)
 # What transformers reads besides.
-CONFIG_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
+CONFIG_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
+# All that may belong to a tokenizer in a directory, as wildcards.
+TOKENIZER_FILES = (
+    *(name for names in VOCABULARIES for name in names),
+    *CONFIG_FILES,
+    "assets/tokenizer/*",
+    CHAT_TEMPLATE_FILE,
+    f"{CHAT_TEMPLATE_DIR}/*",
+)
 # A model may have some more tokens than its tokenizer, up to a multiple of the first of these or to one of the others:
 # matrices of such sizes are fast.
 PADDED_SIZES = (128, 256, 512, 1024)
@@ -35,8 +53,7 @@ def has_tokenizer(directory):
 
 def _find_files(directory):
     """The files of the vocabulary of a directory: those of one of the forms; empty if there is none."""
-    # KerasHub describes its tokenizer in a file that is called tokenizer.json, too.
-    for names in ((PRESET_FILE,), KERAS_HUB_FILES, (TOKENIZER_FILE,), GPT2_FILES, ("vocab.txt",)):
+    for names in VOCABULARIES:
         paths = [directory / name for name in names]
         if all(path.is_file() for path in paths):
             return paths
@@ -63,7 +80,7 @@ def load_tokenizer(directory):
         raise InputError(f"{directory / TOKENIZER_FILE}: no such file; give a directory with a {TOKENIZER_FILE}")
     for path in paths:
         require_ordinary(path, TOKENIZER_BYTES)
-    for name in CONFIG_FILES:
+    for name in (*CONFIG_FILES, CONFIG_FILE):
         if (directory / name).exists():
             read_json(directory / name, largest=UNLIMITED)
     with library_errors(f"{paths[0]}: not readable as a tokenizer"):
@@ -128,7 +145,7 @@ def save_tokenizer(tokenizer, directory):
     path = directory / TOKENIZER_CONFIG_FILE
     state = json.loads(path.read_text(encoding="utf-8"))
     if state["tokenizer_class"] == PreTrainedTokenizerFast.__name__:
-        # What transformers 5 calls it, no other knows.
+        # transformers 5 writes a class that other readers do not know.
         state["tokenizer_class"] = "PreTrainedTokenizerFast"
     state["model_input_names"] = list(MODEL_INPUTS)
     for key in ("is_local", "local_files_only"):

@@ -6,7 +6,8 @@ import functools
 import itertools
 import sys
 
-from algpt2.errors import InputError
+from algpt2.data.lines import lines
+from algpt2.errors import InputError, interruptible
 from algpt2.generation.continuation import Sampling, continue_text, prepare_prompts, prompt_length
 from algpt2.generation.speed import Speed
 
@@ -39,7 +40,7 @@ def run_generation(arguments, open_generator, open_checkpoint):
     if arguments.speed or arguments.draft_depth:
         generate = Speed(generate)
         if sampling.is_greedy:
-            # Where tokens are drawn, others would come afterwards.
+            # Warming up would advance the random state: other tokens would be drawn afterwards.
             generate.warm_up(min(2, config.n_positions - 1))
 
     def write_continuation(prompt, write):
@@ -50,7 +51,8 @@ def run_generation(arguments, open_generator, open_checkpoint):
         write("".join(parts))
 
     if arguments.interactive:
-        _converse(tokenizer, write_continuation, *prompts)
+        with interruptible():
+            _converse(tokenizer, write_continuation, *prompts)
     else:
         _continue_each(prompts, arguments.num_samples, write_continuation)
     if isinstance(generate, Speed):
@@ -155,12 +157,10 @@ def read_prompts(path):
     """
     try:
         with open(path, "rb") as file:
-            text = _text_of(file.read(), path)
+            content = file.read()
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
-    prompts = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    prompts = [line for line in lines([_text_of(content, path)]) if line.strip()]
     if not prompts:
         raise InputError(f"{path}: holds no prompt; write one in each line")
     return prompts

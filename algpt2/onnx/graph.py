@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth
+from algpt2.checkpoints.weights import fold_residual_multiplier, names_at_depth, parameter_count
 from algpt2.errors import InputError
 from algpt2.onnx import LOGITS_KEPT
 from algpt2.onnx.quantization import BLOCK_SIZES, balance, fills_blocks, quantize_blocks
@@ -22,6 +22,8 @@ HEAD_WIDTH = 8
 OPSET, IR_VERSION = 20, 10
 # The products of quantized weights round their other factor to 8 bits as well.
 ACCURACY_LEVEL = 4
+# The most bytes of an ONNX file.
+FILE_LIMIT = 2**31
 # What is added to the scores of padding.
 MASKED = np.float32(-1e9)
 ACTIVATIONS = {
@@ -59,7 +61,7 @@ def language_model(config, weights, precision="float32", unpack=False):
         `onnx.ModelProto`.
 
     Raises:
-        InputError: if ONNX Runtime has no attention for the width of a head.
+        InputError: if ONNX Runtime has no attention for the width of a head, or one file cannot hold the weights.
 
     Example:
         >>> from algpt2 import ALGPT2Config
@@ -74,9 +76,13 @@ def language_model(config, weights, precision="float32", unpack=False):
         raise InputError(
             f"a head is n_embd / n_head = {head_width} wide; ONNX Runtime's attention takes multiples of {HEAD_WIDTH}"
         )
+    bits = PRECISIONS[precision]
+    # What a depth adds has 8 bits at least, or 16.
+    size = parameter_count(config) * bits + parameter_count(config, "depths") * max(0, 16 - bits)
+    if size // 8 >= FILE_LIMIT:
+        raise InputError(f"in {precision} the weights are more than the 2 GB of a file; give --quantize")
     config, weights = fold_residual_multiplier(config, weights)
     weights = {name: np.asarray(weight, "float32") for name, weight in weights.items()}
-    bits = PRECISIONS[precision]
     if bits == 8:
         # In 4 bits, whose blocks are shorter, it makes some models worse, that of the published scheme among them.
         weights = balance(config, weights)

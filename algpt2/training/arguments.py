@@ -134,8 +134,10 @@ def _read_values(path):
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected arguments and their values, such as max-steps: 500")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if values.get("warmup_ratio") is not None or values.get("warmup_steps") == (values.get("steps") or 0) // 10:
-        # A record says the steps of a warm-up that were not given.
+    steps = values.get("steps")
+    by_default = isinstance(steps, int) and values.get("warmup_steps") == steps // 10
+    if by_default or values.get("warmup_ratio") is not None:
+        # The record of a run says the steps of a warm-up that were not given.
         values.pop("warmup_steps", None)
     return values
 

@@ -10,8 +10,9 @@ import numpy as np
 from algpt2.data.encoding import encode_batch, start_ids
 from algpt2.data.files import hash_file, json_lines, row_text
 from algpt2.errors import InputError
+from algpt2.generation.sampling import log_softmax
 from algpt2.training.arguments import flag, settle_text
-from algpt2.training.run import EVALUATION_BATCH, Run
+from algpt2.training.run import Run, rows_at_once
 
 CSV_ENDINGS, JSON_LINES_ENDINGS = (".csv", ".tsv"), (".jsonl", ".ndjson")
 # Without a file of their own, the rows that are held out: each of this many, so that no order of the rows matters.
@@ -109,7 +110,7 @@ def evaluate_classes(run, class_logits):
     Returns:
         `ClassEvaluation`.
     """
-    texts, batch_size = run.validation, min(run.arguments.batch_size, EVALUATION_BATCH)
+    texts, batch_size = run.validation, rows_at_once(run.arguments)
     logits = []
     for start in range(0, len(texts), batch_size):
         # Every batch has the same size, so that a compiled function is compiled once.
@@ -133,9 +134,7 @@ def measure_classes(logits, classes):
         0.6666666666666666
     """
     logits = np.asarray(logits, dtype=np.float64)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    loss = -log_probabilities[np.arange(len(classes)), classes].mean()
+    loss = -log_softmax(logits)[np.arange(len(classes)), classes].mean()
     predicted = logits.argmax(axis=-1)
     scores = []
     # A class that is neither there nor predicted has no score.

@@ -1,6 +1,9 @@
 """The floating-point operations of training, and how many a second the devices of a run do."""
 
+import math
 import time
+
+from algpt2.checkpoints.weights import names_at_depth, weight_shapes
 
 
 def peak_flops(multiply, size, repeats=5):
@@ -45,8 +48,14 @@ def training_flops(config, length, depth=None):
         >>> round(training_flops(ALGPT2Config(), 256) / 1e9, 2)
         0.58
     """
-    hidden, embedding = config.n_embd, config.embedding_width
-    products = (depth or config.n_layer) * (4 * hidden * hidden + 2 * hidden * config.inner_width + 2 * length * hidden)
+    hidden, embedding, shapes = config.n_embd, config.embedding_width, weight_shapes(config)
+    matrices = [
+        shapes[name]
+        for layer in range(config.n_layer)
+        for name in names_at_depth(config, layer).values()
+        if len(shapes[name]) == 2
+    ]
+    products = (depth or config.n_layer) * (sum(map(math.prod, matrices)) / config.n_layer + 2 * length * hidden)
     products += config.vocab_size * embedding + (2 * hidden * embedding if config.is_factorized else 0)
     # A multiply and an add; once forward, twice backward.
     return 6 * products

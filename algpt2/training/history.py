@@ -199,15 +199,15 @@ def read_history(path):
     try:
         content = read_bytes(path, INDEX_BYTES)
     except InputError as error:
-        raise InputError(f"{path}: cannot be read ({error}); give the directory of a run") from error
+        raise InputError(f"{error}; give the directory of a run") from error
     lines, records = content.decode("utf-8", errors="replace").rstrip("\n").split("\n"), []
     for number, line in enumerate(lines, start=1):
         try:
-            record = parse_json(line, f"line {number}")
-        except InputError as error:
+            record = parse_json(line, f"{path}: line {number}")
+        except InputError:
             if number == len(lines):
                 break
-            raise InputError(f"{path}: line {number} is not JSON ({error})") from error
+            raise
         if not isinstance(record, dict) or not {"step", "tokens"} <= record.keys():
             raise InputError(f"{path}: line {number} is no record of a run, which has step and tokens: {line[:60]}")
         wrong = [key for key, value in record.items() if isinstance(value, bool) or not isinstance(value, int | float)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from algpt2.checkpoints import MODEL_CARD_FILE
 from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.cli import FRAMEWORKS
 from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
@@ -15,7 +16,6 @@ from algpt2.files.atomic import file_replaced
 from algpt2.tables import markdown_table
 from algpt2.training.history import FIGURE_FILE
 
-MODEL_CARD_FILE = "README.md"
 # Arguments that say nothing of the model, or whose meaning another section gives.
 LEFT_OUT = {
     "framework", "output_dir", "overwrite", "resume", "report_to", "push_to_hub", "logging_steps", "eval_steps",
@@ -167,7 +167,9 @@ def _training(arguments, records):
     for key, value in arguments.items():
         # `--max-steps` replaces the epochs.
         unused = key == "epochs" and arguments.get("max_steps")
-        if key not in LEFT_OUT and not unused and value not in (None, False, [], ""):
+        # Zeros are shown: they equal False, but are none.
+        given = value not in (None, [], "") and value is not False
+        if given and key not in LEFT_OUT and not unused:
             rows[f"`{key}`"] = text_name(value)
     return _distillation(arguments, records) + markdown_table([("", "value"), *rows.items()]) + "\n"
 

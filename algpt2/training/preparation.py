@@ -72,7 +72,7 @@ def prepare_run(arguments, is_first=True, data=None):
     depths = RandomDepth(config, arguments.random_depth, arguments.seed) if arguments.random_depth else None
     tokenizer, names = None, None
     if not data:
-        tokenizer = load_tokenizer(directory) if not starts else _given_tokenizer(arguments, source, teacher)
+        tokenizer = _given_tokenizer(arguments, source, teacher) if starts else _require_tokenizer(directory)
     if classifies:
         names, *texts = read_labelled(arguments, config, tokenizer)
         data = tokenizer, *texts
@@ -149,11 +149,15 @@ def _require_steps_left(run):
 def _given_tokenizer(arguments, source, teacher):
     """The tokenizer that the arguments name; `None` if one is to be trained."""
     if arguments.tokenizer:
-        return load_tokenizer(arguments.tokenizer)
+        return _require_tokenizer(arguments.tokenizer)
     if source:
         return source.require_tokenizer()
     # Not the teacher's own, which says how many positions the teacher has.
-    return teacher and require_end_token(load_tokenizer(teacher.directory), teacher.directory)
+    return teacher and _require_tokenizer(teacher.directory)
+
+
+def _require_tokenizer(directory):
+    return require_end_token(load_tokenizer(directory), directory)
 
 
 def _read_data(arguments, config, length, tokenizer):
@@ -166,8 +170,6 @@ def _read_data(arguments, config, length, tokenizer):
     if tokenizer is None:
         print("training the tokenizer", flush=True)
         tokenizer = train_tokenizer(corpus.train, arguments.vocab_size or config.vocab_size)
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{arguments.tokenizer}: the tokenizer has no eos_token to end documents with")
     return tokenizer, *pack_corpus(corpus, tokenizer, length, arguments.packing, arguments.eval_protocol)
 
 

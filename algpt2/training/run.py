@@ -148,11 +148,12 @@ def evaluate_tokens(run, token_losses):
     Returns:
         `algpt2.evaluation.perplexity.Evaluation`.
     """
-    return evaluate(token_losses, run.validation, run.length, _rows_at_once(run), run.arguments.eval_protocol)
+    return evaluate(token_losses, run.validation, run.length, rows_at_once(run.arguments), run.arguments.eval_protocol)
 
 
-def _rows_at_once(run):
-    return run.arguments.eval_batch_size or min(run.arguments.batch_size, EVALUATION_BATCH)
+def rows_at_once(arguments):
+    """The blocks or texts of a batch of an evaluation, int; `arguments` are those of a run."""
+    return arguments.eval_batch_size or min(arguments.batch_size, EVALUATION_BATCH)
 
 
 def evaluate_run(run, token_losses, sentence_orders):
@@ -168,7 +169,7 @@ def evaluate_run(run, token_losses, sentence_orders):
         tuple of an `algpt2.evaluation.perplexity.Evaluation` and a dict that holds the `eval_sop_accuracy`, if there is
         one.
     """
-    evaluation, batch_size = evaluate_tokens(run, token_losses), _rows_at_once(run)
+    evaluation, batch_size = evaluate_tokens(run, token_losses), rows_at_once(run.arguments)
     if not run.arguments.sop or len(run.validation.tokens) < 2 * run.length:
         return evaluation, {}
     blocks = Blocks(run.validation, run.length)

@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from algpt2.checkpoints.weight_maps.gpt2 import as_gpt2_config
-from algpt2.checkpoints.weights import parameter_count
-from algpt2.errors import InputError
 from algpt2.onnx import FILES
 from convert.conversion import read_metadata, write_metadata
 
@@ -15,7 +13,6 @@ PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
 FRAMEWORK = None
 MARKER = "onnx"
 QUANTIZATIONS = ("int8", "q4")
-FILE_LIMIT = 2**31
 
 
 def write(checkpoint, path, quantize=None, unpack=False):
@@ -28,16 +25,11 @@ def write(checkpoint, path, quantize=None, unpack=False):
         unpack: bool. As of `algpt2.onnx.graph.language_model`.
 
     Raises:
-        InputError: if one file cannot hold the weights, or ONNX Runtime cannot compute the model.
+        algpt2.errors.InputError: as of `algpt2.onnx.graph.language_model`.
     """
-    from algpt2.onnx.graph import PRECISIONS, language_model
+    from algpt2.onnx.graph import language_model
 
     metadata, precision = read_metadata(checkpoint), quantize or "float32"
-    bits = PRECISIONS[precision]
-    # What a depth adds has 8 bits at least, or 16.
-    size = parameter_count(metadata.config) * bits + parameter_count(metadata.config, "depths") * max(0, 16 - bits)
-    if size // 8 >= FILE_LIMIT:
-        raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; give --quantize")
     model = language_model(metadata.config, checkpoint.read_weights(), precision, unpack)
     file = path / FILES[quantize]
     file.parent.mkdir(parents=True)

@@ -8,7 +8,9 @@ import pytest
 from models import read_checkpoint, save_checkpoint, tiny_config
 
 from algpt2.configuration import AUTO_MAP
-from algpt2.data.tokenizer import save_tokenizer
+from algpt2.data.tokenizer import load_tokenizer, save_tokenizer
+from algpt2.data.train_tokenizer import train_tokenizer
+from algpt2_tf import TFALGPT2LMHeadModel
 from convert.conversion import to_pt, to_tf
 from convert.plain_gpt2 import to_gpt2
 
@@ -41,6 +43,22 @@ def test_the_code_of_a_stranger_stays_behind(convert, directory, text_tokenizer,
     assert "evil.py" not in texts and not [name for name, text in texts.items() if b"evil" in text]
     stored = json.loads((target / "config.json").read_text())
     assert stored.get("auto_map") == (None if convert is to_gpt2 else AUTO_MAP)
+
+
+def test_nothing_of_a_tokenizer_that_is_replaced_stays(directory, text_tokenizer, tmp_path):
+    other = train_tokenizer(["another text of other words"] * 9, vocab_size=300)
+    other.chat_template = "{{ messages }}"
+    model = TFALGPT2LMHeadModel.from_pretrained(
+        save_checkpoint(tmp_path / "other", tiny_config(vocab_size=len(other), eos_token_id=0), tokenizer=other)
+    )
+    model.save_to_preset(str(tmp_path / "target"))
+    save_tokenizer(other, tmp_path / "target" / "assets" / "tokenizer")
+    other.save_pretrained(tmp_path / "target")
+    assert list((tmp_path / "target").rglob("*.jinja"))
+    to_pt(directory, tmp_path / "target", force=True)
+    found = load_tokenizer(tmp_path / "target")
+    assert found.encode("The value of an object") == text_tokenizer.encode("The value of an object")
+    assert found.chat_template is None and not list((tmp_path / "target").rglob("*.jinja"))
 
 
 @pytest.mark.parametrize(

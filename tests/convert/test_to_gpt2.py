@@ -1,6 +1,9 @@
 """A plain GPT-2 of any ALGPT2, run by transformers and by KerasHub."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import keras_hub
 import numpy as np
@@ -25,6 +28,7 @@ from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from convert import to_gpt2
 
+ROOT = Path(__file__).parent.parent.parent
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 
 
@@ -78,6 +82,18 @@ def test_keras_hub_gives_the_same_logits(seed, dtype, tmp_path, monkeypatch):
     expected = both_models(config, dtype)[1](torch.tensor(ids), attention_mask=torch.tensor(mask)).logits
     found = np.asarray(model({"token_ids": ids, "padding_mask": mask}))
     assert relative_difference(expected[mask == 1], found[mask == 1]) < TOLERANCES[dtype]
+
+
+def test_a_preset_with_a_head_of_its_own_opens_in_a_new_process(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", tiny_config())
+    to_gpt2(tmp_path / "checkpoint", tmp_path / "preset", keras_hub=True)
+    code = f"""
+import algpt2_tf
+from keras_hub.models import GPT2CausalLM
+print(type(GPT2CausalLM.from_preset({str(tmp_path / "preset")!r}, preprocessor=None)).__name__)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert found.stdout == "UntiedGPT2CausalLM\n", found.stderr
 
 
 def test_keras_hub_reads_the_files_of_transformers_where_the_head_is_tied(tmp_path):

@@ -144,7 +144,7 @@ def test_a_line_cut_off_by_a_crash_is_ignored(rest, tmp_path):
     [
         ("", "no records yet"),
         ('{"step": 1', "no records yet"),
-        ('{"step": 1\n{"step": 2, "tokens": 3}\n', "line 1 is not JSON"),
+        ('{"step": 1\n{"step": 2, "tokens": 3}\n', "line 1: not readable as JSON"),
         ("[]\n", "line 1 is no record"),
         ('{"step": 1}\n', "line 1 is no record"),
         ('{"step": 1, "tokens": 2, "eval_perplexity": "low"}\n', "eval_perplexity is 'low'; expected a number"),
@@ -171,6 +171,6 @@ def test_directories_that_are_no_runs(tmp_path):
             run_compare(run, "--output-dir", tmp_path / "out")
         (run / file).write_text(kept)
     (run / "history.jsonl").unlink()
-    with pytest.raises(InputError, match=r"history\.jsonl: cannot be read"):
+    with pytest.raises(InputError, match=r"history\.jsonl: no such file; give the directory of a run"):
         run_compare(run)
     assert not (tmp_path / "out").exists()

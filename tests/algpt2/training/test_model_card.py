@@ -19,7 +19,7 @@ RECORDS = [
 ARGUMENTS = {
     "preset": "algpt2-tiny", "dataset": "python-docs", "validation": None, "length": 32, "epochs": 3.0,
     "max_steps": 20, "batch_size": 2, "learning_rate": 0.002, "output_dir": "/home/someone/runs/card",
-    "tokenizer": "/home/someone/tokenizer", "overwrite": True,
+    "tokenizer": "/home/someone/tokenizer", "overwrite": True, "seed": 0, "weight_decay": 0.0, "sop": False,
 }  # fmt: skip
 
 
@@ -47,12 +47,13 @@ def test_the_hub_reads_the_card(framework, library, tmp_path):
     for text in (
         f"{parameter_count(config):,} parameters", "0, 1, 0, 1", "2 transformer blocks shared over 4 depths",
         "| steps | 20 |", "| tokens | 1,280 |", "| tokens/s, median | 1,234 |", "| `learning_rate` | 0.002 |",
+        "| `seed` | 0 |", "| `weight_decay` | 0.0 |",
         "the held-out part of python-docs, protocol `stream`", "| last | 20 | 2.7500 | 15.5000 | 0.6250 |",
         "| best | 10 | 2.5000 | 12.2500 | - |", "Not stated",
     ):  # fmt: skip
         assert text in re.sub(" +", " ", card.text), text
     # Epochs were not counted, and paths of the writer's machine mean nothing to a reader.
-    assert "epochs" not in card.text and "someone" not in str(card)
+    assert "epochs" not in card.text and "`sop`" not in card.text and "someone" not in str(card)
 
 
 @pytest.mark.parametrize(
