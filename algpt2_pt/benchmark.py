@@ -13,7 +13,7 @@ OPTIONS = {"fp32": {"dtype": "float32"}, "bf16": {"dtype": "bfloat16"}, "int8": 
 
 
 def load(checkpoint, precision):
-    """As `algpt2.benchmark.runtimes.load`."""
+    """As `algpt2.benchmark.runtimes.Runtime.load`."""
     model = open_model(checkpoint, **OPTIONS[precision])
     generate = token_generator(model, Sampling(), checkpoint.config.vocab_size)
     new_tokens = functools.partial(generate, emit=lambda token: None)

@@ -12,7 +12,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "float32"}
 
 
 def load(checkpoint, precision):
-    """As `algpt2.benchmark.runtimes.load`."""
+    """As `algpt2.benchmark.runtimes.Runtime.load`."""
     select_device("cpu")
     model = TFALGPT2LMHeadModel.from_checkpoint(checkpoint, preprocessor=None, dtype=DTYPES[precision])
     if precision == "int8":

@@ -1,7 +1,6 @@
 """Packed training blocks as TFRecord shards, local or on `gs://`."""
 
 import contextlib
-import functools
 import json
 import re
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import read_corpus, require_options_used, text_options
@@ -25,8 +25,6 @@ HEADER, FOOTER = 12, 4
 ROWS_AT_ONCE = 1024
 # What tfrecords.json says of the text that is held out.
 VALIDATION_FACTS = ("rows", "tokens", "words", "bytes")
-# The bytes whose part in a checksum is looked up at once.
-CHECKSUM_PIECE = 1024
 
 
 def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progress=False, **notes):
@@ -145,10 +143,10 @@ class TFRecordBlocks:
         positions, shards = np.divmod(indices, len(self._paths))
 
         def read(shard):
-            here = np.flatnonzero(shards == shard)
-            with _file_errors(self._paths[shard], "read"), tf.io.gfile.GFile(self._paths[shard], "rb") as file:
-                for row in here:
-                    ids[row], mask[row] = self._record(file, int(positions[row]))
+            path = self._paths[shard]
+            with _file_errors(path, "read"), contextlib.closing(tf_record_random_reader(path)) as reader:
+                for row in np.flatnonzero(shards == shard):
+                    ids[row], mask[row] = self._record(reader, path, int(positions[row]))
 
         list(self._pool.map(read, np.unique(shards)))
         return ids, mask
@@ -199,17 +197,15 @@ class TFRecordBlocks:
             raise InputError(f"{self.directory}: {TOKENIZER_FILE} is not the one that the TFRecords were made with")
         return tokenizer
 
-    def _record(self, file, position):
-        size = self.index["record_bytes"]
-        file.seek(position * size)
-        record = file.read(size)
-        if int.from_bytes(record[:8], "little") != size - HEADER - FOOTER:
-            raise InputError(f"{file.name}: record {position} is damaged; write the TFRecords again")
-        if int.from_bytes(record[-FOOTER:], "little") != _masked_checksum(record[HEADER:-FOOTER]):
-            raise InputError(f"{file.name}: the checksum of record {position} differs; write the TFRecords again")
-        features = self._features(file.name, record[HEADER:-FOOTER])
+    def _record(self, reader, path, position):
+        try:
+            # With its checksums.
+            example, _ = reader.read(position * self.index["record_bytes"])
+        except (tf.errors.DataLossError, IndexError) as error:
+            raise InputError(f"{path}: record {position} is damaged ({error}); write the TFRecords again") from error
+        features = self._features(path, example)
         if any(len(features.get(name, ())) != self.length for name in ("ids", "mask")):
-            raise InputError(f"{file.name}: record {position} has not {self.length} tokens; write the TFRecords again")
+            raise InputError(f"{path}: record {position} has not {self.length} tokens; write the TFRecords again")
         return features["ids"], features["mask"]
 
     def _features(self, path, example):
@@ -311,32 +307,6 @@ def _require_file(path, most=None):
     size = tf.io.gfile.stat(path).length
     if tf.io.gfile.isdir(path) or not size or (most is not None and size > most):
         raise InputError(f"{path}: is empty, too large or not an ordinary file; write the TFRecords again")
-
-
-@functools.cache
-def _checksum_table():
-    """What a byte (256) at a place (CHECKSUM_PIECE) adds to the CRC-32C of a piece: uint32."""
-    bytes_ = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        bytes_ = (bytes_ >> 1) ^ np.where(bytes_ & 1, np.uint32(0x82F63B78), np.uint32(0))
-    places = [bytes_]
-    for _ in range(CHECKSUM_PIECE - 1):
-        places.append((places[-1] >> 8) ^ bytes_[places[-1] & 255])
-    return np.stack(places[::-1])
-
-
-def _masked_checksum(data):
-    """The checksum that TFRecords have of the data of a record, bytes: a CRC-32C, turned and moved."""
-    # Zeros at the front change nothing, since the state that a CRC starts with is added to the first bytes instead.
-    padded = np.zeros(-(-len(data) // CHECKSUM_PIECE) * CHECKSUM_PIECE, np.uint8)
-    padded[-len(data) :] = np.frombuffer(data, np.uint8)
-    padded[-len(data) :][:4] ^= 255
-    table, places, state = _checksum_table(), np.arange(CHECKSUM_PIECE), np.uint32(0)
-    for piece in padded.reshape(-1, CHECKSUM_PIECE):
-        piece[:4] ^= np.frombuffer(state.astype("<u4").tobytes(), np.uint8)
-        state = np.bitwise_xor.reduce(table[places, piece])
-    crc = int(state) ^ 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _shard_name(shard, count):

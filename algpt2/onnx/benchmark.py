@@ -8,7 +8,7 @@ from algpt2.onnx.generation import open_model, token_generator
 
 
 def load(checkpoint, precision):
-    """As `algpt2.benchmark.runtimes.load`."""
+    """As `algpt2.benchmark.runtimes.Runtime.load`."""
     model = open_model(checkpoint, quantization(precision))
     generate = token_generator(model, Sampling(), checkpoint.config.vocab_size)
     new_tokens = functools.partial(generate, emit=lambda token: None)
