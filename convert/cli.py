@@ -159,7 +159,7 @@ def _add_export(command):
     command.add_argument("--output", metavar="PATH", required=True, help="a directory, or a .tflite or .gguf file")
     command.add_argument(
         "--quantize",
-        choices=("none", "int8", "q4", "f16", "q8_0", "q4_0"),
+        choices=("none", *dict.fromkeys(name for target in FORMATS.values() for name in target.quantizations)),
         help="round the weights: int8 of litert, int8 or q4 of onnx and web, f16, q8_0 or q4_0 of gguf "
         "(default: int8 of web, else none)",
     )

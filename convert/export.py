@@ -1,6 +1,5 @@
 """Write a checkpoint in a format for deployment, and compare what its runtime computes with the checkpoint."""
 
-import importlib
 import importlib.util
 from pathlib import Path
 
@@ -16,29 +15,13 @@ from convert.comparison import TOLERANCES, Comparison, compare_logits, fixed_bat
 from convert.exports import FORMATS
 from convert.sides import open_side
 
-# What only some formats take, by their `OPTIONS`.
-OPTIONS = {"length": "litert", "assets": "web"}
-# What rounding the weights may change: a logit, relative to the largest logit; and the predictions, by their mean
-# Kullback-Leibler divergence in nats. The loss rises by that divergence on text that the checkpoint itself would write.
-ROUNDED_TOLERANCES = {
-    ("gguf", "f16"): (0.005, 0.001),
-    ("gguf", "q8_0"): (0.1, 0.01),
-    ("gguf", "q4_0"): (1.0, 0.25),
-    ("litert", "int8"): (0.1, 0.01),
-    # ONNX Runtime rounds the other factor of a product by blocks too.
-    ("onnx", "int8"): (0.15, 0.01),
-    ("onnx", "q4"): (1.0, 0.25),
-    ("web", "int8"): (0.1, 0.01),
-    ("web", "q4"): (1.0, 0.25),
-}
-
 
 def export(directory, to, output, quantize=None, length=None, force=False, assets=None):
     """Write a checkpoint in a format for deployment.
 
     Args:
         directory: str or path. A checkpoint directory of any system, or the id of a hub repository; or an open
-            checkpoint.
+            `algpt2.checkpoints.checkpoint.Checkpoint`.
         to: str, one of `convert.exports.FORMATS`.
         output: path. A file for `"litert"` and `"gguf"`, else a directory.
         quantize: str. How the weights are rounded: `"int8"` for `"litert"`; `"int8"` or `"q4"` for `"onnx"` and
@@ -58,30 +41,32 @@ def export(directory, to, output, quantize=None, length=None, force=False, asset
     Example:
         >>> export("runs/demo", "savedmodel", "serving/algpt2/1")  # doctest: +SKIP
     """
-    target = importlib.import_module(FORMATS[to])
-    _check_packages(to, target.PACKAGES)
+    target = FORMATS[to]
+    _check_packages(to, target.packages)
     quantize = quantization(to, quantize)
     given = {"length": length, "assets": assets}
-    options = {name: given.pop(name) for name in getattr(target, "OPTIONS", ())}
+    options = {name: given.pop(name) for name in target.options}
     for name, value in given.items():
         if value:
-            raise InputError(f"--{name} is for --to {OPTIONS[name]}, not for {to}")
+            others = " and ".join(other for other in FORMATS if name in FORMATS[other].options)
+            raise InputError(f"--{name} is for --to {others}, not for {to}")
     checkpoint, output = opened(directory), Path(output)
-    if not checkpoint.is_language_model and not getattr(target, "CLASSIFIERS", False):
+    if not checkpoint.is_language_model and not target.classifiers:
+        others = " and ".join(other for other in FORMATS if FORMATS[other].classifiers)
         raise InputError(
-            f"{checkpoint.path}: is of {checkpoint.architecture}; {to} takes language models, and only savedmodel and "
-            "litert take classifiers of texts"
+            f"{checkpoint.path}: is of {checkpoint.architecture}; {to} takes language models, and only {others} take "
+            "classifiers of texts"
         )
     if length and length > checkpoint.config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {checkpoint.config.n_positions}")
     _check_output(output, to, target, force)
     # `_check_output` has seen that a directory that is there holds an earlier export.
-    replaced = directory_replaced if hasattr(target, "MARKER") else file_replaced
+    replaced = directory_replaced if target.marker else file_replaced
     with replaced(output) as path:
         if path.is_dir():
             # The writer makes it.
             path.rmdir()
-        target.write(checkpoint, path, quantize, **options)
+        target.functions.write(checkpoint, path, quantize, **options)
     return output
 
 
@@ -101,11 +86,11 @@ def quantization(to, quantize=None):
         >>> quantization("web"), quantization("web", "none"), quantization("onnx")
         ('int8', None, None)
     """
-    target = importlib.import_module(FORMATS[to])
+    target = FORMATS[to]
     if quantize is None:
-        return getattr(target, "DEFAULT_QUANTIZATION", None)
-    if quantize != "none" and quantize not in target.QUANTIZATIONS:
-        known = ", ".join(target.QUANTIZATIONS) or "none"
+        return target.default_quantization
+    if quantize != "none" and quantize not in target.quantizations:
+        known = ", ".join(target.quantizations) or "none"
         raise InputError(f"--quantize {quantize} is not for --to {to}, which takes {known}")
     return None if quantize == "none" else quantize
 
@@ -119,23 +104,23 @@ def compare_export(directory, to, output, quantize=None, length=None):
     Returns:
         tuple of the names of the sides and the list of `Comparison`: the largest difference of two logits; for
         `"savedmodel"` also a greedy continuation; with `quantize` also the Kullback-Leibler divergence of the
-        predictions and the share of the positions whose likeliest token is another. What passes then stands in
-        `ROUNDED_TOLERANCES`.
+        predictions and the share of the positions whose likeliest token is another. What passes then stands in the
+        `quantizations` of the format.
 
     Example:
         >>> compare_export("runs/demo", "litert", "model.tflite", quantize="int8")  # doctest: +SKIP
     """
-    target, checkpoint, output = importlib.import_module(FORMATS[to]), opened(directory), Path(output)
+    target, checkpoint, output = FORMATS[to], opened(directory), Path(output)
     quantize = quantization(to, quantize)
-    side = open_side(checkpoint, "float32", target.FRAMEWORK or _installed_framework())
-    functions = [side.outputs, target.outputs(output, quantize)]
-    tolerance, divergence = ROUNDED_TOLERANCES[to, quantize] if quantize else (TOLERANCES["float32"], None)
+    side = open_side(checkpoint, "float32", target.framework or _installed_framework())
+    functions = [side.outputs, target.functions.outputs(output, quantize)]
+    tolerance, divergence = target.quantizations[quantize] if quantize else (TOLERANCES["float32"], None)
     comparisons = compare_logits(functions, checkpoint.config, tolerance, length)
     if quantize:
         batch = fixed_batches(checkpoint.config, length)["unpadded"]
         comparisons += _compare_predictions(*(function(*batch)["logits"] for function in functions), divergence)
-    if hasattr(target, "more_comparisons"):
-        comparisons += target.more_comparisons(checkpoint, output)
+    if hasattr(target.functions, "more_comparisons"):
+        comparisons += target.functions.more_comparisons(checkpoint, output)
     return [side.name, f"{to} export"], comparisons
 
 
@@ -167,17 +152,16 @@ def _check_packages(to, packages):
 
 
 def _check_output(output, to, target, force):
-    marker, suffix = getattr(target, "MARKER", None), getattr(target, "SUFFIX", "")
-    if not output.name.endswith(suffix):
-        raise InputError(f"{output}: a file for {to} is named with {suffix} at the end")
+    if not output.name.endswith(target.suffix):
+        raise InputError(f"{output}: a file for {to} is named with {target.suffix} at the end")
     if not output.exists():
         return
-    if output.is_dir() != bool(marker):
+    if output.is_dir() != bool(target.marker):
         raise InputError(f"{output}: is {'a' if output.is_dir() else 'not a'} directory; give another --output")
     if not force:
         raise InputError(f"{output}: is there already; give --force to replace it, or another --output")
-    if marker and not (output / marker).exists():
-        raise InputError(f"{output}: is a directory without {marker}; give another --output")
+    if target.marker and not (output / target.marker).exists():
+        raise InputError(f"{output}: is a directory without {target.marker}; give another --output")
 
 
 def _compare_predictions(expected, found, allowed):

@@ -9,10 +9,6 @@ from algpt2.files.reading import require_ordinary
 from convert.conversion import read_metadata
 from convert.plain_gpt2 import as_gpt2
 
-PACKAGES = {"gguf": "export"}
-FRAMEWORK = "pytorch"
-SUFFIX = ".gguf"
-QUANTIZATIONS = ("f16", "q8_0", "q4_0")
 NAMES = {
     "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd",
@@ -38,7 +34,7 @@ def write(checkpoint, path, quantize=None):
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint` with a tokenizer.
         path: `Path` of the file.
-        quantize: str, one of `QUANTIZATIONS`, of the matrices; `None` means float32.
+        quantize: str, `"f16"`, `"q8_0"` or `"q4_0"`, of the matrices; `None` means float32.
 
     Raises:
         InputError: if llama.cpp does not compute or split texts as the checkpoint does.

@@ -7,12 +7,6 @@ from algpt2.errors import InputError
 from convert.exports.saved_model import errors_of_tensorflow
 from convert.sides import open_side
 
-PACKAGES = {"tensorflow": "tf", "ai_edge_litert": "export"}
-FRAMEWORK = "tensorflow"
-SUFFIX = ".tflite"
-QUANTIZATIONS = ("int8",)
-CLASSIFIERS = True
-OPTIONS = ("length",)
 FILE_LIMIT = 2**31
 
 
@@ -22,7 +16,7 @@ def write(checkpoint, path, quantize=None, length=None):
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         path: `Path` of the file.
-        quantize: str, one of `QUANTIZATIONS`; `None` means float32.
+        quantize: str, `"int8"`; `None` means float32.
         length: int, that is fixed, with a batch of 1; `None` leaves both open.
 
     Raises:
@@ -33,7 +27,7 @@ def write(checkpoint, path, quantize=None, length=None):
     if 4 * parameter_count(checkpoint.config) >= FILE_LIMIT:
         raise InputError(f"{checkpoint.directory}: has more weights than the 2 GB of a file; export it to savedmodel")
     with errors_of_tensorflow():
-        export.export_litert(open_side(checkpoint, "float32", FRAMEWORK).model, path, quantize, length)
+        export.export_litert(open_side(checkpoint, "float32", "tensorflow").model, path, quantize, length)
 
 
 def outputs(path, quantize=None):

@@ -8,12 +8,6 @@ from algpt2.checkpoints.weight_maps.gpt2 import as_gpt2_config
 from algpt2.onnx import FILES
 from convert.conversion import read_metadata, write_metadata
 
-PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
-# Either framework can be the reference.
-FRAMEWORK = None
-MARKER = "onnx"
-QUANTIZATIONS = ("int8", "q4")
-
 
 def write(checkpoint, path, quantize=None, unpack=False):
     """Write the graph, config.json of a GPT-2 of the same depth, and the tokenizer.
@@ -21,7 +15,7 @@ def write(checkpoint, path, quantize=None, unpack=False):
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
         path: `Path` of a new directory.
-        quantize: str, one of `QUANTIZATIONS`; `None` means float32.
+        quantize: str, `"int8"` or `"q4"`; `None` means float32.
         unpack: bool. As of `algpt2.onnx.graph.language_model`.
 
     Raises:

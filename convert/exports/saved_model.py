@@ -9,12 +9,6 @@ import numpy as np
 from convert.comparison import Comparison, fixed_batches
 from convert.sides import open_side
 
-PACKAGES = {"tensorflow": "tf"}
-FRAMEWORK = "tensorflow"
-MARKER = "saved_model.pb"
-QUANTIZATIONS = ()
-CLASSIFIERS = True
-
 
 def write(checkpoint, path, quantize=None):
     """Write a SavedModel; see `algpt2_tf.export.export_saved_model`.
@@ -26,7 +20,7 @@ def write(checkpoint, path, quantize=None):
     """
     from algpt2_tf import export
 
-    model = open_side(checkpoint, "float32", FRAMEWORK).model
+    model = open_side(checkpoint, "float32", "tensorflow").model
     if checkpoint.is_language_model:
         model.compile(sampler="greedy")
     with errors_of_tensorflow():
@@ -74,7 +68,7 @@ def more_comparisons(checkpoint, path):
 
     if not checkpoint.is_language_model:
         return []
-    model = open_side(checkpoint, "float32", FRAMEWORK).model
+    model = open_side(checkpoint, "float32", "tensorflow").model
     ids, mask = fixed_batches(model.config)["unpadded"]
     mask[:, max(1, ids.shape[1] // 2) :] = 0
     model.compile(sampler="greedy")

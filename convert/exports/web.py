@@ -11,15 +11,8 @@ from algpt2.errors import InputError
 from algpt2.training.compare import read_runs
 from algpt2.training.model_card import text_name, validation_name
 from algpt2.training.run_directory import ARGUMENTS_FILE
-from convert.exports import onnx
+from convert.exports import FORMATS, onnx
 
-PACKAGES = onnx.PACKAGES
-FRAMEWORK = None
-MARKER = "model.json"
-QUANTIZATIONS = onnx.QUANTIZATIONS
-# Of a page, one waits for the download; int8 is a quarter of it, and next to nothing is lost.
-DEFAULT_QUANTIZATION = "int8"
-OPTIONS = ("assets",)
 # What transformers.js calls a precision.
 DTYPES = {None: "fp32", "int8": "q8", "q4": "q4"}
 
@@ -42,7 +35,7 @@ def write(checkpoint, path, quantize=None, assets=None):
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint` with a tokenizer.
         path: `Path` of a new directory.
-        quantize: str, one of `QUANTIZATIONS`; `None` means float32.
+        quantize: str, `"int8"` or `"q4"`; `None` means float32.
         assets: path. The directory where npm installed transformers.js; `None` names its files on a CDN.
 
     Raises:
@@ -66,7 +59,8 @@ def write(checkpoint, path, quantize=None, assets=None):
         "facts": facts(checkpoint),
         "libraries": _copied(sources, path / "lib") if sources else _on_cdn(),
     }
-    (path / MARKER).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    description = json.dumps(described, indent=2, ensure_ascii=False)
+    (path / FORMATS["web"].marker).write_text(f"{description}\n", encoding="utf-8")
 
 
 def facts(checkpoint):

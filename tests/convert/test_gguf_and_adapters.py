@@ -21,7 +21,8 @@ import convert.__main__ as main_module
 from algpt2_pt import ALGPT2ForSequenceClassification, ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2LMHeadModel, TFALGPT2TextClassifier
 from convert import pt2tf, to_gpt2, to_pt, to_tf
-from convert.export import ROUNDED_TOLERANCES, export
+from convert.export import export
+from convert.exports import FORMATS
 
 IDS = torch.arange(24).reshape(2, 12)
 TEXTS = ["The value of an object", " <|endoftext|>\n\n  é漢\U0001f600 don't [PAD601]", "<|tool|>self.x"]
@@ -58,7 +59,7 @@ def test_a_gguf_file_comes_back_as_transformers_reads_it(quantize, files, tmp_pa
     with torch.no_grad():
         assert relative_difference(theirs.eval()(IDS).logits, found) < 1e-5
     # What rounding may change, to the model that was exported.
-    tolerance = ROUNDED_TOLERANCES["gguf", quantize][0] if quantize else 1e-5
+    tolerance = FORMATS["gguf"].quantizations[quantize][0] if quantize else 1e-5
     assert relative_difference(logits(files / "algpt2"), found) < tolerance
     config, source = AutoConfig.from_pretrained(directory), AutoConfig.from_pretrained(files / "algpt2")
     for field in ("n_positions", "n_embd", "n_inner", "n_head", "n_layer", "layer_norm_epsilon", "eos_token_id"):

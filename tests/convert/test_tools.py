@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from algpt2_pt import ALGPT2LMHeadModel
 from convert import to_gpt2
-from convert.export import ROUNDED_TOLERANCES, export
+from convert.export import export
+from convert.exports import FORMATS
 
 TEXT = "The value of the first argument"
 
@@ -145,5 +146,5 @@ def test_llama_cpp_computes_the_same(quantize, tokens_of_all_kinds, tmp_path):
             differences += [abs(value - float(expected[length - 1, token])) for token, value in found.items()]
     assert len(differences) > 10 * model.config.vocab_size
     # llama.cpp looks gelu up in a table of half precision.
-    tolerance = ROUNDED_TOLERANCES["gguf", quantize or "f16"][0]
+    tolerance = FORMATS["gguf"].quantizations[quantize or "f16"][0]
     assert max(differences) < tolerance * float(logits.abs().max())
