@@ -15,6 +15,9 @@ from transformers import PreTrainedConfig
 # The activations that both frameworks compute alike; the names are those of transformers.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "sigmoid", "silu", "swish", "tanh")
 
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
+
 # The code that a saved model carries, so that it loads without this project by `trust_remote_code=True`, and where to
 # find it; in a saved model, both files lie side by side.
 CODE_FILES = {
@@ -321,7 +324,7 @@ class ALGPT2Config(PreTrainedConfig):
             raise ValueError(
                 f"activation_function {self.activation_function!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
             )
-        for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        for field in DROPOUTS:
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, but is {getattr(self, field)}")
         for field in ("layer_norm_epsilon", "initializer_range", "residual_multiplier"):
@@ -498,11 +501,9 @@ PRESETS = {
         "depth_biases": True,
         "depth_lora_rank": 16,
         "residual_multiplier": 1 / 12,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        **NO_DROPOUT,
     },
-    "algpt2-no-dropout": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "algpt2-no-dropout": NO_DROPOUT,
     "algpt2-factorized-256": {"embedding_size": 256},
     "algpt2-factorized-512": {"embedding_size": 512},
     "algpt2-medium": {"n_embd": 1024, "n_head": 16, "n_layer": 24},
@@ -515,9 +516,7 @@ PRESETS = {
         "n_head": 4,
         "n_layer": 4,
         "embedding_size": 64,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        **NO_DROPOUT,
     },
 }
 

@@ -4,7 +4,7 @@ import ctypes
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# The most that it takes for the one, and for the other.
+# The largest values that mallopt takes for the two thresholds.
 LARGEST_INT, LARGEST_THRESHOLD = 2**31 - 1, 2**25
 
 

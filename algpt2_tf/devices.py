@@ -64,15 +64,9 @@ def select_device(device):
 def is_first(strategy):
     """bool: whether this process writes the files of a run."""
     resolver = strategy.cluster_resolver
-    return (
-        resolver is None
-        or not resolver.task_type
-        or (resolver.task_type, resolver.task_id)
-        in (
-            ("chief", 0),
-            ("worker", 0),
-        )
-    )
+    if resolver is None or not resolver.task_type:
+        return True
+    return resolver.task_type in ("chief", "worker") and resolver.task_id == 0
 
 
 def wait_for_everyone(strategy, succeeded=True):

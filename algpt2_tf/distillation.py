@@ -1,14 +1,14 @@
 """The teacher of a run in TensorFlow."""
 
+import keras
 import tensorflow as tf
 
 from algpt2.training.loss import SoftTargets
 from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
+from algpt2_tf.devices import DTYPE_POLICIES
 from algpt2_tf.loss import head_weight
 from algpt2_tf.weights import assign_weights
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def make_teacher(run):
@@ -24,8 +24,8 @@ def make_teacher(run):
     if not taken:
         return None
     config, weights = taken
-    dtype = DTYPES[arguments.teacher_precision or arguments.precision]
-    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=dtype))
+    policy = DTYPE_POLICIES[arguments.teacher_precision or arguments.precision]
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config, dtype=keras.DTypePolicy(policy).compute_dtype))
     assign_weights(model, weights, source=arguments.teacher)
     return Teacher(model, arguments.distill_weight, arguments.temperature)
 

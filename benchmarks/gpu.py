@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 from algpt2 import ALGPT2Config
 from algpt2.cli import HelpFormatter, positive_float
+from algpt2.configuration import NO_DROPOUT
 from algpt2.tables import markdown_table
 from algpt2.training.flops import peak_flops, training_flops
 from algpt2_pt import ALGPT2LMHeadModel
@@ -43,7 +44,6 @@ from algpt2_pt.loss import linear_cross_entropy
 from algpt2_pt.optimization import create_optimizer
 
 PARTS = ("checks", "loss", "training", "decoding")
-NO_DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 ALGPT2, SHAPE, TRANSFORMERS = "algpt2", "algpt2, GPT-2's shape", "transformers' GPT-2"
 
 

@@ -12,13 +12,15 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, scaled_dot_p
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from algpt2 import ALGPT2Config, layer_schedule
+from algpt2.configuration import NO_DROPOUT
 from algpt2.data.packing import TrainingOrder
 from algpt2.evaluation.perplexity import Evaluation
+from algpt2.training.loss import IGNORED
 from algpt2.training.optimization import hyperparameters
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer, create_scheduler
 
-LENGTH, IGNORED = 256, -100
+LENGTH = 256
 # Steps that run before a graph is captured: what libraries set up at the first call must not be part of it.
 EAGER_STEPS = 3
 TEMPERATURE = 2.0
@@ -110,7 +112,7 @@ def configuration(row, sizes):
         "embedding_size": None,
         # GPT-2's gelu_new, in one kernel.
         "activation_function": "gelu_pytorch_tanh",
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **NO_DROPOUT,
         **row.model,
     }
     if unknown := fields.keys() - ALGPT2Config.__dataclass_fields__.keys():

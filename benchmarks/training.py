@@ -23,6 +23,7 @@ from workers import Work, Worker
 from algpt2 import ALGPT2Config
 from algpt2.benchmark.timing import processor, time_in_turns
 from algpt2.cli import positive_int
+from algpt2.configuration import DROPOUTS
 from algpt2.training.flops import peak_flops, training_flops
 from algpt2.training.loss import tokens_in_chunk
 
@@ -58,7 +59,6 @@ VARIANTS = {
         "algpt2, GPT-2's shape",
     ),
 }
-DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def check_shape(parser, arguments):

@@ -52,10 +52,10 @@ def run(arguments):
         try:
             models[runtime, precision] = RUNTIMES[runtime].load(checkpoint, precision)
         except InputError as error:
-            failures[runtime, precision] = error
+            failures.setdefault(str(error), []).append(_title((runtime, precision)))
         loading[runtime, precision] = time.perf_counter() - start
     if not models:
-        raise next(iter(failures.values()))
+        raise InputError(next(iter(failures)))
     seconds, first = time_in_turns(
         {_title(variant): functools.partial(model.generate, prompt, count) for variant, model in models.items()},
         arguments.rounds,
@@ -76,8 +76,8 @@ def run(arguments):
         f"batch 1, medians of {arguments.rounds} on {processor()}\n"
     )
     print(markdown_table([list(rows[0]), *(map(_shown, row.values()) for row in rows)]))
-    for variant, error in failures.items():
-        print(f"\nnot in {_title(variant)}: {error}")
+    for error, variants in failures.items():
+        print(f"\nnot in {'; '.join(variants)}: {error}")
     print(f"\n{_recommendation(arguments.checkpoint, list(models), rows)}")
 
 

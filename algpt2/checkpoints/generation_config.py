@@ -98,7 +98,7 @@ def read_generation_config(directory, config, tokens):
 
     Args:
         directory: `Path` of a checkpoint.
-        config: `ALGPT2Config`, which says it where there is no generation_config.json.
+        config: `ALGPT2Config`, used where there is no generation_config.json.
         tokens: dict of str to int or `None`. The special tokens, which are not taken from generation_config.json.
 
     Returns:

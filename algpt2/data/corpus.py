@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 from algpt2.data import hub_datasets
 from algpt2.data.files import cut_pieces, endings, find_files, has_rows, has_text_ending, hash_file, read_file
+from algpt2.data.hub_datasets import HELD_OUT_PART
 from algpt2.data.lines import line_count, lines_with_ends
 from algpt2.data.wikitext import detokenize_wikitext
 from algpt2.errors import InputError
 
 PYTHON_DOCS = "python-docs"
 DETOKENIZERS = {"wikitext": detokenize_wikitext}
-# By default, one part in this many is held out.
-HELD_OUT_PART = 20
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def read_corpus(dataset, validation=None, options=DEFAULT_OPTIONS):
     return Corpus(train, held_out or own)
 
 
-def read_documents(dataset, options=TextOptions(), split=None):
+def read_documents(dataset, options=DEFAULT_OPTIONS, split=None):
     """The documents to evaluate on.
 
     Args:

@@ -13,7 +13,8 @@ NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 # What tells the two kinds of WikiText apart is the configuration alone.
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_CONFIGURATION = re.compile(r"wikitext-(2|103)(-raw)?-v1")
-# A streamed data set does not say how many documents it has.
+# By default, one part in this many is held out; a streamed data set does not say how many documents it has.
+HELD_OUT_PART = 20
 STREAMED_HELD_OUT = 1000
 PROBE_SECONDS = 5
 
@@ -151,7 +152,7 @@ class Dataset:
         if self.streaming:
             train, held_out = rows.skip(STREAMED_HELD_OUT), rows.take(STREAMED_HELD_OUT)
         else:
-            count = len(rows) - max(1, len(rows) // 20)
+            count = len(rows) - max(1, len(rows) // HELD_OUT_PART)
             train, held_out = rows.select(range(count)), rows.select(range(count, len(rows)))
         return self._part("train", train, "the rest"), self._part("train", held_out, "held out")
 

@@ -3,7 +3,6 @@
 import queue
 import threading
 from argparse import Namespace
-from dataclasses import replace
 
 import numpy as np
 
@@ -59,8 +58,7 @@ class DemoModel:
             InputError: if the prompt has no token.
         """
         prepare_prompts(self.checkpoint, [prompt])
-        if sampling.top_k and sampling.top_k > self.config.vocab_size:
-            sampling = replace(sampling, top_k=self.config.vocab_size)
+        sampling = sampling.among(self.config.vocab_size)
         stop = self.tokenizer.eos_token_id
 
         def produce(put):

@@ -1,5 +1,6 @@
 """The page of the demo, in Gradio."""
 
+import contextlib
 import html
 import time
 
@@ -162,15 +163,10 @@ def _perplexity_tab(gr, models):
     run.click(draw, text, [position, depth])
 
 
-class _errors_shown:
+@contextlib.contextmanager
+def _errors_shown(gr):
     """Errors of a user as Gradio shows them."""
-
-    def __init__(self, gr):
-        self.gr = gr
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, InputError):
-            raise self.gr.Error(str(error)) from error
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(str(error)) from error

@@ -34,8 +34,7 @@ def run_generation(arguments, open_generator, open_checkpoint):
     stream = sys.stdout.isatty() if arguments.stream is None else arguments.stream
     # The likeliest of several texts is known at their end.
     stream = stream and sampling.num_beams == 1
-    if sampling.top_k and sampling.top_k > config.vocab_size:
-        sampling = dataclasses.replace(sampling, top_k=config.vocab_size)
+    sampling = sampling.among(config.vocab_size)
     generate = open_generator(checkpoint, sampling, tokenizer.eos_token_id, stream, arguments)
     if arguments.speed or arguments.draft_depth:
         generate = Speed(generate)

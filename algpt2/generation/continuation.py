@@ -1,7 +1,7 @@
 """Continuations of any length, sample by sample, and their text as it comes."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from algpt2.data.encoding import encode
 from algpt2.errors import InputError, library_errors
@@ -43,6 +43,10 @@ class Sampling:
     def is_greedy(self):
         """bool: whether nothing is drawn."""
         return not (self.temperature or self.top_k or self.top_p or self.min_p)
+
+    def among(self, vocab_size):
+        """The same for a vocabulary of so many tokens, int, which samplers do not take more of than there are."""
+        return replace(self, top_k=min(self.top_k, vocab_size)) if self.top_k else self
 
 
 def continue_tokens(generate, prompt_ids, max_new_tokens, n_positions, stop_token_id, put, ends=None):
@@ -187,7 +191,7 @@ def continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, writ
         prompt: str, of at least one token.
         write: function of str, called for each part of the continuation as it comes.
         stop: sequence of str. Texts that end the continuation before them.
-        at_once: bool. Whether the tokens are to be made at once even so, as beam search has to.
+        at_once: bool. Whether to make all tokens in one call even with `stop`; beam search needs it.
     """
     prompt_ids = encode(tokenizer, prompt)
     texts = StopTexts(stop, write)

@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 
-# What Keras and KerasHub import for wrappers, pictures, tables and metrics that no command of this project has of them.
+# Packages that Keras and KerasHub import for features that no command of this project uses.
 UNNEEDED_BY_KERAS = ("sklearn", "rouge_score", "matplotlib", "pandas")
 
 

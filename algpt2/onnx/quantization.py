@@ -15,10 +15,10 @@ TRIED = {4: np.linspace(0.7, 1.05, 15), 8: np.ones(1)}
 def balance(config, weights):
     """Weights of the same model whose products have inputs that lose less when they are rounded.
 
-    A channel that a normalization makes large takes the levels of those that it shares a scale with. Half of it, in
-    powers of its size, moves into the product: the norm is divided and the columns are multiplied by the square root.
-    This is SmoothQuant (Xiao et al., 2023, https://arxiv.org/abs/2211.10438) at 1/2, where the norm's own weights stand
-    for the activations.
+    A channel that a normalization makes large forces a coarse scale on those that it shares a block with. Half of it,
+    in powers of its size, moves into the product: the norm is divided, and the columns are multiplied, by the square
+    root. This is SmoothQuant (Xiao et al., 2023, https://arxiv.org/abs/2211.10438) at 1/2, where the norm's own weights
+    stand for the activations.
 
     Args:
         config: `ALGPT2Config`.

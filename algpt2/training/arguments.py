@@ -21,7 +21,7 @@ CHANGEABLE = {
 LENGTHS = {"max_steps", "epochs"}
 # What a record of a run has that another run does not take from it.
 OF_ONE_RUN = {"framework", "text", "teacher_checksum", "steps", "resume", "overwrite"}
-# What only one framework has, and the other leaves alone: the devices that compute the same.
+# Arguments of one framework alone, which choose devices; in a file the other framework ignores them.
 OF_ONE_FRAMEWORK = {"fsdp", "strategy"}
 
 
@@ -160,7 +160,7 @@ def _as_command_line(values, defaults, path):
 def _require_used(arguments):
     """Raise an InputError for an argument that would change nothing beside another."""
     overridden = {override.partition("=")[0] for override in arguments.config_override or ()}
-    dropout = {"embd_pdrop", "attn_pdrop", "resid_pdrop"}
+    dropouts = [name for name in overridden if name.endswith("_pdrop")]
     depth = {"n_layer", "num_hidden_layers", "layer_schedule"}
     has_adam = "betas" in HYPERPARAMETERS[arguments.optimizer]
     saves = arguments.save_steps or arguments.load_best
@@ -176,7 +176,7 @@ def _require_used(arguments):
         (("run_name",), arguments.report_to != "wandb", "it is for --report-to wandb"),
         (("depth", "sharing"), depth & overridden, "--config-override sets the depth"),
         (("embedding_size",), "embedding_size" in overridden, "--config-override sets embedding_size"),
-        (("dropout",), dropout & overridden, "--config-override sets a dropout"),
+        (("dropout",), dropouts, "--config-override sets a dropout"),
         (
             ("teacher",),
             "vocab_size" in overridden,

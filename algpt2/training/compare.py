@@ -19,7 +19,7 @@ from algpt2.training.history import HISTORY_FILE, read_history
 from algpt2.training.run_directory import ARGUMENTS_FILE
 
 # The arguments that decide which text a run is evaluated on.
-TEXT_ARGUMENTS = ("dataset", "validation", "text_column", "detokenize", "control_code")
+OF_A_TEXT = ("dataset", "validation", "text_column", "detokenize", "control_code")
 COLUMNS = {
     "run": "run",
     "framework": "framework",
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class RunSummary:
     """What a run directory tells of its run, finished or still going.
 
     Args:
@@ -90,7 +90,7 @@ def read_runs(directories):
         directories: list of path.
 
     Returns:
-        list of `FinishedRun`.
+        list of `RunSummary`.
 
     Raises:
         InputError: if one is no run directory, is damaged or is given twice.
@@ -104,7 +104,7 @@ def read_runs(directories):
         arguments = read_json(directory / ARGUMENTS_FILE)
         has_config = (directory / CONFIG_FILE).is_file()
         runs.append(
-            FinishedRun(
+            RunSummary(
                 label,
                 arguments,
                 read_history(directory / HISTORY_FILE),
@@ -133,7 +133,7 @@ def labels(directories):
     """
     paths = [Path(os.path.abspath(directory)).parts for directory in directories]
     if len(set(paths)) < len(paths):
-        raise InputError("the same run is given twice; give every run once")
+        raise InputError("the same directory is given twice; give each one once")
     result = []
     for path in paths:
         others = [other for other in paths if other != path]
@@ -185,7 +185,7 @@ def _notes(runs):
     parts = {
         "tokenizers": {run.tokenizer for run in runs},
         "evaluation protocols": {run.protocol for run in runs},
-        "evaluation texts": {tuple(run.arguments.get(name) for name in TEXT_ARGUMENTS) for run in runs},
+        "evaluation texts": {tuple(run.arguments.get(name) for name in OF_A_TEXT) for run in runs},
         "block lengths": {run.arguments.get("length") for run in runs},
     }
     different = [name for name, values in parts.items() if len(values) > 1]

@@ -7,14 +7,14 @@ import json
 import numpy as np
 
 from algpt2.checkpoints.checkpoint import opened
-from algpt2.configuration import ALGPT2Config
+from algpt2.configuration import DROPOUTS, ALGPT2Config
 from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS
 from algpt2.errors import InputError
 
 WEIGHT, TEMPERATURE = 0.5, 2.0
 # The fields of a configuration that say nothing of what a trained model computes of given tokens.
 NOT_OF_A_TEACHER = {
-    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "use_cache"),
+    *(*DROPOUTS, "initializer_range", "use_cache"),
     *SPECIAL_TOKEN_FIELDS,
 }
 

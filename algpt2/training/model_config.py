@@ -6,7 +6,7 @@ from pathlib import Path
 
 from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config, read_stored_config
 from algpt2.config_arguments import parse_overrides, parse_sharing
-from algpt2.configuration import PRESETS, ALGPT2Config
+from algpt2.configuration import DROPOUTS, PRESETS, ALGPT2Config
 from algpt2.errors import InputError
 
 
@@ -75,5 +75,5 @@ def _overrides(arguments, config):
     if arguments.embedding_size is not None:
         overrides["embedding_size"] = arguments.embedding_size or None
     if arguments.dropout is not None:
-        overrides |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments.dropout)
+        overrides |= dict.fromkeys(DROPOUTS, arguments.dropout)
     return overrides

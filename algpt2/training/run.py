@@ -23,7 +23,7 @@ from algpt2.training.run_directory import Checkpoints, damaged_checkpoint, recor
 
 # The logits of a larger batch may not fit into memory, even if training computes it in parts.
 EVALUATION_BATCH = 16
-# How many times the best loss the last one is when that is said.
+# The ratio of the last loss to the best above which the run says so.
 NOTABLY = 1.01
 
 

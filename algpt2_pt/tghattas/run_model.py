@@ -4,7 +4,6 @@ import importlib.util
 import os
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -13,6 +12,7 @@ from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.tokenizer import fast_tokenizer
 from algpt2.errors import InputError
 from algpt2_pt import evaluate, train
+from algpt2_pt.devices import process_count
 from algpt2_pt.run_model import ALGPT2, GPT2, MINIMIZED_BLOCKS, MINIMIZED_STEPS, SMALL_EMBEDDING
 from algpt2_pt.tghattas.train_tokenizer import file_name, tokenizer_directory
 
@@ -192,11 +192,6 @@ def _pretrained_tokenizer(name):
     return directory
 
 
-def _device_count(options):
-    gpus = torch.cuda.device_count() if options.device == "gpu" else 0
-    return int(os.environ.get("WORLD_SIZE", 0)) or max(1, gpus)
-
-
 def _reporter():
     """`wandb` where it is installed and has an account or is offline, as the Trainer that tGhattas/ALGPT2 uses."""
     mode = os.environ.get("WANDB_MODE")
@@ -224,7 +219,7 @@ def run(options):
         return
     tokenizer = find_tokenizer(options)
     checkpoint = find_pretrained(options) if options.pretrained else None
-    train.main(train_arguments(options, tokenizer, checkpoint, _device_count(options), _reporter()))
+    train.main(train_arguments(options, tokenizer, checkpoint, process_count(options), _reporter()))
     # Of several processes the first is enough to evaluate.
     if options.eval_depth and options.model_class_name == ALGPT2 and os.environ.get("RANK", "0") == "0":
         evaluate.main(evaluate_arguments(options, directory))

@@ -10,7 +10,7 @@ import numpy as np
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES, LazyTensor, OpenFile, pieces
 from algpt2.errors import InputError
 
-# What groups and headers take besides the arrays, and more.
+# An upper bound of the bytes of groups and headers.
 OVERHEAD = 1 << 20
 # By the version of a superblock: where it says how many bytes an address has, and where its address of the end is.
 SUPERBLOCKS = {0: (13, 40), 1: (13, 44), 2: (9, 28), 3: (9, 28)}

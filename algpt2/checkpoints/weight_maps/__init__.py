@@ -30,8 +30,8 @@ def with_model_type(stored):
     if stored.get("model_type") is not None or "class_name" in stored or not isinstance(names, list):
         return stored
     # tGhattas/ALGPT2 has the model_type of GPT-2.
-    own = "gpt2" if "factorized_embeds" in stored else "algpt2"
-    for prefix, model_type in {"GPT2": "gpt2", "TFGPT2": "gpt2", "ALGPT2": own, "TFALGPT2": own}.items():
+    algpt2 = "gpt2" if "factorized_embeds" in stored else "algpt2"
+    for prefix, model_type in {"GPT2": "gpt2", "TFGPT2": "gpt2", "ALGPT2": algpt2, "TFALGPT2": algpt2}.items():
         if any(str(name).startswith(prefix) for name in names):
             return {**stored, "model_type": model_type}
     return stored

@@ -7,7 +7,7 @@ from transformers import GPT2Config
 
 from algpt2.checkpoints.weight_maps.own import keras_linear, keras_norm
 from algpt2.checkpoints.weight_maps.weight_map import TRANSPOSED, Dialect, Layout, Rule
-from algpt2.configuration import ALGPT2Config, layer_schedule
+from algpt2.configuration import DROPOUTS, ALGPT2Config, layer_schedule
 from algpt2.errors import InputError
 
 # What transformers' GPT-2 can be told to compute that ALGPT2 does not, and what ALGPT2 computes.
@@ -91,7 +91,7 @@ def keras_hub_config(stored):
             embedding_size=None,
             layer_schedule=layer_schedule("none", n_layer),
             tie_word_embeddings=stored["class_name"] == "GPT2Backbone",
-            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
+            **dict.fromkeys(DROPOUTS, dropout),
             **KERAS_HUB_FIXED,
         )
     except KeyError as error:

@@ -116,7 +116,10 @@ def test_a_runtime_that_cannot_take_the_model_is_named(text_tokenizer, tmp_path,
     config = tiny_config(n_embd=24, n_head=8)
     save_checkpoint(tmp_path / "model", config)
     code, out, err = run(capsys, command, tmp_path / "model", *SHORT, "--runtimes", "onnx", "pytorch")
-    assert code == 0 and "not in ONNX Runtime: a head is n_embd / n_head = 3 wide" in out, err
+    assert (
+        code == 0
+        and "not in ONNX Runtime, fp32; ONNX Runtime, int8; ONNX Runtime, q4: a head is n_embd / n_head = 3 wide" in out
+    ), err
     code, _, err = run(capsys, command, tmp_path / "model", *SHORT, "--runtimes", "onnx")
     assert code == 2 and err.splitlines()[-1].startswith("python -m algpt2.benchmark: error: a head is n_embd / n_head")
 
@@ -149,4 +152,4 @@ def test_functions_take_turns():
     calls = []
     seconds, first = time_in_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=2)
     assert "".join(calls) == "cbaabccba"
-    assert all(len(values) == 2 and statistics.median(values) >= 0 for values in seconds.values()) and len(first) == 3
+    assert all(len(values) == 2 for values in seconds.values()) and len(first) == 3

@@ -240,10 +240,15 @@ def test_pieces_of_a_long_document_are_the_document(tmp_path, monkeypatch, block
     assert len(pieces) > 5 and "".join(piece.text for piece in pieces) == text
     assert sum(piece.words for piece in pieces) == len(text.split())
     assert sum(piece.bytes for piece in pieces) == len(text.encode())
-    (tmp_path / "a.txt").write_text(text[:900], encoding="utf-8")
     [train], [held_out] = texts(read_corpus(str(tmp_path / "a.txt")))
-    lines = text[:900].splitlines(keepends=True)
-    assert train + held_out == text[:900] and (held_out == "".join(lines[-(len(lines) // 20) :]) or block < 20)
+    assert train + held_out == text
+
+
+def test_the_last_lines_of_a_text_in_pieces_are_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK", 100)
+    lines = [f"line {i} é☃ \n" for i in range(90)]
+    (tmp_path / "a.txt").write_text("".join(lines), encoding="utf-8")
+    assert texts(read_corpus(str(tmp_path / "a.txt"))) == (["".join(lines[:-4])], ["".join(lines[-4:])])
 
 
 def test_detokenizer_and_control_code(tmp_path, text_tokenizer):
