@@ -37,7 +37,7 @@ def upload(directory, repository, private=False, revision=None):
         >>> upload("runs/algpt2", "me/algpt2")  # doctest: +SKIP
     """
     # It imports a framework, which the help of the command line need not wait for.
-    from algpt2.checkpoints.checkpoint import leads_out
+    from algpt2.checkpoints.directories import leads_out
     from algpt2.training.model_card import renamed
 
     directory = Path(directory)

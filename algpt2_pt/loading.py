@@ -3,14 +3,10 @@
 from pathlib import Path
 
 from algpt2 import ALGPT2Config
-from algpt2.checkpoints.checkpoint import (
-    CONFIG_FILE,
-    find_checkpoint,
-    open_checkpoint,
-    parse_config,
-    read_config,
-    read_stored_config,
-)
+from algpt2.checkpoints import CONFIG_FILE
+from algpt2.checkpoints.checkpoint import open_checkpoint
+from algpt2.checkpoints.config_file import parse_config, read_config, read_stored_config
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import find_weights, read_weights, weight_files
 from algpt2.checkpoints.formats.pytorch import check_archive
 from algpt2.checkpoints.generation_config import check_generation_config

@@ -9,7 +9,8 @@ from transformers import GenerationConfig
 from transformers.utils import PushToHubMixin
 
 from algpt2 import ALGPT2Config
-from algpt2.checkpoints.checkpoint import find_checkpoint, open_checkpoint, write_checkpoint_weights
+from algpt2.checkpoints.checkpoint import open_checkpoint, write_checkpoint_weights
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import KERAS, SAFETENSORS
 from algpt2.files.atomic import files_replaced_in
 from algpt2_tf.backbone import TFALGPT2Backbone, check_inputs

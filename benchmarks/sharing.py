@@ -12,7 +12,7 @@ from side_by_side import add_rounds
 
 from algpt2 import layer_schedule, parameter_count
 from algpt2.benchmark.timing import time_in_turns
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 from algpt2.cli import HelpFormatter, positive_int
 from algpt2.tables import markdown_table
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel

@@ -10,15 +10,9 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from algpt2.checkpoints import MODEL_CARD_FILE
 from algpt2.checkpoints.casting import Casting
-from algpt2.checkpoints.checkpoint import (
-    METADATA_FILES,
-    Checkpoint,
-    find_checkpoint,
-    leads_out,
-    open_checkpoint,
-    read_config,
-    write_checkpoint_weights,
-)
+from algpt2.checkpoints.checkpoint import Checkpoint, open_checkpoint, write_checkpoint_weights
+from algpt2.checkpoints.config_file import read_config
+from algpt2.checkpoints.directories import METADATA_FILES, find_checkpoint, leads_out
 from algpt2.checkpoints.formats import FORMATS, KERAS, SAFETENSORS
 from algpt2.checkpoints.weight_maps import own
 from algpt2.configuration import AUTO_MAP

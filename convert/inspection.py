@@ -3,7 +3,10 @@
 import json
 from collections import Counter
 
-from algpt2.checkpoints.checkpoint import CONFIG_FILE, find_checkpoint, open_checkpoint, read_stored_config
+from algpt2.checkpoints import CONFIG_FILE
+from algpt2.checkpoints.checkpoint import open_checkpoint
+from algpt2.checkpoints.config_file import read_stored_config
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import find_weights, weight_files
 from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.configuration import schedule_pattern

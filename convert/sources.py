@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from algpt2.checkpoints.checkpoint import ADAPTER_FILE, open_checkpoint, opened, write_dialect
+from algpt2.checkpoints.checkpoint import open_checkpoint, opened, write_dialect
+from algpt2.checkpoints.directories import ADAPTER_FILE
 from algpt2.checkpoints.formats import SAFETENSORS, find_weights
 from algpt2.checkpoints.weight_maps import gpt2
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, check_weights, head_shapes, weight_shapes

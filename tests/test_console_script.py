@@ -5,7 +5,7 @@ from command_lines import run
 from models import save_checkpoint
 
 import algpt2.__main__ as console
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 
 HELP = {
     ("train",): "python -m algpt2_pt.train",

@@ -12,7 +12,7 @@ from models import random_weights, read_checkpoint, save_checkpoint, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import algpt2_pt.train
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.corpus import read_corpus
 from algpt2.data.train_tokenizer import train_tokenizer

@@ -17,7 +17,7 @@ from tensorflow.python.framework.config import disable_op_determinism
 from transformers import AutoTokenizer, TrainingArguments
 
 import algpt2_pt.train
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 from algpt2.training.arguments import parse_train_arguments
 from algpt2.training.preparation import prepare_run
 from algpt2_pt.training import Samples

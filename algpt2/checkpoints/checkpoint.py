@@ -1,19 +1,18 @@
-"""Checkpoint directories: finding and opening those of any system, and writing weights as either framework reads them.
+"""Checkpoints: opening those of any system, and writing weights as either framework reads them.
 
 A path is opened once, into a `Checkpoint`; from there on the checkpoint is passed on, not its path.
 """
 
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
-from algpt2.checkpoints import CONFIG_FILE, MODEL_CARD_FILE
+from algpt2.checkpoints import CONFIG_FILE
 from algpt2.checkpoints.casting import Casting, common_dtype
+from algpt2.checkpoints.config_file import parse_config, read_stored_config
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import (
     FORMATS,
     KERAS,
@@ -23,16 +22,15 @@ from algpt2.checkpoints.formats import (
     read_weights,
     write_weights,
 )
-from algpt2.checkpoints.formats.lazy_tensor import DTYPES, equal
-from algpt2.checkpoints.generation_config import GENERATION_FILE, read_generation_config
-from algpt2.checkpoints.weight_maps import Dialect, config_from, find_dialect, with_model_type
+from algpt2.checkpoints.formats.lazy_tensor import equal
+from algpt2.checkpoints.generation_config import read_generation_config
+from algpt2.checkpoints.weight_maps import Dialect, find_dialect
 from algpt2.checkpoints.weight_maps.own import PYTORCH, keras_dialect
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, architecture, check_weights, head_shapes
-from algpt2.configuration import CODE_FILES, ALGPT2Config
+from algpt2.configuration import ALGPT2Config
 from algpt2.data.encoding import require_end_token
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
-    TOKENIZER_FILES,
     fit_tokenizer,
     has_tokenizer,
     load_tokenizer,
@@ -40,145 +38,6 @@ from algpt2.data.tokenizer import (
 )
 from algpt2.errors import InputError
 from algpt2.files.atomic import require_whole
-from algpt2.files.reading import read_json
-
-# Of PEFT.
-ADAPTER_FILE = "adapter_config.json"
-# What a checkpoint in any dialect may have besides its weights: KerasHub's presets have the last three.
-METADATA_FILES = (
-    *(CONFIG_FILE, GENERATION_FILE, MODEL_CARD_FILE, *CODE_FILES, *TOKENIZER_FILES),
-    *("metadata.json", "task.json", "preprocessor.json"),
-)
-# The most keys of a configuration: each takes transformers a while.
-CONFIG_KEYS = 1000
-# What names code that came with a checkpoint, and is not carried on with its weights.
-CODE_KEYS = ("auto_map", "custom_pipelines")
-
-
-def find_checkpoint(name_or_path, subfolder="", **hub_options):
-    """The local directory of a checkpoint, downloaded from the Hugging Face hub if it is not a directory.
-
-    Args:
-        name_or_path: str or path. A directory, or the id of a hub repository.
-        subfolder: str. The folder in it that holds the checkpoint.
-        **hub_options: `revision`, `token`, `cache_dir`, ... of `huggingface_hub.snapshot_download`.
-
-    Raises:
-        InputError: if there is neither.
-    """
-    if os.path.isdir(name_or_path):
-        directory = Path(name_or_path, subfolder)
-        require_whole(directory)
-        if (directory / ADAPTER_FILE).is_file() and not (directory / CONFIG_FILE).is_file():
-            raise InputError(f"{directory}: is an adapter of PEFT; `python -m convert to-pt` merges it into its base")
-        return directory
-    if os.path.isfile(name_or_path):
-        raise InputError(
-            f"{name_or_path}: is a file; give the directory of a checkpoint (`python -m convert to-pt` makes one of a "
-            "GGUF file)"
-        )
-    name, prefix = str(name_or_path), f"{subfolder.strip('/')}/" if subfolder else ""
-    try:
-        try:
-            access = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
-            files = set(HfApi().list_repo_files(name, **access))
-            # One of several copies of the weights is enough, since both frameworks read each of them.
-            kinds = [kind for kind in FORMATS if {f"{prefix}{kind.file}", f"{prefix}{kind.index}"} & files][:1]
-        except (HTTPError, OSError):
-            # What was downloaded before may still be there.
-            kinds = FORMATS
-        weights = [pattern for kind in kinds for pattern in kind.patterns]
-        patterns = [prefix + pattern for pattern in (*METADATA_FILES, *weights)]
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options), subfolder)
-    except (HFValidationError, HTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{name_or_path}: no such directory, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}); give a directory that holds {CONFIG_FILE}"
-        ) from error
-
-
-def leads_out(path, directory):
-    """Where a link leads that leaves a checkpoint; what is there is no part of it, and not to be passed on.
-
-    Args:
-        path: `Path` in the directory.
-        directory: `Path`.
-
-    Returns:
-        `Path`, or `None` for what is in the directory, or, if that is a snapshot in the cache of the Hugging Face hub,
-        among the files of its repository.
-    """
-    home = directory.parents[1] if directory.parent.name == "snapshots" else directory
-    return None if path.resolve().is_relative_to(home.resolve()) else path.resolve()
-
-
-def read_config(path, **overrides):
-    """The configuration of a checkpoint, whichever dialect of `algpt2.checkpoints.weight_maps` it is in.
-
-    Args:
-        path: path of a directory that holds config.json, or of such a file.
-        **overrides: fields of `ALGPT2Config` to set otherwise.
-
-    Returns:
-        `ALGPT2Config`.
-
-    Raises:
-        InputError: if the file is missing or wrong.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or directory")
-    if path.is_dir():
-        require_whole(path)
-        path = path / CONFIG_FILE
-    return parse_config(read_stored_config(path), source=path, **overrides)
-
-
-def read_stored_config(path):
-    """The content of a config.json, with a model_type where its architectures mean one.
-
-    Args:
-        path: `Path`.
-
-    Returns:
-        dict.
-
-    Raises:
-        InputError: if the file is missing or damaged.
-    """
-    return with_model_type(read_json(path))
-
-
-def parse_config(stored, source, **overrides):
-    """The configuration that the content of a config.json means.
-
-    Args:
-        stored: dict.
-        source: path. Names the file in an error.
-        **overrides: as in `read_config`.
-
-    Returns:
-        `ALGPT2Config`.
-
-    Raises:
-        InputError: if it is wrong.
-    """
-    if len(stored) > CONFIG_KEYS:
-        raise InputError(
-            f"{source}: has {len(stored):,} keys, more than the {CONFIG_KEYS} that a configuration may have"
-        )
-    for key in stored:
-        if callable(getattr(ALGPT2Config, key, None)):
-            raise InputError(f"{source}: {key} is no field of a configuration; remove it")
-    stored = {key: value for key, value in stored.items() if key not in CODE_KEYS}
-    for key in ("dtype", "torch_dtype"):
-        if stored.get(key) is not None and (not isinstance(stored[key], str) or stored[key] not in DTYPES):
-            raise InputError(f"{source}: {key} is {stored[key]!r}; expected one of {', '.join(DTYPES)}")
-    try:
-        config = config_from(stored)
-        return ALGPT2Config.from_dict(config.to_dict(), **overrides) if overrides else config
-    except Exception as error:  # of whatever kind transformers raises
-        raise InputError(f"{source}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -265,7 +124,7 @@ class Checkpoint:
         """The configuration of a model with these weights: its special tokens are those of the tokenizer.
 
         Args:
-            **overrides: as in `read_config`.
+            **overrides: as in `algpt2.checkpoints.config_file.read_config`.
 
         Returns:
             `ALGPT2Config`.

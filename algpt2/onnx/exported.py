@@ -36,7 +36,7 @@ class ExportedCheckpoint:
     @cached_property
     def config(self):
         """`algpt2.ALGPT2Config`."""
-        from algpt2.checkpoints.checkpoint import read_config
+        from algpt2.checkpoints.config_file import read_config
 
         return read_config(self.directory)
 

@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config
+from algpt2.checkpoints import CONFIG_FILE
+from algpt2.checkpoints.config_file import read_config
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.tokenizer import tokenizer_hash

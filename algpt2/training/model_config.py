@@ -4,7 +4,8 @@ import dataclasses
 import os
 from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import CONFIG_FILE, read_config, read_stored_config
+from algpt2.checkpoints import CONFIG_FILE
+from algpt2.checkpoints.config_file import read_config, read_stored_config
 from algpt2.config_arguments import parse_overrides, parse_sharing
 from algpt2.configuration import DROPOUTS, PRESETS, ALGPT2Config
 from algpt2.errors import InputError

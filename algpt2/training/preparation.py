@@ -5,7 +5,8 @@ import math
 import os
 from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import opened, read_config
+from algpt2.checkpoints.checkpoint import opened
+from algpt2.checkpoints.config_file import read_config
 from algpt2.checkpoints.formats import find_weights
 from algpt2.configuration import ALGPT2Config
 from algpt2.data.corpus import read_corpus, require_options_used, text_options
@@ -47,7 +48,65 @@ def prepare_run(arguments, is_first=True, data=None):
         InputError: for anything wrong in the arguments or the data.
     """
     directory = Path(arguments.output_dir)
-    starts, source = is_first and not arguments.resume, None
+    # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
+    starts = is_first and not arguments.resume
+    _check_surroundings(arguments, directory, starts)
+    taught_by, source = open_teacher(arguments), None
+    if arguments.init_from and not arguments.resume:
+        source = opened(arguments.init_from, arguments.framework)
+    config = model_config(arguments, source) if starts else read_config(directory)
+    if arguments.learning_rate is None:
+        arguments.learning_rate = default_learning_rate(config, bool(arguments.init_from))
+    length = block_length(data[1].length if data else arguments.length, config)
+    depths = RandomDepth(config, arguments.random_depth, arguments.seed) if arguments.random_depth else None
+    classifies, names = arguments.task == "classify", None
+    if classifies or not data:
+        tokenizer = _given_tokenizer(arguments, source, taught_by) if starts else _require_tokenizer(directory)
+        if classifies:
+            names, *texts = read_labelled(arguments, config, tokenizer)
+            data = tokenizer, *texts
+        else:
+            data = _read_data(arguments, config, length, tokenizer)
+    tokenizer, blocks, validation = data
+    if starts:
+        config = _with_tokens_of(tokenizer, config, source, taught_by)
+        if classifies:
+            # Other classes start a new head.
+            source = source if [*config.id2label.values()] == names else source.without_heads()
+            config.id2label, config.label2id = dict(enumerate(names)), {name: n for n, name in enumerate(names)}
+    fit_tokenizer(tokenizer, config, (starts and (arguments.tokenizer or arguments.init_from)) or directory)
+    # Before a directory is made or replaced.
+    initial_weights = source.read_weights(config) if source else None
+    teacher = taught_by and read_teacher(taught_by, arguments, config, tokenizer, length)
+    steps_before = arguments.steps
+    block_count, decay_steps = _settle_length(arguments, blocks)
+    if starts:
+        with new_run_directory(directory, arguments, config, tokenizer):
+            pass
+    run = (ClassificationRun if classifies else Run)(
+        arguments=arguments,
+        directory=directory,
+        config=config,
+        tokenizer=tokenizer,
+        blocks=blocks,
+        order=TrainingOrder(block_count, arguments.steps * arguments.batch_size, arguments.seed),
+        validation=validation,
+        steps=arguments.steps,
+        warmup_steps=arguments.warmup_steps,
+        decay_steps=decay_steps,
+        is_first=is_first,
+        initial_weights=initial_weights,
+        teacher=teacher,
+        goes_on=isinstance(arguments.resume, str) or (arguments.resume and steps_before not in (None, arguments.steps)),
+        depths=depths,
+    )
+    if run.goes_on:
+        _require_steps_left(run)
+    return run
+
+
+def _check_surroundings(arguments, directory, starts):
+    """Raise an InputError for what a run cannot have, before anything is read."""
     if arguments.load_best and not arguments.save_steps:
         arguments.save_steps, arguments.save_total_limit = arguments.eval_steps, arguments.save_total_limit or 1
     if starts:
@@ -56,67 +115,37 @@ def prepare_run(arguments, is_first=True, data=None):
     _require_reporter(arguments.report_to)
     if arguments.push_to_hub:
         require_access(arguments.push_to_hub)
-    classifies = arguments.task == "classify"
-    if classifies:
+    if arguments.task == "classify":
         check_arguments(arguments)
-    teacher = open_teacher(arguments)
-    if arguments.init_from and not arguments.resume:
-        source = opened(arguments.init_from, arguments.framework)
-    # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
-    config = model_config(arguments, source) if starts else read_config(directory)
-    if arguments.learning_rate is None:
-        arguments.learning_rate = default_learning_rate(config, bool(arguments.init_from))
-    length = block_length(data[1].length if data else arguments.length, config)
     if arguments.sop and arguments.packing == "line":
         raise InputError("--sop swaps the halves of blocks, which lines do not have; leave out --packing line")
-    depths = RandomDepth(config, arguments.random_depth, arguments.seed) if arguments.random_depth else None
-    tokenizer, names = None, None
-    if not data:
-        tokenizer = _given_tokenizer(arguments, source, teacher) if starts else _require_tokenizer(directory)
-    if classifies:
-        names, *texts = read_labelled(arguments, config, tokenizer)
-        data = tokenizer, *texts
-    tokenizer, training_blocks, validation = data or _read_data(arguments, config, length, tokenizer)
-    if starts:
-        tokens = special_token_ids(tokenizer)
-        if not source:
-            # A teacher may have more tokens than its tokenizer.
-            size = teacher.config.vocab_size if teacher else vocabulary_size(tokenizer)
-            tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": size}
-        config = ALGPT2Config.from_dict(config.to_dict(), **tokens)
-        if classifies:
-            # Other classes start a new head.
-            source = source if [*config.id2label.values()] == names else source.without_heads()
-            config.id2label, config.label2id = dict(enumerate(names)), {name: n for n, name in enumerate(names)}
-    fit_tokenizer(tokenizer, config, (starts and (arguments.tokenizer or arguments.init_from)) or directory)
-    # Before a directory is made or replaced.
-    initial_weights = source.read_weights(config) if source else None
-    if teacher:
-        teacher = read_teacher(teacher, arguments, config, tokenizer, length)
 
-    block_count = min(len(training_blocks), arguments.max_train_blocks or math.inf)
+
+def _with_tokens_of(tokenizer, config, source, teacher):
+    """A configuration with the vocabulary and the special tokens of a tokenizer."""
+    tokens = special_token_ids(tokenizer)
+    if not source:
+        # A teacher may have more tokens than its tokenizer.
+        size = teacher.config.vocab_size if teacher else vocabulary_size(tokenizer)
+        tokens = {**dict.fromkeys(SPECIAL_TOKEN_FIELDS), **tokens, "vocab_size": size}
+    return ALGPT2Config.from_dict(config.to_dict(), **tokens)
+
+
+def _settle_length(arguments, blocks):
+    """Have the arguments say the steps of a run, for whoever reads its record.
+
+    Returns:
+        tuple of int: the blocks that are trained on, and the steps of the final decay.
+    """
+    block_count = min(len(blocks), arguments.max_train_blocks or math.inf)
     if arguments.batch_size > block_count:
         raise InputError(f"--batch-size {arguments.batch_size} is more than the text's {block_count} blocks")
     steps = arguments.max_steps or max(1, round(arguments.epochs * block_count / arguments.batch_size))
-    warmup_steps = arguments.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = steps // 10 if arguments.warmup_ratio is None else math.ceil(steps * arguments.warmup_ratio)
-    decay_steps = final_decay_steps(arguments.lr_schedule, warmup_steps, steps, arguments.decay_steps)
-
-    goes_on = isinstance(arguments.resume, str) or (arguments.resume and arguments.steps not in (None, steps))
-    # What the run has, for whoever reads its record.
-    arguments.length, arguments.steps, arguments.warmup_steps = training_blocks.length, steps, warmup_steps
-    if starts:
-        with new_run_directory(directory, arguments, config, tokenizer):
-            pass
-    order = TrainingOrder(block_count, steps * arguments.batch_size, arguments.seed)
-    run = (ClassificationRun if classifies else Run)(
-        *(arguments, directory, config, tokenizer, training_blocks, order, validation),
-        *(steps, warmup_steps, decay_steps, is_first, initial_weights, teacher, goes_on, depths),
-    )
-    if goes_on:
-        _require_steps_left(run)
-    return run
+    if arguments.warmup_steps is None:
+        ratio = arguments.warmup_ratio
+        arguments.warmup_steps = steps // 10 if ratio is None else math.ceil(steps * ratio)
+    arguments.length, arguments.steps = blocks.length, steps
+    return block_count, final_decay_steps(arguments.lr_schedule, arguments.warmup_steps, steps, arguments.decay_steps)
 
 
 def check_batch(arguments, devices):

@@ -4,7 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from algpt2.checkpoints.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from algpt2.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import find_weights
 from algpt2.data.corpus import TextOptions, read_corpus
 from algpt2.errors import InputError

@@ -7,7 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from algpt2.checkpoints.checkpoint import find_checkpoint, read_config
+from algpt2.checkpoints.config_file import read_config
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.tokenizer import fast_tokenizer
 from algpt2.errors import InputError

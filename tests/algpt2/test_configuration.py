@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from algpt2 import PRESETS, ALGPT2Config, layer_schedule, parameter_count
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 from algpt2.configuration import schedule_at_depth, schedule_pattern
 
 

@@ -258,7 +258,7 @@ import logging, sys
 logging.basicConfig(level=logging.DEBUG)
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from algpt2.checkpoints.checkpoint import find_checkpoint
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2LMHeadModel
 from algpt2_tf.weights import canonical_weights

@@ -20,7 +20,7 @@ from models import (
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 import convert.__main__ as main_module
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 from algpt2.errors import InputError
 from algpt2_pt import ALGPT2ForSequenceClassification, ALGPT2ForTokenClassification
 from algpt2_tf import TFALGPT2TextClassifier

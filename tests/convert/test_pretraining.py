@@ -18,7 +18,7 @@ from models import (
 )
 from transformers import AutoModelForPreTraining
 
-from algpt2.checkpoints.checkpoint import read_config
+from algpt2.checkpoints.config_file import read_config
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2ForPreTraining, TFALGPT2LMHeadModel
 from algpt2_tf.weights import canonical_variables

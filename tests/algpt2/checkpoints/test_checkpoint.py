@@ -11,7 +11,9 @@ import torch
 from models import random_weights, read_checkpoint, save_checkpoint, tiny_config
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from algpt2.checkpoints.checkpoint import find_checkpoint, open_checkpoint, read_config, write_checkpoint_weights
+from algpt2.checkpoints.checkpoint import open_checkpoint, write_checkpoint_weights
+from algpt2.checkpoints.config_file import read_config
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.errors import InputError
 from algpt2.files.atomic import files_replaced_in
 
