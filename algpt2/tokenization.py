@@ -1,7 +1,8 @@
 """Train a tokenizer: `python -m algpt2.tokenization train --help`."""
 
 from algpt2.cli import Parser, positive_int, run_command
-from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
+from algpt2.data.arguments import add_dataset_arguments
+from algpt2.data.corpus import PYTHON_DOCS
 
 
 def build_parser():

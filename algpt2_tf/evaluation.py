@@ -101,7 +101,7 @@ def packed_text(dataset, protocol):
         protocol: str. How it is to be cut.
 
     Returns:
-        `algpt2.data.packing.TokenizedText`.
+        `algpt2.data.tokenized_text.TokenizedText`.
 
     Raises:
         algpt2.errors.InputError: if they are damaged, or hold it for another protocol.

@@ -12,9 +12,11 @@ import tensorflow as tf
 from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 from tqdm.auto import tqdm
 
-from algpt2.data.corpus import read_corpus, require_options_used, text_options
+from algpt2.data.arguments import require_options_used, text_options
+from algpt2.data.corpus import read_corpus
 from algpt2.data.encoding import TOKENIZER_FILE, require_end_token
-from algpt2.data.packing import TFRECORDS_FILE, TokenizedText, pack_corpus
+from algpt2.data.packing import TFRECORDS_FILE, pack_corpus
+from algpt2.data.tokenized_text import TokenizedText
 from algpt2.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
 from algpt2.files.reading import INDEX_BYTES, TOKENIZER_BYTES, parse_json
@@ -37,7 +39,7 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
     Args:
         directory: str or path, local or such as `gs://bucket/folder`; made if it is not there.
         blocks: `algpt2.data.packing.Blocks`.
-        validation: `algpt2.data.packing.TokenizedText`.
+        validation: `algpt2.data.tokenized_text.TokenizedText`.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         shard_count: int. One for each host or worker that reads them is usual.
         progress: bool. Whether to show a progress bar, on a terminal.
@@ -155,7 +157,7 @@ class TFRecordBlocks:
         """The validation text.
 
         Returns:
-            `algpt2.data.packing.TokenizedText`.
+            `algpt2.data.tokenized_text.TokenizedText`.
 
         Raises:
             InputError: if its file is missing or damaged.

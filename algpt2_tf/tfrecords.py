@@ -1,7 +1,8 @@
 """Write packed training blocks as TFRecord shards: `python -m algpt2_tf.tfrecords --help`."""
 
 from algpt2.cli import Parser, positive_int, run_command
-from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
+from algpt2.data.arguments import add_dataset_arguments
+from algpt2.data.corpus import PYTHON_DOCS
 
 
 def build_parser():

@@ -25,7 +25,8 @@ SIDES = ("algpt2", "datasets")
 def with_algpt2(file, tokenizer, length, cache):
     """Our blocks of a text file, as (blocks, tokens)."""
     from algpt2.data.corpus import read_documents
-    from algpt2.data.packing import Blocks, tokenize
+    from algpt2.data.packing import Blocks
+    from algpt2.data.tokenized_text import tokenize
 
     text = tokenize(read_documents(file), tokenizer, cache=cache)
     return len(Blocks(text, length)), len(text.tokens)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from algpt2.data.corpus import read_documents
-from algpt2.data.packing import tokenize
+from algpt2.data.tokenized_text import tokenize
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.data.train_tokenizer import train_tokenizer
 

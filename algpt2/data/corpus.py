@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 from typing import NamedTuple
 
 from algpt2.data import hub_datasets
-from algpt2.data.files import cut_pieces, endings, find_files, has_rows, has_text_ending, hash_file, read_file
+from algpt2.data.files import cut_pieces, endings, find_files, has_text_ending, hash_file, read_file
 from algpt2.data.hub_datasets import HELD_OUT_PART
 from algpt2.data.lines import line_count, lines_with_ends
 from algpt2.data.wikitext import detokenize_wikitext
@@ -188,9 +188,9 @@ def read_corpus(dataset, validation=None, options=DEFAULT_OPTIONS):
         True
     """
     held_out = None if validation is None else read_documents(validation, options)
-    if _is_python_docs(dataset):
+    if is_python_docs(dataset):
         train, own = _python_docs(options)
-    elif files := _files(dataset):
+    elif files := local_files(dataset):
         train, own = _file_documents(dataset, files, options), None
         if held_out is None:
             train, own = train.split_lines()
@@ -219,8 +219,8 @@ def read_documents(dataset, options=DEFAULT_OPTIONS, split=None):
     if not has_splits(dataset):
         if split is not None:
             raise InputError(f"{dataset}: files have no splits, found {split!r}; name the files of the split")
-        return _file_documents(dataset, _files(dataset), options)
-    if _is_python_docs(dataset):
+        return _file_documents(dataset, local_files(dataset), options)
+    if is_python_docs(dataset):
         parts = dict(zip(("train", "validation"), _python_docs(options), strict=True))
         if split is None:
             return parts["validation"]
@@ -241,10 +241,11 @@ def has_splits(dataset):
     Raises:
         InputError: if it names files, and there are none.
     """
-    return _is_python_docs(dataset) or not _files(dataset)
+    return is_python_docs(dataset) or not local_files(dataset)
 
 
-def _is_python_docs(dataset):
+def is_python_docs(dataset):
+    """bool: whether the name of a data set, str, means the topics of Python's `help()`."""
     return dataset == PYTHON_DOCS and not Path(dataset).exists()
 
 
@@ -256,8 +257,15 @@ def _python_docs(options):
     return Documents.of(train, PYTHON_DOCS, options), Documents.of(held_out, PYTHON_DOCS, options)
 
 
-def _files(dataset):
-    """The local files of a data set; empty if it is the name of a hub data set."""
+def local_files(dataset):
+    """The local files of a data set, list of `Path`; empty if it is the name of a hub data set.
+
+    Args:
+        dataset: str, as in `read_corpus`.
+
+    Raises:
+        InputError: if it names files, and there are none.
+    """
     files = find_files(dataset)
     if files:
         return files
@@ -327,51 +335,3 @@ def _lines_between(documents, start, stop):
 
 def _digest(*parts):
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def add_dataset_arguments(parser, dataset_help):
-    """Add the arguments that name a text and say how to read it.
-
-    Args:
-        parser: `argparse.ArgumentParser` or one of its groups.
-        dataset_help: str. What `--dataset` means to this command.
-    """
-    parser.add_argument("--dataset", default=PYTHON_DOCS, metavar="NAME", help=dataset_help)
-    parser.add_argument(
-        "--text-column",
-        metavar="NAME",
-        help="read the text from this column of JSON, .parquet and hub data (default: text)",
-    )
-    parser.add_argument("--streaming", action="store_true", help="read a hub data set as it is used")
-    parser.add_argument("--detokenize", choices=DETOKENIZERS, help="undo the tokenization of WikiText")
-    parser.add_argument("--control-code", metavar="TEXT", help="start every document with a text, such as '<|wiki|> '")
-
-
-def text_options(arguments):
-    """How the text is to be read.
-
-    Args:
-        arguments: `argparse.Namespace` of a parser with `add_dataset_arguments`.
-
-    Returns:
-        `algpt2.data.corpus.TextOptions`.
-    """
-    return TextOptions(arguments.text_column, arguments.streaming, arguments.detokenize, arguments.control_code)
-
-
-def require_options_used(arguments):
-    """Raise an InputError for an option that none of the texts has a use for.
-
-    Args:
-        arguments: `argparse.Namespace` of a parser with `add_dataset_arguments`, and maybe a `validation` text.
-    """
-    if not (arguments.streaming or arguments.text_column):
-        return
-    texts = [arguments.dataset, getattr(arguments, "validation", None)]
-    files = {text: _files(text) for text in texts if text is not None and not _is_python_docs(text)}
-    has_hub_data = any(not found for found in files.values())
-    names = " and ".join(text for text in texts if text is not None)
-    if arguments.streaming and not has_hub_data:
-        raise InputError(f"--streaming would have no effect: it is for data sets of the hub, not {names}; leave it out")
-    if arguments.text_column and not has_hub_data and not any(map(has_rows, itertools.chain(*files.values()))):
-        raise InputError(f"--text-column would have no effect: {names} has no columns; leave it out")

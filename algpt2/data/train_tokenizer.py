@@ -7,7 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
-from algpt2.data.corpus import Documents, has_splits, read_documents, require_options_used, text_options
+from algpt2.data.arguments import require_options_used, text_options
+from algpt2.data.corpus import Documents, has_splits, read_documents
 from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_FILE, encode_batch, safe_cut, safe_pieces
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import fast_tokenizer, save_tokenizer

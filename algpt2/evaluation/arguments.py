@@ -1,7 +1,8 @@
 """The command line of evaluation, the same for both frameworks."""
 
 from algpt2.cli import add_device_argument, checkpoint_parser, positive_int
-from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
+from algpt2.data.arguments import add_dataset_arguments
+from algpt2.data.corpus import PYTHON_DOCS
 from algpt2.evaluation import PROTOCOLS
 
 FIGURE_FILE = "depth-perplexity.png"

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from algpt2.cli import FRAMEWORKS
-from algpt2.data.corpus import PYTHON_DOCS, require_options_used, text_options
+from algpt2.data.arguments import require_options_used, text_options
+from algpt2.data.corpus import PYTHON_DOCS
 from algpt2.data.packing import TFRECORDS_FILE, block_length
 from algpt2.errors import InputError
 from algpt2.evaluation.arguments import FIGURE_FILE

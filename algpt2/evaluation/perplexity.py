@@ -7,7 +7,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import DEFAULT_OPTIONS, Documents, read_documents
-from algpt2.data.packing import block_length, tokenize
+from algpt2.data.packing import block_length
+from algpt2.data.tokenized_text import tokenize
 from algpt2.errors import InputError
 from algpt2.evaluation import PROTOCOLS
 
@@ -82,7 +83,7 @@ def evaluate(token_losses, text, length, batch_size, protocol="stream", stride=N
     Args:
         token_losses: function from int32 ids (batch, n) to float losses (batch, n - 1), in nats; n is at most
             `length`. Rows are padded on the right, with the id 0.
-        text: `algpt2.data.packing.TokenizedText`; for `line` with a line in each row.
+        text: `algpt2.data.tokenized_text.TokenizedText`; for `line` with a line in each row.
         length: int. The longest row, in tokens.
         batch_size: int. The rows evaluated at once; it does not change the result.
         protocol: str. One of `PROTOCOLS`.
@@ -161,7 +162,7 @@ def validation_text(checkpoint, dataset, length=None, by="document", options=DEF
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`, with a tokenizer.
         dataset: str, as `--dataset`; or `algpt2.data.corpus.Documents`.
         length: int. The tokens of a row; `None` means the configuration's `n_positions`.
-        by: str. What a row of the text is, as in `algpt2.data.packing.tokenize`.
+        by: str. What a row of the text is, as in `algpt2.data.tokenized_text.tokenize`.
         options: `algpt2.data.corpus.TextOptions`, for a str.
 
     Returns:

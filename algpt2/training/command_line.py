@@ -14,7 +14,8 @@ from algpt2.cli import (
     share,
     temperature,
 )
-from algpt2.data.corpus import PYTHON_DOCS, add_dataset_arguments
+from algpt2.data.arguments import add_dataset_arguments
+from algpt2.data.corpus import PYTHON_DOCS
 from algpt2.training.optimization import OPTIMIZERS, SCHEDULES
 
 TASKS = ("language-model", "classify")

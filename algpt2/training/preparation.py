@@ -9,7 +9,8 @@ from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.config_file import read_config
 from algpt2.checkpoints.formats import find_weights
 from algpt2.configuration import ALGPT2Config
-from algpt2.data.corpus import read_corpus, require_options_used, text_options
+from algpt2.data.arguments import require_options_used, text_options
+from algpt2.data.corpus import read_corpus
 from algpt2.data.encoding import require_end_token
 from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
 from algpt2.data.tokenizer import (

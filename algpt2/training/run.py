@@ -10,7 +10,8 @@ from algpt2.checkpoints.checkpoint import open_checkpoint
 from algpt2.checkpoints.formats import find_weights
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.configuration import ALGPT2Config
-from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder
+from algpt2.data.packing import Blocks, TrainingOrder
+from algpt2.data.tokenized_text import TokenizedText
 from algpt2.errors import InputError
 from algpt2.evaluation.perplexity import evaluate
 from algpt2.hub import upload

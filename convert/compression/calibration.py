@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from algpt2.checkpoints.formats.lazy_tensor import LazyTensor
 from algpt2.data.corpus import Documents, has_splits, read_documents
-from algpt2.data.packing import tokenize
+from algpt2.data.tokenized_text import tokenize
 from algpt2.errors import InputError
 from convert.plain_gpt2 import as_gpt2
 

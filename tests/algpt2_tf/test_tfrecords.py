@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from algpt2.data.corpus import read_corpus
-from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
+from algpt2.data.packing import Blocks, TrainingOrder
+from algpt2.data.tokenized_text import TokenizedText, tokenize
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks, write_tfrecords

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from algpt2.data import files
 from algpt2.data.corpus import Documents, TextOptions, read_corpus, read_documents
 from algpt2.data.hub_datasets import candidates
-from algpt2.data.packing import tokenize
+from algpt2.data.tokenized_text import tokenize
 from algpt2.errors import InputError
 
 

@@ -20,7 +20,8 @@ import algpt2.data.encoding
 import algpt2.data.lines
 from algpt2.data.corpus import Documents, read_corpus
 from algpt2.data.encoding import safe_cut, safe_pieces
-from algpt2.data.packing import Blocks, TokenizedText, TrainingOrder, tokenize
+from algpt2.data.packing import Blocks, TrainingOrder
+from algpt2.data.tokenized_text import TokenizedText, tokenize
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 
@@ -164,7 +165,7 @@ SCRIPT = """
 import sys, time
 from algpt2.data.corpus import Documents
 from algpt2.errors import exit_on_error
-from algpt2.data.packing import tokenize
+from algpt2.data.tokenized_text import tokenize
 from algpt2.data.tokenizer import load_tokenizer
 
 def read():

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 
 import algpt2_pt.generate
 from algpt2.data.corpus import Documents, read_corpus, read_documents
-from algpt2.data.packing import tokenize
+from algpt2.data.tokenized_text import tokenize
 from algpt2.data.tokenizer import load_tokenizer, save_tokenizer
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from algpt2.data.packing import TokenizedText, tokenize
+from algpt2.data.tokenized_text import TokenizedText, tokenize
 from algpt2.errors import InputError
 from algpt2.evaluation.perplexity import Evaluation, evaluate
 from algpt2.evaluation.report import evaluation_table, record
