@@ -52,17 +52,29 @@ class Format:
 
 
 SAFETENSORS = Format(
-    *("pytorch", "model.safetensors", "model.safetensors.index.json", read_safetensors, write_safetensors),
+    naming="pytorch",
+    file="model.safetensors",
+    index="model.safetensors.index.json",
+    read=read_safetensors,
+    write=write_safetensors,
     shard="model-{number:05}-of-{count:05}.safetensors",
 )
 PYTORCH = Format(
-    *("pytorch", "pytorch_model.bin", "pytorch_model.bin.index.json", read_pytorch),
+    naming="pytorch",
+    file="pytorch_model.bin",
+    index="pytorch_model.bin.index.json",
+    read=read_pytorch,
     shard="pytorch_model-{number:05}-of-{count:05}.bin",
 )
 KERAS = Format(
-    *("keras", "model.weights.h5", "model.weights.json", read_hdf5, write_hdf5), shard="model_{number:05}.weights.h5"
+    naming="keras",
+    file="model.weights.h5",
+    index="model.weights.json",
+    read=read_hdf5,
+    write=write_hdf5,
+    shard="model_{number:05}.weights.h5",
 )
-KERAS_2 = Format("keras 2", "tf_model.h5", None, read_hdf5)
+KERAS_2 = Format(naming="keras 2", file="tf_model.h5", index=None, read=read_hdf5)
 FORMATS = (SAFETENSORS, PYTORCH, KERAS, KERAS_2)
 
 
