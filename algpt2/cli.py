@@ -167,6 +167,7 @@ def byte_size(text):
 byte_size.__name__ = "size such as 500MB or 5GB"
 positive_int = _number(int, 1, "positive integer")
 natural_int = _number(int, 0, "non-negative integer")
+port = _number(int, 0, "port from 0 to 65535", high=2**16 - 1)
 positive_float = _number(float, sys.float_info.min, "positive number")
 natural_float = _number(float, 0, "non-negative number")
 probability = _number(float, sys.float_info.min, "probability above 0", high=1)

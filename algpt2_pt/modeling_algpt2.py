@@ -26,6 +26,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -123,7 +124,7 @@ class ALGPT2Depth(nn.ModuleDict):
 
 
 class ALGPT2Attention(nn.Module):
-    """Causal self-attention with one projection to queries, keys and values; `own` is what its depth adds to them."""
+    """Causal self-attention with one projection to queries, keys and values; `added` as of `ALGPT2Depth`."""
 
     def __init__(self, config, bias=True):
         super().__init__()
@@ -135,11 +136,11 @@ class ALGPT2Attention(nn.Module):
         self.c_proj = residual_projection(config, config.n_embd, bias)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, own=None, **kwargs):
+    def forward(self, hidden_states, depth, past_key_values=None, attention_mask=None, added=None, **kwargs):
         batch, length, width = hidden_states.shape
         projected = self.c_attn(hidden_states)
-        if own is not None:
-            projected = own.added("attn_c_attn", hidden_states, projected)
+        if added is not None:
+            projected = added("attn_c_attn", hidden_states, projected)
         query, key, value = (
             states.view(batch, length, -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, H / heads)
             for states in projected.split(width, dim=-1)
@@ -160,13 +161,13 @@ class ALGPT2Attention(nn.Module):
         )
         heads = output.reshape(batch, length, width)
         output = self.c_proj(heads)
-        if own is not None:
-            output = own.added("attn_c_proj", heads, output)
+        if added is not None:
+            output = added("attn_c_proj", heads, output)
         return self.resid_dropout(output), weights
 
 
 class ALGPT2MLP(nn.Module):
-    """The feed-forward layer of a block; `own` is what its depth adds to its products."""
+    """The feed-forward layer of a block; `added` as of `ALGPT2Depth`."""
 
     def __init__(self, config, bias=True):
         super().__init__()
@@ -175,11 +176,11 @@ class ALGPT2MLP(nn.Module):
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states, own=None):
+    def forward(self, hidden_states, added=None):
         inner = self.c_fc(hidden_states)
-        inner = self.act(inner if own is None else own.added("mlp_c_fc", hidden_states, inner))
+        inner = self.act(inner if added is None else added("mlp_c_fc", hidden_states, inner))
         output = self.c_proj(inner)
-        return self.dropout(output if own is None else own.added("mlp_c_proj", inner, output))
+        return self.dropout(output if added is None else added("mlp_c_proj", inner, output))
 
 
 class ALGPT2Block(GradientCheckpointingLayer):
@@ -205,9 +206,11 @@ class ALGPT2Block(GradientCheckpointingLayer):
         """The block at a depth, which tells its cache entry apart; `source` is whose own parameters it takes."""
         own = None if source is None else self.depths[str(source)]
         ln_1, ln_2 = (self.ln_1, self.ln_2) if self.ln_1 is not None else (own["ln_1"], own["ln_2"])
-        output, _ = self.attn(ln_1(hidden_states), depth, past_key_values, attention_mask, own=own, **kwargs)
+        # Not the module itself: hooks that bring weights to a device would move whatever a layer is called with.
+        added = None if own is None else own.added
+        output, _ = self.attn(ln_1(hidden_states), depth, past_key_values, attention_mask, added=added, **kwargs)
         hidden_states = torch.add(hidden_states, output, alpha=self.residual_multiplier)
-        output = self.mlp(ln_2(hidden_states), own=own)
+        output = self.mlp(ln_2(hidden_states), added=added)
         return torch.add(hidden_states, output, alpha=self.residual_multiplier)
 
 
@@ -218,14 +221,18 @@ class ALGPT2TiedProjection(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, hidden_states, projection):
-        if isinstance(projection, nn.Linear):
-            matrix = projection.weight.t()  # (E, H)
-        else:
-            # An adapter leaves no single matrix to read; its rows are what unit vectors project to, less the bias.
-            units = torch.eye(len(self.bias), dtype=hidden_states.dtype, device=hidden_states.device)
-            matrix = projection(units) - projection(torch.zeros_like(units[:1]))
+    def forward(self, hidden_states, matrix):
         return nn.functional.linear(hidden_states, matrix, self.bias)
+
+    @staticmethod
+    def matrix_of(projection, width, states):
+        """The matrix (E, H) of a projection from `width`, E, on the device of `states` and in their type."""
+        if isinstance(projection, nn.Linear) and not projection.weight.is_meta:
+            return projection.weight.t()
+        # An adapter leaves no single matrix to read, nor does a hook that brings weights to a device as a layer is
+        # called; its rows are what unit vectors project to, less the bias.
+        units = torch.eye(width, dtype=states.dtype, device=states.device)
+        return projection(units) - projection(torch.zeros_like(units[:1]))
 
 
 class ALGPT2PreTrainedModel(PreTrainedModel):
@@ -261,7 +268,8 @@ class ALGPT2PreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.initial_std)
 
     def __setattr__(self, name, value):
-        if name in ("wte", "lm_head") and hasattr(value, "base_layer") and self.config.tie_word_embeddings:
+        is_adapter = hasattr(value, "base_layer") and not hasattr(value, "trainable_tokens_delta")
+        if name in ("wte", "lm_head") and is_adapter and self.config.tie_word_embeddings:
             raise ValueError(
                 f"an adapter on {name}: wte and lm_head are one matrix (tie_word_embeddings), so that merging it would "
                 "change both; take other target_modules, or train the matrix itself by modules_to_save"
@@ -390,7 +398,8 @@ class ALGPT2Model(ALGPT2PreTrainedModel):
         hidden_states = self.ln_f(hidden_states)
         all_hidden_states.append(hidden_states)
         if self.config.tie_projections:
-            hidden_states = self.project_out(hidden_states, self.project_in)  # (batch, length, E)
+            matrix = self.project_out.matrix_of(self.project_in, self.config.embedding_width, hidden_states)
+            hidden_states = self.project_out(hidden_states, matrix)  # (batch, length, E)
         elif self.project_out is not None:
             hidden_states = self.project_out(hidden_states)  # (batch, length, E)
 
@@ -494,6 +503,10 @@ class ALGPT2LMHeadModel(ALGPT2PreTrainedModel, GenerationMixin):
         if labels is None:
             return None, logits
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs), logits
+
+
+# With label smoothing the Trainer has these classes predict the next token, and others the token itself.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ALGPT2Config.model_type] = ALGPT2LMHeadModel.__name__
 
 
 @dataclass

@@ -20,7 +20,8 @@ class TFALGPT2Backbone(Backbone):
         dtype: str or `keras.DTypePolicy`. The dtype of computations and weights.
         gradient_checkpointing: bool. Whether training keeps the input of every depth only and computes the blocks
             again in the backward pass: less memory, more time, the same gradients. It can be set at any time before
-            training is compiled, and is not saved with a model.
+            training is compiled, and is not saved with a model. With and without it `training=True` computes something
+            again, so that gradients of gradients need `training=False`.
         **kwargs: as in `keras_hub.models.Backbone`.
 
     Attributes:
@@ -241,7 +242,9 @@ def check_inputs(inputs, config, asserts=False):
         raise ValueError(f"the mask is {found}; expected {expected}, an entry for each token")
     allowed = f"vocab_size {config.vocab_size} allows 0 to {config.vocab_size - 1}"
     if isinstance(token_ids, np.ndarray) or hasattr(token_ids, "numpy"):
-        least, largest = int(np.min(token_ids)), int(np.max(token_ids))
+        # Also of PyTorch's, which numpy's functions do not take.
+        values = np.asarray(token_ids)
+        least, largest = int(values.min()), int(values.max())
         if least < 0 or largest >= config.vocab_size:
             raise ValueError(f"token ids are {least} to {largest}; {allowed}")
     elif asserts:

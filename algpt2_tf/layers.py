@@ -203,20 +203,19 @@ class TFALGPT2Block(keras.layers.Layer):
             *inputs: tensors: all, besides weights, that gradients must reach.
             dropouts: tuple of tuples of a dropout layer and how often the function calls it.
         """
-        # The recomputation must drop what the first pass dropped, so the state of the random numbers is an argument:
-        # the first seed drawn is the state that the layer starts from.
+        # The recomputation must drop what the first pass dropped, so that both start from the same state of the random
+        # numbers: the first seed that was drawn.
         generators = [(layer.seed_generator, count) for layer, count in dropouts if layer.rate > 0]
         if not generators:
             return keras.remat(function)(*inputs)
         seeds = [[generator.next() for _ in range(count)] for generator, count in generators]
+        mapping = [(generator.state, first) for (generator, _), (first, *_) in zip(generators, seeds, strict=True)]
 
-        def apply(*arguments):
-            states = arguments[len(inputs) :]
-            mapping = [(generator.state, state) for (generator, _), state in zip(generators, states, strict=True)]
+        def apply(*inputs):
             with keras.StatelessScope(mapping):
-                return function(*arguments[: len(inputs)])
+                return function(*inputs)
 
-        return keras.remat(apply)(*inputs, *(first for first, *_ in seeds))
+        return keras.remat(apply)(*inputs)
 
     def _apply(self, run, own, hidden_states, padding_mask, cache=None, cache_update_index=0, training=None):
         """The block, with `run(function, *inputs, dropouts)` for what is cheap to compute and large to keep."""

@@ -1,6 +1,7 @@
 """The loss of a language model: under Keras's `fit` over the tokens that count, and in chunks of tokens."""
 
 import copy
+import warnings
 
 import keras
 import tensorflow as tf
@@ -23,13 +24,20 @@ class LossOverTokens:
             loss, metrics = self._loss_over_tokens(data, training=True)
             loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_weights
-        # Keras sums the gradients of the replicas.
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        if variables:
+            # Keras sums the gradients of the replicas.
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        else:
+            warnings.warn("the model has no trainable weights: nothing is learned", stacklevel=2)
         return metrics()
 
     def test_step(self, data):
         _, metrics = self._loss_over_tokens(data, training=False)
         return metrics()
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        # Keras itself calls it, with the weights as they were given, before the first step under a strategy.
+        return super().compute_loss(x, y, y_pred, _of_each_token(sample_weight, y_pred), training)
 
     def _loss_over_tokens(self, data, training):
         """This replica's share of the loss of a step, and a function that updates the metrics."""
@@ -41,7 +49,8 @@ class LossOverTokens:
         is_mean = all(getattr(loss, "reduction", MEAN) == MEAN for loss in keras.tree.flatten(self.loss))
         weights = keras.tree.map_structure(_scaled, sample_weight) if is_mean else sample_weight
         loss = self.compute_loss(x, y, y_pred, weights, training=training)
-        self._loss_tracker.update_state(tf.math.divide_no_nan(loss * all_tokens, tokens), sample_weight=tokens)
+        mean = tf.math.divide_no_nan(tf.cast(loss, tokens.dtype) * all_tokens, tokens)
+        self._loss_tracker.update_state(mean, sample_weight=tokens)
         return loss, lambda: self.compute_metrics(x, y, y_pred, sample_weight)
 
 
@@ -75,16 +84,27 @@ def _without_ignored(y, y_pred, sample_weight):
             name: _without_ignored(y[name], y_pred[name], sample_weight and sample_weight.get(name)) for name in y_pred
         }
         return tuple({name: pair[index] for name, pair in pairs.items()} for index in range(2))
-    weights = tf.ones(tf.shape(y_pred)[:-1])
+    weights = tf.ones(tf.shape(y_pred)[:-1], keras.backend.result_type(keras.config.floatx(), "float32"))
     if sample_weight is not None:
-        sample_weight = tf.cast(sample_weight, weights.dtype)
-        # One for each token, or for each sequence.
-        weights *= sample_weight if sample_weight.shape.rank == weights.shape.rank else sample_weight[:, None]
+        weights *= _of_each_token(tf.cast(sample_weight, weights.dtype), y_pred)
+        weights.set_shape(y_pred.shape[:-1])
     y = tf.convert_to_tensor(y)
     if y.shape.rank == weights.shape.rank:
         weights *= tf.cast(counted(y), weights.dtype)
         y = tf.where(counted(y), y, tf.zeros_like(y))
     return y, weights
+
+
+def _of_each_token(sample_weight, y_pred):
+    """Weights that broadcast to those of tokens, of weights for each token or for each sequence; dicts of them too."""
+    if sample_weight is None or isinstance(y_pred, dict):
+        return sample_weight and {name: _of_each_token(sample_weight.get(name), y_pred[name]) for name in y_pred}
+    rank = len(y_pred.shape) - 1
+    if keras.utils.is_keras_tensor(sample_weight):
+        return keras.ops.expand_dims(sample_weight, tuple(range(len(sample_weight.shape), rank)))
+    # A graph that has seen weights of both kinds does not know the rank.
+    ones = tf.ones(tf.maximum(rank - tf.rank(sample_weight), 0)[None], tf.int32)
+    return tf.reshape(sample_weight, tf.concat((tf.shape(sample_weight), ones), axis=0))
 
 
 def next_token_loss(model, states, labels, soft=None):

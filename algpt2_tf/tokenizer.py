@@ -16,6 +16,8 @@ from algpt2.data.tokenizer import check_vocabulary, fast_tokenizer, load_tokeniz
 from algpt2.errors import InputError
 from algpt2_tf.backbone import TFALGPT2Backbone
 
+NESTED = "the input is to be a string or a list of strings, but there is {} in it"
+
 
 @keras.saving.register_keras_serializable(package="algpt2")
 class TFALGPT2Tokenizer(Tokenizer):
@@ -32,13 +34,13 @@ class TFALGPT2Tokenizer(Tokenizer):
         **kwargs: as in `keras_hub.tokenizers.Tokenizer`.
 
     Call arguments:
-        inputs: str, list of str, or string tensor of rank 0 or 1.
+        inputs: str, list of str, or string tensor of rank 0 or 1; or of shape (n, 1), as columns of tables are.
 
     Returns:
         int32 token ids: a vector for one string; for several a list of lists, or a ragged tensor in graph mode.
 
     Raises:
-        ValueError: if `end_token` is not in the vocabulary.
+        ValueError: if `end_token` is not in the vocabulary, or the input is nested more deeply.
     """
 
     backbone_cls = TFALGPT2Backbone
@@ -136,7 +138,7 @@ class TFALGPT2Tokenizer(Tokenizer):
     def tokenize(self, inputs):
         if self._use_tf_workflow():
             return self._tokenize_in_graph(inputs)
-        single = isinstance(inputs, (str, bytes)) or np.ndim(inputs) == 0
+        single = isinstance(inputs, (str, bytes)) or getattr(inputs, "shape", None) == ()
         ids = self._encode([_to_str(text) for text in ([inputs] if single else inputs)])
         return np.array(ids[0], dtype=self.compute_dtype) if single else ids
 
@@ -146,6 +148,8 @@ class TFALGPT2Tokenizer(Tokenizer):
     def _tokenize_in_graph(self, inputs):
         inputs = tf.convert_to_tensor(inputs)
         self._loaded()
+        if (inputs.shape.rank or 0) > 1 and inputs.shape[1:] != (1,):
+            raise ValueError(NESTED.format(f"strings of shape {inputs.shape}"))
 
         def encode(texts):
             ids = self._encode([text.decode("utf-8") for text in texts])
@@ -159,12 +163,31 @@ class TFALGPT2Tokenizer(Tokenizer):
         return tf.cast(tf.RaggedTensor.from_row_lengths(flat, lengths), self.compute_dtype)
 
     def detokenize(self, inputs):
-        if isinstance(inputs, (tf.Tensor, tf.RaggedTensor)):
+        if tf.is_tensor(inputs):
+            if not tf.executing_eagerly():
+                return self._detokenize_in_graph(inputs)
             inputs = inputs.to_list() if isinstance(inputs, tf.RaggedTensor) else inputs.numpy()
+        if np.ndim(inputs) == 0:
+            inputs = [inputs]
         single = not len(inputs) or np.ndim(inputs[0]) == 0
-        rows = [[int(i) for i in row] for row in ([inputs] if single else inputs)]
-        texts = self._loaded().backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+        texts = self._decode([inputs] if single else inputs)
         return texts[0] if single else texts
+
+    def _decode(self, rows):
+        rows = [[int(i) for i in row] for row in rows]
+        return self._loaded().backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+
+    def _detokenize_in_graph(self, inputs):
+        rank = inputs.shape.rank
+        rows = inputs if isinstance(inputs, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(_as_rows(inputs))
+
+        def decode(ids, lengths):
+            texts = self._decode(np.split(ids, np.cumsum(lengths)[:-1]))
+            return np.array([text.encode() for text in texts], dtype=object)
+
+        texts = tf.numpy_function(decode, [rows.values, rows.row_lengths()], tf.string, stateful=False)
+        texts.set_shape([inputs.shape[0] if rank == 2 else 1])
+        return texts if rank == 2 else texts[0]
 
     def get_vocabulary(self):
         return list(self._loaded().get_vocab())
@@ -204,9 +227,17 @@ class TFALGPT2Tokenizer(Tokenizer):
 
 
 def _to_str(text):
-    if hasattr(text, "numpy"):
-        text = text.numpy()
-    return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+    found = text.numpy() if hasattr(text, "numpy") else text
+    if isinstance(found, (list, tuple, np.ndarray)) and len(found) == 1:
+        [found] = found
+    if not isinstance(found, (str, bytes)):
+        raise ValueError(NESTED.format(repr(text)[:80]))
+    return found.decode("utf-8") if isinstance(found, bytes) else str(found)
+
+
+def _as_rows(ids):
+    """Ids, a tensor of any rank up to 2, as (rows, columns)."""
+    return ids if ids.shape.rank == 2 else tf.reshape(ids, (1, -1))
 
 
 # KerasHub names its models without a framework.

@@ -8,6 +8,7 @@ from algpt2.checkpoints.checkpoint import open_checkpoint
 from algpt2.checkpoints.config_file import read_stored_config
 from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import find_weights, weight_files
+from algpt2.checkpoints.generation_config import check_generation_config
 from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.configuration import schedule_pattern
 from algpt2.data.tokenizer import check_vocabulary, has_tokenizer, load_tokenizer
@@ -47,6 +48,10 @@ def inspect_checkpoint(directory):
     report = {"checkpoint": str(directory), "weights": found}
     if config is not None:
         report |= _describe_model(config)
+    try:
+        check_generation_config(directory)
+    except InputError as error:
+        problems.append(str(error))
     report["tokenizer"] = _describe_tokenizer(directory, config, stored, problems)
     return {**report, "problems": problems}
 
@@ -149,7 +154,9 @@ def summary(report):
             f"{tokenizer['tokens']:,} tokens; {tokenizer['eos_token']} ({tokenizer['eos_token_id']}) ends a text"
         )
     rows.append(("tokenizer", described))
-    rows += [("problem", problem) for problem in report["problems"]] or [("problems", "none")]
+    if not report["problems"]:
+        rows.append(("problems", "none (values of weights are not read)"))
+    rows += [("problem", problem) for problem in report["problems"]]
     return "\n".join(f"{name:<12} {value}" for name, value in rows)
 
 

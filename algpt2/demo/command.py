@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from algpt2.cli import FRAMEWORKS, Parser, natural_int
+from algpt2.cli import FRAMEWORKS, Parser, port
 from algpt2.errors import InputError, exit_on_error
 
 
@@ -20,7 +20,7 @@ def build_parser():
     parser.add_argument("checkpoints", nargs="+", metavar="DIR", help="checkpoints of any system")
     parser.add_argument("--framework", choices=FRAMEWORKS, help="that computes (default: that of the weights)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve at; 0.0.0.0 lets others in")
-    parser.add_argument("--port", type=natural_int, default=7860, metavar="N", help="0 takes one that is free")
+    parser.add_argument("--port", type=port, default=7860, metavar="N", help="0 takes one that is free")
     return parser
 
 

@@ -296,6 +296,8 @@ def _locked(path, name):
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
+        if not file.exists():
+            raise InputError(f"{name}: cannot be written there; write elsewhere") from error
         raise InputError(f"{name}: another process is writing it; wait for it, or write elsewhere") from error
     try:
         yield lock.lock_counter == 1

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from models import tiny_config
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from algpt2_pt import ALGPT2LMHeadModel, cpu_kernels
 from algpt2_pt.loss import linear_cross_entropy
@@ -31,6 +32,18 @@ def inputs():
     labels[[0, 7, -1]] = -100
     # Large values, which a softmax without its maximum would overflow on.
     return torch.randn(TOKENS, E) * 8, torch.randn(V, E) * 4, labels
+
+
+@pytest.mark.parametrize("model_class", [ALGPT2LMHeadModel, GPT2LMHeadModel])
+def test_the_smoothed_labels_of_the_trainer_are_those_of_the_next_tokens(model_class, tmp_path):
+    config = tiny_config() if model_class is ALGPT2LMHeadModel else GPT2Config(n_embd=16, n_head=2, n_layer=1)
+    torch.manual_seed(0)
+    model, ids = model_class(config).eval(), torch.arange(24).reshape(2, 12)
+    options = TrainingArguments(tmp_path, label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    found = Trainer(model, options).compute_loss(model, {"input_ids": ids, "labels": ids})
+    losses = -model(ids).logits[:, :-1].log_softmax(-1)
+    of_labels = losses.gather(-1, ids[:, 1:, None]).mean()
+    torch.testing.assert_close(found, 0.9 * of_labels + 0.1 * losses.mean())
 
 
 # Of half-precision states the products are rounded, but not the loss.

@@ -34,6 +34,22 @@ def gpt2():
     return model
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"depth_norms": True}, {"depth_biases": True, "depth_lora_rank": 2}, {"tie_projections": True}],
+    ids=str,
+)
+def test_weights_that_wait_on_the_disk(fields, tmp_path):
+    config = tiny_config(**fields)
+    model = pytorch_model(config, random_weights(config))
+    model.save_pretrained(tmp_path / "model")
+    options = {"device_map": "auto", "max_memory": {"cpu": 100}, "offload_folder": tmp_path / "disk"}
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64, **options)
+    assert all(parameter.is_meta for parameter in found.parameters())
+    ids = torch.arange(12)[None]
+    assert close(found(ids).logits, model(ids).logits)
+
+
 class TestAgainstGPT2:
     def test_a_saved_gpt2_gives_the_same_logits_loss_and_gradients(self, gpt2, tmp_path):
         gpt2.save_pretrained(tmp_path)

@@ -10,6 +10,7 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
+    TrainableTokensConfig,
     get_peft_model,
 )
 
@@ -64,6 +65,18 @@ def test_adapters_on_the_tied_matrix_are_refused(target):
     model = get_peft_model(base(tie_word_embeddings=False), options).double().eval()
     adapted = model(IDS).logits
     assert close(model.merge_and_unload()(IDS).logits, adapted)
+
+
+def test_single_tokens_of_the_tied_matrix_are_trained():
+    model = get_peft_model(base(), TrainableTokensConfig(token_indices=[1, 2], task_type="CAUSAL_LM"))
+    before = model(IDS).logits.detach()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    adapted = model(IDS).logits
+    changed = (adapted - before).abs().amax((0, 1)) > 1e-3
+    assert changed[[1, 2]].all() and close(model.merge_and_unload()(IDS).logits, adapted)
 
 
 @pytest.mark.parametrize(

@@ -41,18 +41,23 @@ def gradient_function(model):
 
 @pytest.mark.parametrize("rate", [0.3, 0.0])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_gradients_are_the_same_with_dropout_too(compiled, rate):
+def test_the_gradients_are_the_same_with_dropout_too(compiled, rate, monkeypatch, caplog):
     config = tiny_config(layer_schedule=[0, 1, 0], attn_pdrop=rate, resid_pdrop=rate / 2, embd_pdrop=rate)
     steps = []
-    for checkpointing in (False, True):
-        compute = gradient_function(seeded_model(checkpointing, config))
+    for checkpointing in (False, True, "nothing is computed again"):
+        if isinstance(checkpointing, str):
+            monkeypatch.setattr(keras, "remat", lambda function: function)
+        compute = gradient_function(seeded_model(checkpointing is True, config))
         compute = tf.function(compute) if compiled else compute
         steps.append([compute() for _ in range(2)])
+    assert "must be floating" not in caplog.text
     # The second step shows that the random state has moved on alike.
-    for (expected_loss, expected), (loss, found) in zip(*steps, strict=True):
-        np.testing.assert_allclose(loss, expected_loss, rtol=1e-14)
-        for gradient, expected_gradient in zip(found, expected, strict=True):
-            np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12, atol=1e-14)
+    *variants, reference = steps
+    for (expected_loss, expected), *others in zip(reference, *variants, strict=True):
+        for loss, found in others:
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-14)
+            for gradient, expected_gradient in zip(found, expected, strict=True):
+                np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12, atol=1e-14)
     assert (float(steps[0][0][0]) == float(steps[0][1][0])) == (rate == 0)
 
 

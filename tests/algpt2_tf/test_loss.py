@@ -159,6 +159,56 @@ def test_labels_that_are_ignored_and_weights_of_tokens(reduction):
     assert by_label == by_weight
 
 
+@pytest.mark.parametrize("strategy", ["single", "mirrored"])
+def test_weights_of_sequences_are_those_of_all_their_tokens(strategy):
+    config = tiny_config()
+    x, labels, _ = labelled(config)
+    # As many rows as two replicas can share.
+    x, labels = {name: values[1:] for name, values in x.items()}, labels[1:]
+    of_sequences = np.arange(len(labels)) + 1.0
+    of_tokens = np.repeat(of_sequences[:, None], labels.shape[1], axis=1)
+    with select_strategy(strategy).scope():
+        keras.utils.set_random_seed(0)
+        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    options = {"batch_size": len(labels), "verbose": 0}
+    # The weights of the sequences come first, when Keras has not built the model's loss yet.
+    found, expected = (model.evaluate(x, labels, sample_weight=each, **options) for each in (of_sequences, of_tokens))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.isfinite(model.fit(x, labels, sample_weight=of_sequences, **options).history["loss"]).all()
+
+
+def test_fit_in_the_float_type_of_keras():
+    config = tiny_config()
+    x, labels, _ = labelled(config)
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
+        logits = model.predict(x, verbose=0).astype("float64")
+        log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses = -np.take_along_axis(log_probabilities, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        expected = losses[labels >= 0].mean()
+        loss = model.fit(x, labels, batch_size=len(labels), verbose=0).history["loss"]
+    finally:
+        keras.config.set_floatx(before)
+    np.testing.assert_allclose(loss, [expected], rtol=1e-6)
+
+
+def test_a_model_that_is_frozen_learns_nothing():
+    config = tiny_config()
+    x, labels, _ = labelled(config)
+    model = TFALGPT2LMHeadModel(TFALGPT2Backbone(config))
+    before = model.get_weights()
+    model.trainable = False
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    expected = model.evaluate(x, labels, batch_size=len(labels), verbose=0)
+    with pytest.warns(UserWarning, match="no trainable weights"):
+        loss = model.fit(x, labels, batch_size=len(labels), verbose=0).history["loss"]
+    np.testing.assert_allclose(loss, np.ravel(expected)[:1], rtol=1e-6)
+    assert all((one == other).all() for one, other in zip(before, model.get_weights(), strict=True))
+
+
 @pytest.mark.slow
 def test_a_step_without_a_label_that_counts_changes_nothing():
     model = TFALGPT2LMHeadModel(TFALGPT2Backbone(tiny_config(layer_schedule=[0])))

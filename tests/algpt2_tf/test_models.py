@@ -269,6 +269,13 @@ def test_unknown_arguments_are_named(text_model, tmp_path):
         TFALGPT2LMHeadModel.from_pretrained(tmp_path, n_lyer=4)
 
 
+def test_tensors_of_pytorch_are_taken(model):
+    ids, mask = random_batch(model.config)
+    expected = model({"token_ids": ids, "padding_mask": mask})
+    found = model({"token_ids": torch.tensor(ids), "padding_mask": torch.tensor(mask)})
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_too_long_sequences_are_named(model):
     ids = np.zeros((1, 81), dtype="int32")
     with pytest.raises(ValueError, match="81 tokens, more than n_positions 80"):

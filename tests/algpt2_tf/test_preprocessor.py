@@ -58,6 +58,35 @@ def test_text_comes_back(layer, lines):
     assert layer.detokenize(layer("one text")) == "one text"
 
 
+def test_columns_of_texts_are_texts_and_what_is_nested_more_deeply_is_named(layer, text_tokenizer):
+    texts = ["The value", "of"]
+    expected = text_tokenizer(texts)["input_ids"]
+    column = [[text] for text in texts]
+    for inputs in (np.array(column), np.array(column, dtype=object), column, tf.constant(column)):
+        assert [list(row) for row in layer(inputs)] == expected
+    assert next(iter(tf.data.Dataset.from_tensors(column).map(layer))).to_list() == expected
+    for inputs in ([texts, texts], np.array([texts]), tf.constant([texts]), [[["a"]]], [5]):
+        with pytest.raises(ValueError, match="is to be a string or a list of strings"):
+            layer(inputs)
+    with pytest.raises(ValueError, match="is to be a string or a list of strings"):
+        tf.data.Dataset.from_tensors([texts]).map(layer)
+
+
+def test_ids_become_texts_in_graphs_too(layer, text_tokenizer):
+    rows = text_tokenizer(["The value", "of an object"])["input_ids"]
+    ids = np.array([row[:2] for row in rows])
+    expected = [text_tokenizer.decode(row) for row in ids]
+    assert layer.detokenize(ids) == layer.detokenize(tf.constant(ids)) == expected
+    in_graph = tf.data.Dataset.from_tensors(ids).map(layer.detokenize)
+    assert [text.decode() for text in next(iter(in_graph)).numpy()] == expected
+    each = tf.data.Dataset.from_tensor_slices(ids).map(layer.detokenize)
+    assert [text.numpy().decode() for text in each] == expected
+    ragged = tf.data.Dataset.from_tensors(tf.ragged.constant(rows)).map(layer.detokenize)
+    assert [text.decode() for text in next(iter(ragged)).numpy()] == [text_tokenizer.decode(row) for row in rows]
+    token = rows[0][0]
+    assert layer.detokenize(token) == layer.detokenize(tf.constant(token)) == text_tokenizer.decode([token])
+
+
 def test_vocabulary(layer, text_tokenizer):
     assert layer.vocabulary_size() == len(text_tokenizer)
     assert set(layer.get_vocabulary()) == set(text_tokenizer.get_vocab())

@@ -58,6 +58,13 @@ def test_another_end_token_is_a_problem(text_tokenizer, capsys, tmp_path):
     assert code == 1 and "eos_token_id is 5, but the tokenizer's is 0" in out
 
 
+def test_what_generation_config_has_wrong_is_a_problem(capsys, tmp_path):
+    save_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    code, out, _ = run(capsys, main_module, "inspect", tmp_path)
+    assert code == 1 and "generation_config.json: not readable as JSON" in out and "problems" not in out
+
+
 def test_every_copy_of_the_weights_is_looked_at(capsys, tmp_path):
     save_checkpoint(tmp_path)
     (tmp_path / "model.weights.h5").write_bytes(b"no HDF5")

@@ -119,6 +119,8 @@ def test_without_gradio_it_says_what_to_install(checkpoint, capsys, monkeypatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = run(capsys, command, checkpoint)
     assert code == 2 and "needs gradio; run pip install 'algpt2[demo]'" in err
+    code, _, err = run(capsys, command, "DIR", "--port", 99999)
+    assert code == 2 and "--port: invalid port from 0 to 65535 value: '99999'" in err
 
 
 @pytest.mark.slow
