@@ -104,6 +104,15 @@ class TFALGPT2Tokenizer(Tokenizer):
         return bool(self._start_ids)
 
     @classmethod
+    def from_directory(cls, directory):
+        """The tokenizer of a checkpoint directory that is no preset.
+
+        Raises:
+            algpt2.errors.InputError: if it cannot be read or has no end token.
+        """
+        return cls.from_tokenizer(load_tokenizer(directory), directory)
+
+    @classmethod
     def from_tokenizer(cls, tokenizer, source):
         """A tokenizer layer from a tokenizer of transformers.
 

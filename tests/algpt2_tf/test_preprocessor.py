@@ -10,7 +10,6 @@ from tokenizer_directories import BEHIND, DIRECTORIES, TEXTS, tokenizer_state
 from transformers import AutoTokenizer
 
 from algpt2.data.corpus import read_corpus
-from algpt2.data.tokenizer import load_tokenizer
 from algpt2.errors import InputError
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2CausalLMPreprocessor, TFALGPT2LMHeadModel, TFALGPT2Tokenizer
 
@@ -131,7 +130,7 @@ def test_a_text_that_is_cut_has_no_end(layer, text_tokenizer):
 def test_ids_are_those_of_transformers_for_any_tokenizer(name, text_tokenizer, tmp_path):
     DIRECTORIES[name](tmp_path, tokenizer_state(text_tokenizer))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    layer = TFALGPT2Tokenizer.from_tokenizer(load_tokenizer(tmp_path), tmp_path)
+    layer = TFALGPT2Tokenizer.from_directory(tmp_path)
     expected = [theirs(text)["input_ids"] for text in TEXTS]
     # The end of a document comes once, from the preprocessor, and not behind a prompt.
     plain = [ids[: len(ids) - BEHIND.get(name, 0)] for ids in expected]

@@ -186,7 +186,7 @@ def test_a_tokenizer_that_fails_on_a_text(text_tokenizer, tmp_path, capfd, monke
         stopped.value.code == 2 and "error: the tokenizer fails on a text; take another one" in capfd.readouterr().err
     )
     with pytest.raises(InputError, match="the tokenizer fails on a text"):
-        TFALGPT2Tokenizer.from_tokenizer(load_tokenizer("model"), "model")([text])
+        TFALGPT2Tokenizer.from_directory("model")([text])
 
 
 def test_files_that_are_too_large_to_be_those_of_a_tokenizer(text_tokenizer, tmp_path):
