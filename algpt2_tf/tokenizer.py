@@ -176,7 +176,7 @@ class TFALGPT2Tokenizer(Tokenizer):
             if not tf.executing_eagerly():
                 return self._detokenize_in_graph(inputs)
             inputs = inputs.to_list() if isinstance(inputs, tf.RaggedTensor) else inputs.numpy()
-        if np.ndim(inputs) == 0:
+        if not hasattr(inputs, "__len__") or getattr(inputs, "shape", None) == ():
             inputs = [inputs]
         single = not len(inputs) or np.ndim(inputs[0]) == 0
         texts = self._decode([inputs] if single else inputs)
