@@ -18,6 +18,7 @@ from algpt2.checkpoints.weight_maps import gpt2
 from algpt2.checkpoints.weights import LANGUAGE_MODELS, check_weights, head_shapes, weight_shapes
 from algpt2.data.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, special_token_ids
 from algpt2.errors import InputError
+from convert.gguf_layout import stored_config, their_name
 
 # The classes that PEFT's tasks are of; without a task it is the base's own.
 TASKS = {
@@ -86,9 +87,6 @@ def _read_gguf(path, output):
             raise InputError(f"{path}: is not a GGUF file; expected one, or the directory of a checkpoint")
     _require("gguf", "'algpt2[export]'")
     import gguf
-
-    # Exports import conversions, which import this module.
-    from convert.exports.gguf import stored_config, their_name
 
     try:
         reader = gguf.GGUFReader(path)
