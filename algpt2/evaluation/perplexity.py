@@ -101,7 +101,7 @@ def evaluate(token_losses, text, length, batch_size, protocol="stream", stride=N
         al., 2019, Language Models are Unsupervised Multitask Learners, section 3.1.
 
     Example:
-        >>> from algpt2.data.packing import TokenizedText
+        >>> from algpt2.data.tokenized_text import TokenizedText
         >>> text = TokenizedText(np.arange(10), starts=np.array([0, 10]), words=5, bytes=20)
         >>> evaluate(lambda ids: np.log(2) * np.ones(ids[:, 1:].shape), text, length=4, batch_size=2).perplexity
         2.0
