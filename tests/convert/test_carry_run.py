@@ -267,7 +267,7 @@ def with_another_framework(run):
     [
         (without_checkpoint, "holds no checkpoint-STEP"),
         (without_record, "is not the directory of a run"),
-        (without_history, "history.jsonl: cannot be read"),
+        (without_history, "history.jsonl: no such file"),
         (without_tokenizer, "tokenizer.json"),
         (without_state, "goes on from the checkpoint before"),
         (with_half_a_state, "goes on from the checkpoint before"),
