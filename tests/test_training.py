@@ -52,6 +52,7 @@ def test_run_directory(runs, framework, weights):
     assert config.use_cache and read_config(directory / "checkpoint-6").use_cache
 
 
+@pytest.mark.slow
 def test_histories_lie_side_by_side(runs):
     pt, tf = (history(runs / framework) for framework in FRAMEWORKS)
     assert [record["step"] for record in pt] == [record["step"] for record in tf] == [4, 6, 6, 8, 12, 12]

@@ -98,6 +98,7 @@ def test_logits_of_a_saved_model(models, outputs):
         assert_same_logits(models[1], outputs[f"batch {number}/logits"], *batch)
 
 
+@pytest.mark.slow
 def test_generation_of_a_saved_model(models, stop, outputs):
     texts = [continuation(models[1], prompt, eos_token_id=stop) for prompt in PROMPTS]
     assert len(texts[0]) < LENGTH and len(set(texts[0])) > 3

@@ -159,6 +159,7 @@ def test_labels_that_are_ignored_and_weights_of_tokens(reduction):
     assert by_label == by_weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["single", "mirrored"])
 def test_weights_of_sequences_are_those_of_all_their_tokens(strategy):
     config = tiny_config()
@@ -178,6 +179,7 @@ def test_weights_of_sequences_are_those_of_all_their_tokens(strategy):
     assert np.isfinite(model.fit(x, labels, sample_weight=of_sequences, **options).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_fit_in_the_float_type_of_keras():
     config = tiny_config()
     x, labels, _ = labelled(config)
@@ -195,6 +197,7 @@ def test_fit_in_the_float_type_of_keras():
     np.testing.assert_allclose(loss, [expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_frozen_learns_nothing():
     config = tiny_config()
     x, labels, _ = labelled(config)

@@ -123,6 +123,7 @@ def test_a_saved_model_is_compared_wherever_it_is(checkpoint, capsys, tmp_path):
     assert code == 0 and "greedy continuation" in out, err
 
 
+@pytest.mark.slow
 def test_a_difference_beyond_tolerance_is_the_exit_code(exported, other_checkpoint, capsys, monkeypatch):
     artefact = exported[0] / "model.tflite"
     monkeypatch.setattr("convert.export.export", lambda *arguments, **options: artefact)

@@ -84,6 +84,7 @@ def test_keras_hub_gives_the_same_logits(seed, dtype, tmp_path, monkeypatch):
     assert relative_difference(expected[mask == 1], found[mask == 1]) < TOLERANCES[dtype]
 
 
+@pytest.mark.slow
 def test_a_preset_with_a_head_of_its_own_opens_in_a_new_process(tmp_path):
     save_checkpoint(tmp_path / "checkpoint", tiny_config())
     to_gpt2(tmp_path / "checkpoint", tmp_path / "preset", keras_hub=True)

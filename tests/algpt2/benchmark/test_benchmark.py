@@ -65,6 +65,7 @@ def test_every_runtime_gives_what_transformers_gpt2_does(runtime, precision, dir
         assert count / 2 < loaded.size < 4 * count
 
 
+@pytest.mark.slow
 def test_the_command(directory, capsys):
     code, out, err = run(
         capsys, command, directory / "model", *SHORT, "--dataset", "python-docs", "--dataset-tokens", "300"

@@ -75,6 +75,7 @@ def test_no_garbage_is_looked_for_while_a_command_imports_even_in_vain(monkeypat
     assert enabled == [False] and gc.isenabled()
 
 
+@pytest.mark.slow
 def test_main_of_a_command_leaves_torch_to_a_process_of_another_kind():
     code = """
 import sys
