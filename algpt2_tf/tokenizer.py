@@ -188,7 +188,9 @@ class TFALGPT2Tokenizer(Tokenizer):
 
     def _detokenize_in_graph(self, inputs):
         rank = inputs.shape.rank
-        rows = inputs if isinstance(inputs, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(_as_rows(inputs))
+        rows = inputs if rank == 2 else tf.reshape(inputs, (1, -1))
+        if not isinstance(rows, tf.RaggedTensor):
+            rows = tf.RaggedTensor.from_tensor(rows)
 
         def decode(ids, lengths):
             texts = self._decode(np.split(ids, np.cumsum(lengths)[:-1]))
@@ -242,11 +244,6 @@ def _to_str(text):
     if not isinstance(found, (str, bytes)):
         raise ValueError(NESTED.format(repr(text)[:80]))
     return found.decode("utf-8") if isinstance(found, bytes) else str(found)
-
-
-def _as_rows(ids):
-    """Ids, a tensor of any rank up to 2, as (rows, columns)."""
-    return ids if ids.shape.rank == 2 else tf.reshape(ids, (1, -1))
 
 
 # KerasHub names its models without a framework.

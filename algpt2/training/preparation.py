@@ -51,6 +51,8 @@ def prepare_run(arguments, is_first=True, data=None):
     directory = Path(arguments.output_dir)
     # A process that is not the first, and a resumed run, take from the run directory what the first one settled.
     starts = is_first and not arguments.resume
+    if arguments.load_best and not arguments.save_steps:
+        arguments.save_steps, arguments.save_total_limit = arguments.eval_steps, arguments.save_total_limit or 1
     _check_surroundings(arguments, directory, starts)
     taught_by, source = open_teacher(arguments), None
     if arguments.init_from and not arguments.resume:
@@ -108,8 +110,6 @@ def prepare_run(arguments, is_first=True, data=None):
 
 def _check_surroundings(arguments, directory, starts):
     """Raise an InputError for what a run cannot have, before anything is read."""
-    if arguments.load_best and not arguments.save_steps:
-        arguments.save_steps, arguments.save_total_limit = arguments.eval_steps, arguments.save_total_limit or 1
     if starts:
         hint = "give another --output-dir, --resume to go on, or --overwrite to replace it"
         require_free(directory, "--output-dir", run_sources(arguments), arguments.overwrite, hint)
