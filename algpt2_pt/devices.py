@@ -1,4 +1,4 @@
-"""The devices of a run in PyTorch: which there are, and how fast they multiply."""
+"""The devices of a command in PyTorch: which there are, and how fast they multiply."""
 
 import os
 
@@ -6,7 +6,6 @@ import torch
 
 from algpt2.errors import InputError
 from algpt2.training.flops import peak_flops
-from algpt2.training.preparation import check_batch
 from algpt2_pt.cpu_kernels import multiply_transposed
 
 # By the names of `--precision`.
@@ -14,8 +13,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def uses_gpu(arguments):
-    """bool: whether a run uses GPUs."""
-    return arguments.device != "cpu" and torch.cuda.is_available()
+    """bool: whether a command uses GPUs; an InputError if it is to, and there is none."""
+    has_gpu = torch.cuda.is_available()
+    if arguments.device == "gpu" and not has_gpu:
+        raise InputError("--device gpu: PyTorch finds no GPU; leave --device out, or install a build with CUDA")
+    return arguments.device != "cpu" and has_gpu
 
 
 def process_count(arguments):
@@ -37,16 +39,3 @@ def machine_flops(arguments):
         return product
 
     return peak_flops(multiply, size) * (process_count(arguments) if gpu else 1)
-
-
-def check_devices(arguments):
-    """Raise an InputError for what the devices or their number do not allow."""
-    if arguments.device == "gpu" and not torch.cuda.is_available():
-        raise InputError("--device gpu: PyTorch finds no GPU; leave --device out, or install a build with CUDA")
-    if arguments.precision == "fp16" and not uses_gpu(arguments):
-        raise InputError("--precision fp16 needs a GPU; take bf16 on a CPU")
-    if arguments.fsdp and "WORLD_SIZE" not in os.environ:
-        raise InputError("--fsdp shards over several processes; start it by torchrun or accelerate launch")
-    if arguments.fsdp and arguments.optimizer == "adafactor":
-        raise InputError("--fsdp: PyTorch's Adafactor cannot work on shards of a matrix; take another --optimizer")
-    check_batch(arguments, process_count(arguments))

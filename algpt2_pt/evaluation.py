@@ -9,6 +9,7 @@ from transformers.utils import logging
 from algpt2.configuration import at_depth_of
 from algpt2.errors import InputError
 from algpt2.evaluation.command import run_evaluation
+from algpt2_pt.devices import uses_gpu
 from algpt2_pt.models import language_model_class
 from algpt2_pt.quantization import quantize_int8
 
@@ -52,13 +53,11 @@ def open_on_device(checkpoint, arguments):
     Raises:
         algpt2.errors.InputError: if there is no such device, or the checkpoint cannot be read.
     """
-    quantize, device, has_gpu = arguments.quantize, arguments.device, torch.cuda.is_available()
-    if device == "gpu" and quantize:
+    quantize = arguments.quantize
+    if arguments.device == "gpu" and quantize:
         raise InputError(f"--quantize {quantize} computes on a CPU; leave out --device gpu")
-    if device == "gpu" and not has_gpu:
-        raise InputError("--device gpu: PyTorch finds no GPU; leave --device out, or install a build with CUDA")
-    model = open_model(checkpoint, quantize)
-    return model.to("cuda" if has_gpu and device != "cpu" and not quantize else "cpu")
+    gpu = uses_gpu(arguments) and not quantize
+    return open_model(checkpoint, quantize).to("cuda" if gpu else "cpu")
 
 
 def token_loss_function(model):

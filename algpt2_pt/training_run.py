@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import sys
 
 import torch
@@ -10,15 +11,16 @@ from transformers import TrainingArguments, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
+from algpt2.errors import InputError
 from algpt2.files.atomic import files_replaced_in
 from algpt2.training.history import History
-from algpt2.training.preparation import prepare_run
+from algpt2.training.preparation import check_batch, prepare_run
 from algpt2.training.run import best_weights, evaluate_tokens, finish_run, finished, start_run
 from algpt2.training.run_directory import writing_run
 from algpt2.training.stop import StopRequest
 from algpt2_pt.cpu_attention import use_fast_attention
 from algpt2_pt.cpu_kernels import use_fast_kernels
-from algpt2_pt.devices import check_devices, machine_flops, process_count, uses_gpu
+from algpt2_pt.devices import machine_flops, process_count, uses_gpu
 from algpt2_pt.distillation import make_teacher
 from algpt2_pt.evaluation import token_loss_function
 from algpt2_pt.memory import keep_freed_memory
@@ -38,7 +40,7 @@ def run(arguments):
     Raises:
         algpt2.errors.InputError: for anything wrong in the arguments or the data.
     """
-    check_devices(arguments)
+    _check_devices(arguments)
     # The first process may tokenize for hours before the others go on.
     state = PartialState(cpu=not uses_gpu(arguments), timeout=datetime.timedelta(hours=24))
     with contextlib.ExitStack() as stack:
@@ -54,6 +56,17 @@ def run(arguments):
         train(run)
     if run.is_first:
         print(f"wrote {arguments.output_dir}")
+
+
+def _check_devices(arguments):
+    gpu = uses_gpu(arguments)
+    if arguments.precision == "fp16" and not gpu:
+        raise InputError("--precision fp16 needs a GPU; take bf16 on a CPU")
+    if arguments.fsdp and "WORLD_SIZE" not in os.environ:
+        raise InputError("--fsdp shards over several processes; start it by torchrun or accelerate launch")
+    if arguments.fsdp and arguments.optimizer == "adafactor":
+        raise InputError("--fsdp: PyTorch's Adafactor cannot work on shards of a matrix; take another --optimizer")
+    check_batch(arguments, process_count(arguments))
 
 
 def train(run):

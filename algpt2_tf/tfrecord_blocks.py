@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from algpt2.data.arguments import require_options_used, text_options
 from algpt2.data.corpus import read_corpus
-from algpt2.data.encoding import TOKENIZER_FILE, require_end_token
+from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.packing import TFRECORDS_FILE, pack_corpus
 from algpt2.data.tokenized_text import TokenizedText
-from algpt2.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
+from algpt2.data.tokenizer import load_tokenizer, require_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from algpt2.errors import InputError
 from algpt2.files.reading import INDEX_BYTES, TOKENIZER_BYTES, parse_json
 
@@ -339,7 +339,7 @@ def run(arguments):
     """
     if arguments.length < 2:
         raise InputError(f"--length {arguments.length}: a block needs at least 2 tokens")
-    tokenizer = require_end_token(load_tokenizer(arguments.tokenizer), arguments.tokenizer)
+    tokenizer = require_tokenizer(arguments.tokenizer)
     require_options_used(arguments)
     corpus = read_corpus(arguments.dataset, arguments.validation, text_options(arguments))
     blocks, validation = pack_corpus(corpus, tokenizer, arguments.length, arguments.packing, arguments.eval_protocol)

@@ -2,9 +2,7 @@
 
 import functools
 import glob
-import hashlib
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -12,6 +10,7 @@ from typing import NamedTuple
 
 from algpt2.data import hub_datasets
 from algpt2.data.files import cut_pieces, endings, find_files, has_text_ending, hash_file, read_file
+from algpt2.data.hashing import json_hash
 from algpt2.data.hub_datasets import HELD_OUT_PART
 from algpt2.data.lines import line_count, lines_with_ends
 from algpt2.data.wikitext import detokenize_wikitext
@@ -87,7 +86,7 @@ class Documents:
         texts = list(texts)
 
         def fingerprint():
-            return _digest(*texts)
+            return json_hash(*texts)
 
         return cls(name, lambda: ((text,) for text in texts), fingerprint, options, sum(map(len, texts)))
 
@@ -120,7 +119,7 @@ class Documents:
 
     def fingerprint(self):
         """A str that differs where the text of the documents differs."""
-        return _digest(self._fingerprint(), self.options.detokenize, self.options.control_code)
+        return json_hash(self._fingerprint(), self.options.detokenize, self.options.control_code)
 
     def split_lines(self):
         """These documents without the last twentieth of their lines, and those lines.
@@ -142,7 +141,7 @@ class Documents:
             return Documents(
                 f"{self.name} ({name})",
                 lambda: _lines_between(self._read(), *between()),
-                lambda: _digest(self._fingerprint(), name),
+                lambda: json_hash(self._fingerprint(), name),
                 self.options,
                 self.size and round(self.size * share),
             )
@@ -286,7 +285,7 @@ def _file_documents(name, files, options):
 
     def fingerprint():
         # The ending says how a file is read.
-        return _digest(options.column, *(part for path in files for part in (endings(path), hash_file(path))))
+        return json_hash(options.column, *(part for path in files for part in (endings(path), hash_file(path))))
 
     return Documents(str(name), read, fingerprint, options, sum(path.stat().st_size for path in files))
 
@@ -299,7 +298,7 @@ def _joined(parts):
     return Documents(
         parts[0].name,
         lambda: itertools.chain.from_iterable(part._read() for part in parts),
-        lambda: _digest(*(part.fingerprint() for part in parts)),
+        lambda: json_hash(*(part.fingerprint() for part in parts)),
         parts[0].options,
         size,
     )
@@ -331,7 +330,3 @@ def _lines_between(documents, start, stop):
         piece = next(pieces, None)
         if piece is not None:
             yield itertools.chain((piece,), pieces)
-
-
-def _digest(*parts):
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,12 +1,12 @@
 """Data sets of the Hugging Face hub as documents, through the `datasets` library."""
 
 import contextlib
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 
 from algpt2.data.files import ROWS, row_text
+from algpt2.data.hashing import json_hash
 from algpt2.errors import InputError
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
@@ -84,8 +84,8 @@ class Part:
 
     def fingerprint(self):
         """A str that differs where the text differs."""
-        fingerprint = getattr(self.rows, "_fingerprint", None) or self.identity
-        return hashlib.sha256(json.dumps([fingerprint, self.column, self.joined]).encode()).hexdigest()
+        rows = getattr(self.rows, "_fingerprint", None) or self.identity
+        return json_hash(rows, self.column, self.joined)
 
     def _texts(self):
         rows, number = self.rows, 0

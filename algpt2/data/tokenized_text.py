@@ -1,6 +1,5 @@
 """Documents to one stream of tokens, kept on disk and read as it is needed."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from algpt2.data.corpus import Documents
 from algpt2.data.encoding import safe_cut, safe_pieces, start_ids
 from algpt2.data.files import hash_file
+from algpt2.data.hashing import json_hash
 from algpt2.data.lines import lines
 from algpt2.data.tokenizer import vocabulary_size
 from algpt2.errors import InputError, library_errors
@@ -76,7 +76,7 @@ def tokenize(documents, tokenizer, by="document", cache=None):
         return TokenizedText(tokens, ends, encoder.words, encoder.bytes)
 
     encoder = _Encoder(documents, tokenizer, by)
-    key = _digest([CACHE_FORMAT, documents.fingerprint(), *encoder.identity])[:32]
+    key = json_hash(CACHE_FORMAT, documents.fingerprint(), *encoder.identity)[:32]
     root = Path(cache or os.environ.get(CACHE_VARIABLE) or _own_cache())
     text = _mapped(root / key)
     if text is None:
@@ -188,11 +188,7 @@ def _write(encoder, directory):
         facts = {"dtype": encoder.dtype.name, "tokens": token_count, "starts": row_count}
         facts |= {"words": encoder.words, "bytes": encoder.bytes}
         facts |= {name: hash_file(new / name) for name in (TOKENS_FILE, STARTS_FILE)}
-        (new / FACTS_FILE).write_text(json.dumps({"facts": facts, "hash": _digest(facts)}))
-
-
-def _digest(content):
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        (new / FACTS_FILE).write_text(json.dumps({"facts": facts, "hash": json_hash(facts)}))
 
 
 def _mapped(directory):
@@ -201,7 +197,7 @@ def _mapped(directory):
         stored = read_json(directory / FACTS_FILE)
         facts = stored["facts"]
         hashes = {name: hash_file(directory / name) for name in (TOKENS_FILE, STARTS_FILE)}
-        if stored["hash"] != _digest(facts) or hashes != {name: facts[name] for name in hashes}:
+        if stored["hash"] != json_hash(facts) or hashes != {name: facts[name] for name in hashes}:
             return None
         tokens = _mapped_array(directory / TOKENS_FILE, facts["dtype"], facts["tokens"])
         starts = _mapped_array(directory / STARTS_FILE, "int64", facts["starts"])

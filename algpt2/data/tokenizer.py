@@ -1,6 +1,5 @@
 """Tokenizers as transformers' AutoTokenizer reads them: loading and saving them, and what they say of themselves."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -10,7 +9,8 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.utils import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
 from algpt2.checkpoints import CONFIG_FILE
-from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNLIMITED
+from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNLIMITED, require_end_token
+from algpt2.data.hashing import json_hash
 from algpt2.errors import InputError, library_errors
 from algpt2.files.reading import TOKENIZER_BYTES, read_json, require_ordinary
 
@@ -99,6 +99,11 @@ def load_tokenizer(directory):
         tokenizer.eos_token = END_OF_TEXT
         tokenizer.bos_token = tokenizer.bos_token or END_OF_TEXT
     return tokenizer
+
+
+def require_tokenizer(directory):
+    """`load_tokenizer`; an InputError, too, if the tokenizer has no token that ends a text."""
+    return require_end_token(load_tokenizer(directory), directory)
 
 
 def _load(directory, paths):
@@ -216,7 +221,7 @@ def tokenizer_hash(content):
     """
     # The last call of a tokenizer leaves its truncation and padding there.
     state = {**json.loads(content), "truncation": None, "padding": None}
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return json_hash(state)
 
 
 def fast_tokenizer(tokenizer, end_token=END_OF_TEXT, special_tokens=()):

@@ -42,9 +42,9 @@ class ExportedCheckpoint:
 
     def require_tokenizer(self):
         """The tokenizer; an InputError if there is none, or it has no token that ends a text."""
-        from algpt2.data.tokenizer import load_tokenizer
+        from algpt2.data.tokenizer import require_tokenizer
 
-        return require_end_token(load_tokenizer(self.directory), self.directory)
+        return require_tokenizer(self.directory)
 
     def holds(self, quantize):
         """bool: whether there is the graph of a precision, one of `FILES`."""

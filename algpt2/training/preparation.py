@@ -11,12 +11,11 @@ from algpt2.checkpoints.formats import find_weights
 from algpt2.configuration import ALGPT2Config
 from algpt2.data.arguments import require_options_used, text_options
 from algpt2.data.corpus import read_corpus
-from algpt2.data.encoding import require_end_token
 from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
 from algpt2.data.tokenizer import (
     SPECIAL_TOKEN_FIELDS,
     fit_tokenizer,
-    load_tokenizer,
+    require_tokenizer,
     special_token_ids,
     vocabulary_size,
 )
@@ -64,7 +63,7 @@ def prepare_run(arguments, is_first=True, data=None):
     depths = RandomDepth(config, arguments.random_depth, arguments.seed) if arguments.random_depth else None
     classifies, names = arguments.task == "classify", None
     if classifies or not data:
-        tokenizer = _given_tokenizer(arguments, source, taught_by) if starts else _require_tokenizer(directory)
+        tokenizer = _given_tokenizer(arguments, source, taught_by) if starts else require_tokenizer(directory)
         if classifies:
             names, *texts = read_labelled(arguments, config, tokenizer)
             data = tokenizer, *texts
@@ -179,15 +178,11 @@ def _require_steps_left(run):
 def _given_tokenizer(arguments, source, teacher):
     """The tokenizer that the arguments name; `None` if one is to be trained."""
     if arguments.tokenizer:
-        return _require_tokenizer(arguments.tokenizer)
+        return require_tokenizer(arguments.tokenizer)
     if source:
         return source.require_tokenizer()
     # Not the teacher's own, which says how many positions the teacher has.
-    return teacher and _require_tokenizer(teacher.directory)
-
-
-def _require_tokenizer(directory):
-    return require_end_token(load_tokenizer(directory), directory)
+    return teacher and require_tokenizer(teacher.directory)
 
 
 def _read_data(arguments, config, length, tokenizer):
