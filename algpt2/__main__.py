@@ -2,20 +2,21 @@
 
 import sys
 
-from algpt2.cli import FRAMEWORKS, Parser, did_you_mean, import_module, installed_frameworks
+from algpt2.cli import Parser, did_you_mean
 from algpt2.errors import exit_on_error
+from algpt2.imports.frameworks import FRAMEWORKS, import_module, installed_frameworks
 
 # The module and what it does, by the name of the command; `{package}` is that of the framework.
 COMMANDS = {
     "train": ("{package}.train", "train a model"),
     "evaluate": ("{package}.evaluate", "measure the perplexity of a checkpoint on a text"),
     "generate": ("{package}.generate", "continue texts"),
-    "benchmark": ("algpt2.benchmark.command", "how fast a checkpoint is here, in each runtime and precision"),
+    "benchmark": ("algpt2.benchmark.__main__", "how fast a checkpoint is here, in each runtime and precision"),
     "compare": ("algpt2.run", "several runs as one figure and one table"),
     "convert": ("convert.cli", "inspect, convert, verify or export a checkpoint"),
     "tokenization": ("algpt2.tokenization", "train a tokenizer"),
     "tfrecords": ("algpt2_tf.tfrecords", "write a tokenized text as TFRecords, to train from a bucket"),
-    "demo": ("algpt2.demo.command", "try checkpoints in a browser"),
+    "demo": ("algpt2.demo.__main__", "try checkpoints in a browser"),
     "hub": ("algpt2.hub", "upload a directory to the Hugging Face hub"),
 }
 # The commands whose own parser expects the name of the command as its first argument.

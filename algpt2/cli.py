@@ -3,47 +3,17 @@
 import argparse
 import contextlib
 import difflib
-import importlib
-import importlib.util
 import itertools
 import math
 import re
 import sys
-from typing import NamedTuple
 
-from algpt2.errors import InputError, exit_on_error, is_command, one_line
+from algpt2.errors import exit_on_error, is_command, one_line
+from algpt2.imports.frameworks import FRAMEWORKS, import_module
 from algpt2.imports.unneeded import UNNEEDED_BY_KERAS, hidden, uncollected, use_transformers_without_torch
 
-
-class Framework(NamedTuple):
-    """One of the two frameworks.
-
-    Args:
-        title: str. Its name, as people write it.
-        module: str. What it is imported by.
-        package: str. The package of its model and its commands.
-        library: str. The library of its models, as the Hugging Face hub calls it.
-        carry: str. The command of `python -m convert` that carries a run of it to the other one.
-    """
-
-    title: str
-    module: str
-    package: str
-    library: str
-    carry: str
-
-
-FRAMEWORKS = {
-    "pytorch": Framework("PyTorch", "torch", "algpt2_pt", "transformers", "pt2tf"),
-    "tensorflow": Framework("TensorFlow", "tensorflow", "algpt2_tf", "keras-hub", "tf2pt"),
-}
 # The programs that need transformers, but not PyTorch.
 WITHOUT_TORCH = ("algpt2_tf.", "algpt2.data.")
-
-
-def installed_frameworks():
-    """list of str: those of `FRAMEWORKS` that can be imported."""
-    return [name for name, framework in FRAMEWORKS.items() if importlib.util.find_spec(framework.module)]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -53,7 +23,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
-# Flags that say themselves what an empty text means.
+# Flags whose own check reports an empty text.
 MAY_BE_EMPTY = {"--stop"}
 
 
@@ -73,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = list(sys.argv[1:] if args is None else args)
         if not self.takes_all and self._subparsers is None:
-            # An unknown flag is told of first: what follows it would be taken for something else.
+            # An unknown flag is reported first: what follows it would be taken for something else.
             for name in (arg.partition("=")[0] for arg in itertools.takewhile("--".__ne__, args)):
                 flags = self._option_string_actions
                 if name.startswith("--") and " " not in name and not any(flag.startswith(name) for flag in flags):
@@ -178,6 +148,11 @@ temperature = _number(float, 0.01, "number from 0.01 to 100", high=100)
 seed = _number(int, 0, "seed below 2**32", high=2**32 - 1)
 
 
+def flag(name):
+    """The flag, str, of an argument's name, str."""
+    return f"--{name.replace('_', '-')}"
+
+
 def checkpoint_parser(framework, program, description):
     """The command line of a program that reads a checkpoint.
 
@@ -235,18 +210,3 @@ def run_command(parser, function, argv=None, parse=Parser.parse_args):
                     quickly.enter_context(hidden(*UNNEEDED_BY_KERAS))
             program = getattr(import_module(module), name)
         program(arguments)
-
-
-def import_module(name):
-    """The module of a command.
-
-    Args:
-        name: str.
-
-    Raises:
-        InputError: if what it needs is not installed or cannot be used.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"{name} cannot be imported ({error}); the README tells what to install") from error

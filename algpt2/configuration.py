@@ -236,7 +236,7 @@ class ALGPT2Config(PreTrainedConfig):
             block shared by all depths.
         depth_norms: bool. Whether each depth has layer normalizations of its own, ln_1 and ln_2. This and the next two
             are the freedom that depths keep within sharing, of blocks that are applied more than once.
-        depth_biases: bool. Whether each depth has biases of its own for the four products of its block.
+        depth_biases: bool. Whether each depth has biases of its own for the four linear layers of its block.
         depth_lora_rank: int. The rank of what each depth adds to the four matrices of its block; 0 for nothing.
         trained_schedule: list of int. The layer schedule whose depths the parameters of single depths belong to, where
             a model is run at another depth, see `algpt2.configuration.depth_sources`; `None` means `layer_schedule`.
@@ -376,8 +376,8 @@ class ALGPT2Config(PreTrainedConfig):
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     @property
-    def products(self):
-        """dict of str to tuple of int: the inputs and outputs of the four products of a block."""
+    def linear_layers(self):
+        """dict of str to tuple of int: the inputs and outputs of the four linear layers of a block."""
         return {
             "attn.c_attn": (self.n_embd, 3 * self.n_embd),
             "attn.c_proj": (self.n_embd, self.n_embd),

@@ -55,7 +55,12 @@ def library_errors(message):
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{message} ({' '.join(str(error).split())[:300]})") from error
+        raise InputError(f"{message} ({reason(error)})") from error
+
+
+def reason(error):
+    """str: what an error says, in one line of at most 300 characters; its type if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class LoadError(InputError, RuntimeError):

@@ -7,8 +7,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from algpt2.checkpoints import CONFIG_FILE, MODEL_CARD_FILE
-from algpt2.cli import Parser
-from algpt2.errors import InputError, exit_on_error
+from algpt2.cli import Parser, run_command
+from algpt2.errors import InputError
 
 # What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.
 LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*", "*/.*")
@@ -17,7 +17,8 @@ LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "run
 def upload(directory, repository, private=False, revision=None):
     """Upload a directory to a hub repository, which is made if it is not there.
 
-    The examples of the model card name the repository there, and stay as they are in the directory.
+    In the uploaded model card the examples load the model from the repository; the card in the directory stays as it
+    is.
 
     The token is that of `hf auth login` or of the environment variable HF_TOKEN.
 
@@ -101,7 +102,12 @@ def _refusal(repository, error):
     return f"{repository}: the hub answers {status} ({error.server_message or 'without a reason'})"
 
 
-def main(argv=None):
+def build_parser():
+    """The command line.
+
+    Returns:
+        `algpt2.cli.Parser`.
+    """
     parser = Parser(
         prog="python -m algpt2.hub",
         description="Upload a checkpoint or a run, without its intermediate checkpoints and logs, to the hub.",
@@ -110,9 +116,16 @@ def main(argv=None):
     parser.add_argument("repository", metavar="REPO", help="the repository, such as name/model")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is not there yet")
     parser.add_argument("--revision", metavar="BRANCH", help="the branch to upload to (default: main)")
-    arguments = parser.parse_args(argv)
-    with exit_on_error(parser.prog):
-        print(f"wrote {upload(arguments.directory, arguments.repository, arguments.private, arguments.revision)}")
+    return parser
+
+
+def run(arguments):
+    """Upload what the arguments, an `argparse.Namespace`, name; an InputError as of `upload`."""
+    print(f"wrote {upload(arguments.directory, arguments.repository, arguments.private, arguments.revision)}")
+
+
+def main(argv=None):
+    run_command(build_parser(), "algpt2.hub.run", argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ _generate = inspect.unwrap(GenerationMixin.generate)
 
 
 class FastGeneration:
-    """The part of a model that generates what transformers' `generate` does, in less time."""
+    """Mixin of a model: generates what transformers' `generate` does, in less time."""
 
     @torch.no_grad()
     @functools.wraps(_generate)

@@ -122,24 +122,26 @@ def _evaluating(model):
         model.train(was_training)
 
 
-def losses_at_depths(checkpoint, depths, arguments):
-    """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
+def losses_at_depths(model, configs):
+    """The loss function of a model at one depth after the other.
 
     Args:
-        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
-        depths: list of int; `None` for the checkpoint's own.
-        arguments: `argparse.Namespace`, as in `open_on_device`.
+        model: `ALGPT2LMHeadModel`.
+        configs: list of `ALGPT2Config`, those of the model at each depth.
 
     Yields:
         function of `token_loss_function`, good until the next one.
     """
-    model = open_on_device(checkpoint, arguments)
     losses = token_loss_function(model)
-    for depth in depths:
-        with at_depth_of(model.config, checkpoint.at_depth(depth)):
+    for config in configs:
+        with at_depth_of(model.config, config):
             yield losses
 
 
 def run(arguments):
     """The program of evaluation: see `algpt2.evaluation.command.run_evaluation`."""
-    run_evaluation(arguments, losses_at_depths)
+
+    def losses_of(checkpoint, configs):
+        return losses_at_depths(open_on_device(checkpoint, arguments), configs)
+
+    run_evaluation(arguments, losses_of)

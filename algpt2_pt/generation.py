@@ -55,14 +55,13 @@ class _Draft:
             return self._model.generate(*args, generation_config=generation_config, **kwargs)
 
 
-def token_generator(model, sampling, stop_token_id, stream=True, draft=None):
+def token_generator(model, sampling, stop_token_id, draft=None):
     """The function that `algpt2.generation.continuation.continue_tokens` takes, over transformers' `generate`.
 
     Args:
         model: `ALGPT2LMHeadModel`. Its generation configuration is replaced by what the arguments say.
         sampling: `algpt2.generation.continuation.Sampling`.
         stop_token_id: int.
-        stream: bool. Not used: it always streams.
         draft: `ALGPT2Config`, that of the model at a smaller depth, which drafts tokens of greedy search.
     """
     torch.manual_seed(sampling.seed)

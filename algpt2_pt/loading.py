@@ -30,7 +30,7 @@ NOT_OVERRIDES = ("dtype",)
 
 
 class AnyCheckpoint:
-    """The part of a model that reads checkpoints of either framework, by the names of any system."""
+    """Mixin of a model: reads checkpoints of either framework, by the names of any system."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):

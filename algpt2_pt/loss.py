@@ -10,7 +10,7 @@ NO_TEACHER = SoftTargets(None, None, share=0.0, temperature=1.0)
 
 
 class LossInChunks:
-    """The part of a model that computes its loss in chunks: with `skip_logits=True` as a keyword of `forward`.
+    """Mixin of a model: computes its loss in chunks: with `skip_logits=True` as a keyword of `forward`.
 
     With what `algpt2_pt.distillation.Teacher.targets` gives besides it learns the distribution of a teacher, too.
     """

@@ -115,7 +115,7 @@ class ALGPT2Depth(nn.ModuleDict):
             self["ln_1"] = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
             self["ln_2"] = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if config.depth_biases or config.depth_lora_rank:
-            for name, sizes in config.products.items():
+            for name, sizes in config.linear_layers.items():
                 self[name.replace(".", "_")] = ALGPT2DepthLinear(config, *sizes)
 
     def added(self, name, inputs, outputs):
@@ -132,7 +132,7 @@ class ALGPT2Attention(nn.Module):
         self.head_dim = config.n_embd // config.n_head
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        self.c_attn = nn.Linear(*config.products["attn.c_attn"], bias=bias)
+        self.c_attn = nn.Linear(*config.linear_layers["attn.c_attn"], bias=bias)
         self.c_proj = residual_projection(config, config.n_embd, bias)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
@@ -171,7 +171,7 @@ class ALGPT2MLP(nn.Module):
 
     def __init__(self, config, bias=True):
         super().__init__()
-        self.c_fc = nn.Linear(*config.products["mlp.c_fc"], bias=bias)
+        self.c_fc = nn.Linear(*config.linear_layers["mlp.c_fc"], bias=bias)
         self.c_proj = residual_projection(config, config.inner_width, bias)
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
@@ -621,7 +621,7 @@ class ALGPT2ForPreTraining(ALGPT2LMHeadModel):
 
 
 class ALGPT2ForSequenceClassification(ALGPT2PreTrainedModel):
-    """ALGPT2 with a linear head on the final hidden state of the last token, to class texts, as GPT-2's.
+    """ALGPT2 with a linear head on the final hidden state of the last token, to classify texts, as GPT-2's.
 
     Args:
         config: `ALGPT2Config` with `num_labels` or `id2label`. Several texts at once need its `pad_token_id`.
@@ -699,7 +699,7 @@ class ALGPT2ForSequenceClassification(ALGPT2PreTrainedModel):
 
 
 class ALGPT2ForTokenClassification(ALGPT2PreTrainedModel):
-    """ALGPT2 with a linear head on the final hidden state of every token, to class tokens, as GPT-2's.
+    """ALGPT2 with a linear head on the final hidden state of every token, to classify tokens, as GPT-2's.
 
     Args:
         config: `ALGPT2Config` with `num_labels` or `id2label`.

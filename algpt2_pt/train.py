@@ -16,8 +16,8 @@ The path of a batch:
 """
 
 from algpt2.cli import run_command
-from algpt2.training.arguments import parse_train_arguments
-from algpt2.training.command_line import train_parser
+from algpt2.training.arguments import train_parser
+from algpt2.training.given_arguments import parse_train_arguments
 
 
 def parser():

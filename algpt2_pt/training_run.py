@@ -35,7 +35,7 @@ def run(arguments):
     """Make or go on with a run.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.parse_train_arguments`.
+        arguments: `argparse.Namespace` of `algpt2.training.given_arguments.parse_train_arguments`.
 
     Raises:
         algpt2.errors.InputError: for anything wrong in the arguments or the data.

@@ -175,10 +175,10 @@ def _set_moments(optimizer, model, state):
     # An optimizer makes its state in its first step, which moves nothing at a learning rate of 0.
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    for parameter in model.parameters():
+    for _, parameter in _trained(model):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         for moment, tensor in optimizer.state[parameter].items():
             value = state.iterations if moment == "step" else state.moments[f"{name}.{moment}"]
             tensor.copy_(torch.as_tensor(value))

@@ -52,9 +52,10 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         super().__init__(inputs=backbone.input, outputs=self._outputs(), **kwargs)
 
     def _outputs(self):
-        return self._logits(self.backbone(self.backbone.input))
+        return self.logits_of(self.backbone(self.backbone.input))
 
-    def _logits(self, states):
+    def logits_of(self, states):
+        """The logits, float (batch, length, V), of the output of the backbone, float (batch, length, E)."""
         return self.backbone.token_embedding(states, reverse=True)
 
     def score(self, token_ids, padding_mask=None, scoring_mode="logits", layer_intercept_fn=None, target_ids=None):
@@ -84,7 +85,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
         states = backbone.project_embeddings(intercept(backbone.embed(token_ids), -1))
         for depth, (block, source) in enumerate(backbone.applications):
             states = intercept(block(states, padding_mask=mask, source=source), depth)
-        logits = self._logits(backbone.project_states(backbone.layer_norm(states)))
+        logits = self.logits_of(backbone.project_states(backbone.layer_norm(states)))
         if scoring_mode == "logits":
             return logits
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(target_ids, logits)
@@ -105,7 +106,7 @@ class TFALGPT2LMHeadModel(LossOverTokens, TFALGPT2Task, CausalLM):
             tuple of logits (batch, length, V), the states (batch, length, E) that they come from and the updated cache.
         """
         states, cache = self.backbone.call_with_cache(token_ids, cache, cache_update_index)
-        return self._logits(states), states, cache
+        return self.logits_of(states), states, cache
 
     def _build_cache(self, token_ids, prefill=None):
         config = self.config

@@ -1,15 +1,14 @@
 """A checkpoint as TensorFlow evaluates it: its model, and the losses of tokens."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from algpt2.errors import InputError
 from algpt2.evaluation.command import run_evaluation
-from algpt2_tf.backbone import TFALGPT2Backbone
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
 from algpt2_tf.devices import select_device
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks
-from algpt2_tf.weights import assign_weights, canonical_weights
 
 
 def open_model(checkpoint):
@@ -73,24 +72,19 @@ def class_logits_function(model):
     return lambda ids, mask: compute(np.asarray(ids, "int32"), np.asarray(mask, "int32")).numpy()
 
 
-def losses_at_depths(checkpoint, depths, arguments):
-    """The loss function of a checkpoint at one depth after the other; the weights are loaded once.
+def losses_at_depths(model, configs):
+    """The loss function of a model at one depth after the other.
 
     Args:
-        checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`.
-        depths: list of int; `None` for the checkpoint's own.
-        arguments: `argparse.Namespace`, of which nothing is used.
+        model: `TFALGPT2LMHeadModel`.
+        configs: list of `ALGPT2Config`, those of the model at each depth.
 
     Yields:
         function of `token_loss_function`.
     """
-    loaded = open_model(checkpoint)
-    for depth in depths:
-        model = loaded
-        if depth and depth != loaded.config.n_layer:
-            model = TFALGPT2LMHeadModel(TFALGPT2Backbone(checkpoint.at_depth(depth)))
-            assign_weights(model, canonical_weights(loaded))
-        yield token_loss_function(model)
+    for config in configs:
+        _, states = model.backbone.at_depth(config)(model.input)
+        yield token_loss_function(keras.Model(model.input, model.logits_of(states)))
 
 
 def packed_text(dataset, protocol):
@@ -107,13 +101,18 @@ def packed_text(dataset, protocol):
         algpt2.errors.InputError: if they are damaged, or hold it for another protocol.
     """
     blocks = TFRecordBlocks(dataset)
-    found = blocks.index["eval_protocol"]
-    if (protocol == "line") != (found == "line"):
-        raise InputError(f"{dataset}: holds its text for --protocol {found}, not {protocol}; give a --dataset")
+    if (protocol == "line") != (blocks.eval_protocol == "line"):
+        raise InputError(
+            f"{dataset}: holds its text for --protocol {blocks.eval_protocol}, not {protocol}; give a --dataset"
+        )
     return blocks.validation()
 
 
 def run(arguments):
     """The program of evaluation: see `algpt2.evaluation.command.run_evaluation`."""
     select_device(arguments.device)
-    run_evaluation(arguments, losses_at_depths, packed_text)
+
+    def losses_of(checkpoint, configs):
+        return losses_at_depths(open_model(checkpoint), configs)
+
+    run_evaluation(arguments, losses_of, packed_text)

@@ -67,7 +67,7 @@ def select_sampler(sampling):
     return RandomSampler(**options) if sampling.temperature else GreedySampler()
 
 
-def token_generator(model, sampling, stop_token_id, stream=False):
+def token_generator(model, sampling, stop_token_id, stream=True):
     """What `algpt2.generation.continuation.continue_tokens` takes, over `TFALGPT2LMHeadModel.generate_step`.
 
     Args:

@@ -8,7 +8,7 @@ from keras import ops
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from algpt2 import ALGPT2Config
-from algpt2.checkpoints.weight_maps.own import KERAS_PRODUCTS
+from algpt2.checkpoints.weight_maps.own import KERAS_LINEAR_LAYERS
 
 # Written out where TensorFlow's own functions round their constants to float32, which float64 models would show.
 ACTIVATIONS = {
@@ -92,8 +92,8 @@ class TFALGPT2Depth(keras.layers.Layer):
             for norm in (self.ln_1, self.ln_2):
                 norm.build((None, None, config.n_embd))
         if config.depth_biases or config.depth_lora_rank:
-            for name, product in KERAS_PRODUCTS.items():
-                inputs, outputs = config.products[product]
+            for name, linear in KERAS_LINEAR_LAYERS.items():
+                inputs, outputs = config.linear_layers[linear]
                 layer = DepthDense(outputs, config, dtype=self.dtype_policy, name=name)
                 layer.build((None, None, inputs))
                 setattr(self, name, layer)
@@ -156,9 +156,9 @@ class TFALGPT2Block(keras.layers.Layer):
                 self._built(layer_norm(config, self.dtype_policy, name), hidden_shape) for name in ("ln_1", "ln_2")
             )
         residual_std = config.initializer_range / math.sqrt(2 * config.n_layer)
-        for name, product in KERAS_PRODUCTS.items():
+        for name, linear in KERAS_LINEAR_LAYERS.items():
             std = residual_std if name.endswith("c_proj") else config.initializer_range
-            inputs, outputs = config.products[product]
+            inputs, outputs = config.linear_layers[linear]
             layer = keras.layers.Dense(
                 outputs,
                 use_bias=not (has_depths and config.depth_biases),
@@ -226,8 +226,8 @@ class TFALGPT2Block(keras.layers.Layer):
         hidden_states = self._add(hidden_states, self.resid_dropout(attention, training=training))
         # Each function ends with its matrix product, so that graphs do not compute that again: no gradient depends on
         # its output. `training` is passed on, since Keras does not know it during a recomputation.
-        inner = run(lambda states: self._product("c_fc", own, norms.ln_2(states), training), hidden_states)
-        output = run(lambda states: self._product("mlp_c_proj", own, self.activation(states), training), inner)
+        inner = run(lambda states: self._linear("c_fc", own, norms.ln_2(states), training), hidden_states)
+        output = run(lambda states: self._linear("mlp_c_proj", own, self.activation(states), training), inner)
         hidden_states = self._add(hidden_states, self.resid_dropout(output, training=training))
         return hidden_states if cache is None else (hidden_states, cache)
 
@@ -235,8 +235,8 @@ class TFALGPT2Block(keras.layers.Layer):
         multiplier = self.config.residual_multiplier
         return hidden_states + (change if multiplier == 1 else change * multiplier)
 
-    def _product(self, name, own, inputs, training):
-        """A product of the block, with what its depth adds to it."""
+    def _linear(self, name, own, inputs, training):
+        """A linear layer of the block, with what its depth adds to it."""
         outputs = getattr(self, name)(inputs, training=training)
         if own is None or not hasattr(own, name):
             return outputs
@@ -245,7 +245,7 @@ class TFALGPT2Block(keras.layers.Layer):
     def _attend(self, run, own, norm, hidden_states, padding_mask, cache, cache_update_index, training):
         batch, length = ops.shape(hidden_states)[:2]
         heads = (batch, length, self.config.n_head, self.head_width)
-        projected = run(lambda states: self._product("c_attn", own, norm(states), training), hidden_states)
+        projected = run(lambda states: self._linear("c_attn", own, norm(states), training), hidden_states)
         query, key, value = (
             ops.transpose(ops.reshape(states, heads), (0, 2, 1, 3)) for states in ops.split(projected, 3, axis=-1)
         )
@@ -279,7 +279,7 @@ class TFALGPT2Block(keras.layers.Layer):
         output = run(weigh, query, key, value, dropouts=((self.attn_dropout, 1),))
         output = ops.reshape(output, (batch, self.config.n_head, length, self.head_width))
         output = ops.reshape(ops.transpose(output, (0, 2, 1, 3)), (batch, length, self.config.n_embd))
-        return self._product("attn_c_proj", own, output, training), cache
+        return self._linear("attn_c_proj", own, output, training), cache
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -326,18 +326,3 @@ class ReversibleDense(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
-
-
-def last_token(hidden_states, padding_mask):
-    """The hidden state of the last token of each sequence that is not padding.
-
-    Args:
-        hidden_states: float (batch, length, H).
-        padding_mask: int or bool (batch, length), 0 for padding on either side.
-
-    Returns:
-        float (batch, H).
-    """
-    is_token = ops.cast(ops.not_equal(padding_mask, 0), "int32")
-    last = ops.argmax(is_token * ops.arange(ops.shape(hidden_states)[1]), axis=-1)
-    return ops.take_along_axis(hidden_states, last[:, None, None], axis=1)[:, 0]

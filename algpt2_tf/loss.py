@@ -10,7 +10,7 @@ from algpt2.training.loss import IGNORED, LOGITS_IN_CHUNK, tokens_in_chunk
 
 
 class LossOverTokens:
-    """The part of a Keras model whose loss in a step is the mean over the tokens that count, on all replicas.
+    """Mixin of a Keras model: its loss in a step is the mean over the tokens that count, on all replicas.
 
     Keras's is the mean over all tokens of a replica, padding too, and then the mean over the replicas, empty ones too.
     The loss that `fit` and `evaluate` show weights every step by its tokens. A label of -100 does not count.

@@ -1,42 +1,21 @@
 """ALGPT2 with two heads for pretraining in Keras: the language model and sentence-order prediction."""
 
 import keras
-from keras import ops
 
 from algpt2_tf.causal_lm import TFALGPT2LMHeadModel
-from algpt2_tf.layers import last_token
+from algpt2_tf.heads import LastTokenHead
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
-class SentenceOrderHead(keras.layers.Layer):
-    """A linear classifier of the last token that is not padding: 0 for segments in order, 1 for swapped ones.
+class SentenceOrderHead(LastTokenHead):
+    """Tells the order of two segments: 0 as in the text, 1 swapped.
 
     Args:
-        initializer_range: float. The standard deviation of the initial matrix.
-        **kwargs: as in `keras.layers.Layer`.
-
-    Call arguments:
-        hidden_states: float (batch, length, H).
-        padding_mask: int or bool (batch, length), 0 for padding on either side.
-
-    Returns:
-        float (batch, 2).
+        initializer_range, **kwargs: as in `LastTokenHead`.
     """
 
     def __init__(self, initializer_range=0.02, **kwargs):
-        super().__init__(**kwargs)
-        self.initializer_range = initializer_range
-
-    def build(self, hidden_states_shape, padding_mask_shape=None):
-        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
-        self.kernel = self.add_weight(name="kernel", shape=(hidden_states_shape[-1], 2), initializer=initializer)
-        self.bias = self.add_weight(name="bias", shape=(2,), initializer="zeros")
-
-    def call(self, hidden_states, padding_mask):
-        return ops.matmul(last_token(hidden_states, padding_mask), self.kernel) + self.bias
-
-    def get_config(self):
-        return {**super().get_config(), "initializer_range": self.initializer_range}
+        super().__init__(2, initializer_range, use_bias=True, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
@@ -81,7 +60,7 @@ class TFALGPT2ForPreTraining(TFALGPT2LMHeadModel):
     def _outputs(self):
         hidden_states, states = self.both_states(self.backbone.input)
         return {
-            "logits": self._logits(states),
+            "logits": self.logits_of(states),
             "sop_logits": self.sop_classifier(hidden_states, self.backbone.input["padding_mask"]),
         }
 

@@ -19,7 +19,7 @@ from algpt2_tf.weights import assign_weights, canonical_weights
 
 
 class TFALGPT2Task(PushToHubMixin):
-    """The part of a KerasHub task that reads checkpoints of either framework, in the names of any system.
+    """Mixin of a KerasHub task: reads checkpoints of either framework, in the names of any system.
 
     Attributes:
         architecture: str. The name of the PyTorch model with the same heads, for config.json.

@@ -1,53 +1,34 @@
-"""ALGPT2 with a head that classes texts, as a KerasHub task."""
+"""ALGPT2 with a head that classifies texts, as a KerasHub task."""
 
 import keras
-from keras import ops
 from keras_hub.models import TextClassifier
 
 from algpt2 import ALGPT2Config
 from algpt2.errors import InputError
-from algpt2_tf.layers import last_token
+from algpt2_tf.heads import LastTokenHead
 from algpt2_tf.preprocessor import TFALGPT2TextClassifierPreprocessor
 from algpt2_tf.task import TFALGPT2Task
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
-class ClassificationHead(keras.layers.Layer):
-    """A linear classifier, without bias, of the last token that is not padding, as GPT-2's.
+class ClassificationHead(LastTokenHead):
+    """Classifies texts, without bias, as GPT-2's.
 
     Args:
         num_classes: int.
-        initializer_range: float. The standard deviation of the initial matrix.
-        **kwargs: as in `keras.layers.Layer`.
-
-    Call arguments:
-        hidden_states: float (batch, length, H).
-        padding_mask: int or bool (batch, length), 0 for padding on either side.
-
-    Returns:
-        float (batch, num_classes), the logits.
+        initializer_range, **kwargs: as in `LastTokenHead`.
     """
 
     def __init__(self, num_classes, initializer_range=0.02, **kwargs):
-        super().__init__(**kwargs)
-        self.num_classes, self.initializer_range = num_classes, initializer_range
-
-    def build(self, hidden_states_shape, padding_mask_shape=None):
-        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
-        shape = (hidden_states_shape[-1], self.num_classes)
-        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=initializer)
-
-    def call(self, hidden_states, padding_mask):
-        return ops.matmul(last_token(hidden_states, padding_mask), self.kernel)
+        super().__init__(num_classes, initializer_range, use_bias=False, **kwargs)
 
     def get_config(self):
-        settings = {"num_classes": self.num_classes, "initializer_range": self.initializer_range}
-        return {**super().get_config(), **settings}
+        return {**super().get_config(), "num_classes": self.units}
 
 
 @keras.saving.register_keras_serializable(package="algpt2")
 class TFALGPT2TextClassifier(TFALGPT2Task, TextClassifier):
-    """ALGPT2 with a linear head on the final hidden state of the last token, to class texts, as GPT-2's in PyTorch.
+    """ALGPT2 with a linear head on the final hidden state of the last token, to classify texts, as GPT-2's in PyTorch.
 
     Args:
         backbone: `TFALGPT2Backbone`.

@@ -29,7 +29,9 @@ ROWS_AT_ONCE = 1024
 VALIDATION_FACTS = ("rows", "tokens", "words", "bytes")
 
 
-def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progress=False, **notes):
+def write_tfrecords(
+    directory, blocks, validation, tokenizer, shard_count, progress=False, eval_protocol="stream", dataset=None
+):
     """Write blocks as TFRecord shards, with the validation text and the tokenizer.
 
     A record is a `tf.train.Example` of two byte strings: `ids`, little-endian int32 (length), and `mask`, uint8
@@ -43,7 +45,8 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
         tokenizer: `transformers.PreTrainedTokenizerFast`.
         shard_count: int. One for each host or worker that reads them is usual.
         progress: bool. Whether to show a progress bar, on a terminal.
-        **notes: what tfrecords.json is to say besides.
+        eval_protocol: str, `"stream"` or `"line"`. What the rows of the validation text are.
+        dataset: str. Where the text came from, for readers of tfrecords.json.
 
     Raises:
         InputError: if there are fewer blocks than shards, shards are there already, or they cannot be written.
@@ -62,6 +65,7 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
         hash = _write_tokenizer(directory, tokenizer)
         _write_shards(directory, blocks, shard_count, progress)
         _write_validation(directory, validation)
+        facts = len(validation.starts) - 1, len(validation.tokens), validation.words, validation.bytes
         index = {
             "length": blocks.length,
             "packing": blocks.packing,
@@ -70,13 +74,9 @@ def write_tfrecords(directory, blocks, validation, tokenizer, shard_count, progr
             "record_bytes": _record_bytes(blocks.length),
             "vocab_size": vocabulary_size(tokenizer),
             "tokenizer": hash,
-            "validation": {
-                "rows": len(validation.starts) - 1,
-                "tokens": len(validation.tokens),
-                "words": int(validation.words),
-                "bytes": int(validation.bytes),
-            },
-            **notes,
+            "validation": dict(zip(VALIDATION_FACTS, map(int, facts), strict=True)),
+            "dataset": dataset,
+            "eval_protocol": eval_protocol,
         }
         # Last and in one step: a directory with this file is whole.
         temporary = _join(directory, f".{TFRECORDS_FILE}")
@@ -93,20 +93,21 @@ class TFRecordBlocks:
 
     Args:
         directory: str or path, local or `gs://`.
-        tokenizer: `transformers.PreTrainedTokenizerFast` that the blocks must have been made with; `None` allows any.
 
     Raises:
-        InputError: if the directory is incomplete or damaged, or of another tokenizer.
+        InputError: if the directory is incomplete or damaged.
 
     Example:
         >>> blocks = TFRecordBlocks("gs://bucket/wikitext")  # doctest: +SKIP
         >>> ids, mask = blocks.rows([0, 17])  # doctest: +SKIP
     """
 
-    def __init__(self, directory, tokenizer=None):
+    def __init__(self, directory):
         self.directory = str(directory)
         self.index = _read_index(self.directory)
         self.length, self.packing, self.padding = (self.index[key] for key in ("length", "packing", "padding"))
+        # Written since 0.2.
+        self.eval_protocol = self.index.get("eval_protocol", "stream")
         counts, size = self.index["blocks"], self.index["record_bytes"]
         self._paths = [_join(self.directory, _shard_name(shard, len(counts))) for shard in range(len(counts))]
         with _file_errors(self.directory, "read"):
@@ -120,9 +121,6 @@ class TFRecordBlocks:
             raise InputError(
                 f"{self.directory}: {TFRECORDS_FILE}: record_bytes do not fit the length; write them again"
             )
-        if tokenizer is not None and tokenizer_hash(tokenizer.backend_tokenizer.to_str()) != self.index["tokenizer"]:
-            raise InputError(f"{self.directory}: made with another tokenizer; use the one that lies there")
-        self._pool = ThreadPoolExecutor(min(64, len(counts)))
 
     def __len__(self):
         return sum(self.index["blocks"])
@@ -150,7 +148,9 @@ class TFRecordBlocks:
                 for row in np.flatnonzero(shards == shard):
                     ids[row], mask[row] = self._record(reader, path, int(positions[row]))
 
-        list(self._pool.map(read, np.unique(shards)))
+        needed = np.unique(shards)
+        with ThreadPoolExecutor(max(1, min(64, len(needed)))) as pool:
+            list(pool.map(read, needed))
         return ids, mask
 
     def validation(self):

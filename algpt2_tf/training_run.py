@@ -7,6 +7,7 @@ import re
 import keras
 import tensorflow as tf
 
+from algpt2.cli import flag
 from algpt2.errors import InputError, RunError
 from algpt2.training.optimization import optimizer_constants
 from algpt2.training.preparation import check_batch, prepare_run
@@ -30,7 +31,7 @@ def run(arguments):
     """Make or go on with a run.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.arguments.parse_train_arguments`.
+        arguments: `argparse.Namespace` of `algpt2.training.given_arguments.parse_train_arguments`.
 
     Raises:
         algpt2.errors.InputError: for anything wrong in the arguments or the data.
@@ -171,11 +172,11 @@ def _packed(arguments):
     fixed = ("validation", "tokenizer", "vocab_size", "text_column", "streaming", "detokenize", "control_code")
     for name in fixed:
         if getattr(arguments, name):
-            raise InputError(f"--{name.replace('_', '-')}: leave it out, the TFRecords have settled it")
+            raise InputError(f"{flag(name)}: leave it out, the TFRecords have settled it")
     blocks = TFRecordBlocks(arguments.dataset)
-    settled = {"length": blocks.length, "packing": blocks.packing, "eval_protocol": blocks.index["eval_protocol"]}
+    settled = {"length": blocks.length, "packing": blocks.packing, "eval_protocol": blocks.eval_protocol}
     for name, value in settled.items():
         if getattr(arguments, name) not in (None, "stream", value):
-            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: the TFRecords have {value}")
+            raise InputError(f"{flag(name)} {getattr(arguments, name)}: the TFRecords have {value}")
         setattr(arguments, name, value)
     return blocks.tokenizer(), blocks, blocks.validation()

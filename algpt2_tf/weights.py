@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from algpt2.checkpoints.weight_maps.own import KERAS_PRODUCTS
+from algpt2.checkpoints.weight_maps.own import KERAS_LINEAR_LAYERS
 from algpt2.checkpoints.weights import check_weights, depth_layer
 from algpt2.errors import InputError
 
@@ -71,8 +71,8 @@ def canonical_variables(model):
     for index, block in enumerate(backbone.transformer_layers):
         prefix = f"transformer.h.{index}"
         variables |= _norms(prefix, block)
-        for name, product in KERAS_PRODUCTS.items():
-            variables |= _dense(f"{prefix}.{product}", getattr(block, name))
+        for name, linear in KERAS_LINEAR_LAYERS.items():
+            variables |= _dense(f"{prefix}.{linear}", getattr(block, name))
         for depth, own in zip(block.own_depths, block.depths, strict=True):
             variables |= _own(f"{prefix}.depths.{depth}", own)
     variables |= _norm("transformer.ln_f", backbone.layer_norm)
@@ -91,8 +91,8 @@ def canonical_variables(model):
 
 def _own(prefix, own):
     variables = _norms(prefix, own)
-    for name, product in KERAS_PRODUCTS.items():
-        layer, canonical = getattr(own, name, None), depth_layer(f"{prefix}.", product)
+    for name, linear in KERAS_LINEAR_LAYERS.items():
+        layer, canonical = getattr(own, name, None), depth_layer(f"{prefix}.", linear)
         if layer is not None and layer.down is not None:
             variables[f"{canonical}.down"] = (layer.down.kernel, True)
             variables[f"{canonical}.up"] = (layer.up.kernel, True)

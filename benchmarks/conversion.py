@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from side_by_side import json_file, memory_bytes
 
 from algpt2 import ALGPT2Config, layer_schedule, parameter_count
 from algpt2.checkpoints.checkpoint import write_checkpoint_weights
@@ -58,7 +59,7 @@ def measure(step, source, target):
     os.sync()
     # The imports had a peak of their own, which this sets back.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _memory("VmRSS")
+    before = memory_bytes("VmRSS")
     start = time.perf_counter()
     if step == "copy":
         target.mkdir()
@@ -69,12 +70,7 @@ def measure(step, source, target):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "bytes": _memory("VmHWM") - before}
-
-
-def _memory(field):
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+    return {"seconds": seconds, "bytes": memory_bytes("VmHWM") - before}
 
 
 def run_rounds(directory, rounds):
@@ -126,7 +122,7 @@ def main():
     parser.add_argument("--embedding-size", type=natural_int, default=128, help="0: the width of the model")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--rounds", type=positive_int, default=5)
-    parser.add_argument("--output", metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--output", type=json_file, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
@@ -158,7 +154,7 @@ def main():
     print(f"\nmedians of {arguments.rounds} rounds, ratios of each round\n\n{markdown_table(table)}")
     if arguments.output:
         record = {**vars(arguments), "bytes": size, "largest_tensor": largest, "steps": rows}
-        Path(arguments.output).write_text(json.dumps(record, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

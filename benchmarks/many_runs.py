@@ -15,7 +15,7 @@ from algpt2 import ALGPT2Config, layer_schedule
 from algpt2.configuration import NO_DROPOUT
 from algpt2.data.packing import TrainingOrder
 from algpt2.evaluation.perplexity import Evaluation
-from algpt2.training.loss import IGNORED
+from algpt2.training.loss import IGNORED, TEMPERATURE
 from algpt2.training.optimization import hyperparameters
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer, create_scheduler
@@ -23,7 +23,6 @@ from algpt2_pt.optimization import create_optimizer, create_scheduler
 LENGTH = 256
 # Steps that run before a graph is captured: what libraries set up at the first call must not be part of it.
 EAGER_STEPS = 3
-TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)

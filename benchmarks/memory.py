@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from side_by_side import check_variants, framework_parser, report
+from side_by_side import check_variants, framework_parser, memory_bytes, report
 from training import PEERS, STEPS, VARIANTS, check_shape
 
 from algpt2.benchmark.timing import processor
@@ -22,16 +22,11 @@ from algpt2.cli import positive_int
 def measure(framework, name, shape):
     """int: the bytes that two steps of a variant take in this process."""
     ids = np.random.default_rng(0).integers(50257, size=shape, dtype=np.int32)
-    before = _peak()
+    before = memory_bytes("VmHWM")
     step = STEPS[framework](name, ids, "fp32", 0.0).run
     for _ in range(2):
         step()
-    return _peak() - before
-
-
-def _peak():
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return memory_bytes("VmHWM") - before
 
 
 def main():

@@ -116,12 +116,13 @@ def main():
             print(f"round {number + 1}:", *(f"{side} {sides[side]['seconds']:.2f} s" for side in SIDES), flush=True)
 
     result = {"file": arguments.file, "bytes": Path(arguments.file).stat().st_size, "rounds": rounds, **summary(rounds)}
-    print("\n| | tokens/s | first run, s | second run, s | peak memory, MiB |\n|---|---|---|---|---|")
+    from algpt2.tables import markdown_table
+
+    rows = [("", "tokens/s", "first run, s", "second run, s", "peak memory, MiB")]
     for side, median in result["sides"].items():
-        print(
-            f"| {side} | {median['tokens_per_second']:,.0f} | {median['seconds']:.2f} | {median['again']:.3f} "
-            f"| {median['peak_mib']:,.0f} |"
-        )
+        speed, seconds, again, peak = (median[key] for key in ("tokens_per_second", "seconds", "again", "peak_mib"))
+        rows.append((side, f"{speed:,.0f}", f"{seconds:.2f}", f"{again:.3f}", f"{peak:,.0f}"))
+    print("\n" + markdown_table(rows))
     print(f"\nalgpt2 is {result['times_as_fast']:.2f} times as fast (median of the rounds' ratios)")
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")

@@ -23,7 +23,7 @@ class Plan:
         rows: list of `Row`.
         sizes: `Sizes`.
         texts: `Texts`.
-        directory: `Path`, or `None` to write nothing.
+        directory: `Path`.
         name: str, of the file in the directory.
         former: list of dict, records of other plans, for the best rates.
         deadline: float, by `time.monotonic`.

@@ -8,6 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from side_by_side import json_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -71,7 +72,7 @@ def main():
     parser.add_argument("--language-epochs", type=positive_float, default=4.0, help="passes that learn the language")
     parser.add_argument("--epochs", type=positive_float, default=3.0, help="passes that learn the classes")
     parser.add_argument("--seed", type=positive_int, default=1)
-    parser.add_argument("--output", default="polarity.json", help="where the figures go")
+    parser.add_argument("--output", type=json_file, default="polarity.json", help="where the figures go")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = {name: fine_tuned(name, arguments, folder) for name in MODELS}
@@ -80,7 +81,8 @@ def main():
     for name, (accuracy, f1, parameters) in results.items():
         table.append((name, f"{parameters:,}", f"{accuracy:.3f}", f"{f1:.3f}"))
     print(markdown_table(table))
-    Path(arguments.output).write_text(json.dumps({"arguments": vars(arguments), "results": results}, indent=2) + "\n")
+    record = {"arguments": vars(arguments), "results": results}
+    arguments.output.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

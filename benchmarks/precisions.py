@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from side_by_side import add_rounds
+from side_by_side import add_rounds, json_file
 
 from algpt2.benchmark.timing import time_in_turns
 from algpt2.checkpoints.checkpoint import opened
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("checkpoints", nargs="+", type=Path, help="each with a tokenizer")
     parser.add_argument("--dataset", required=True, help="a text")
     parser.add_argument("--tokens", type=positive_int, help="measure the first N tokens (default: all)")
-    parser.add_argument("--output", default="precisions.json", help="where the figures go")
+    parser.add_argument("--output", type=json_file, default="precisions.json", help="where the figures go")
     add_rounds(parser)
     arguments = parser.parse_args()
     figures, models = [], {}
@@ -70,7 +70,7 @@ def main():
         )
         rows.append((figure["model"], f"{figure['parameters']:,}", figure["precision"], *numbers))
     print(markdown_table(rows))
-    Path(arguments.output).write_text(json.dumps(figures, indent=2))
+    arguments.output.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import statistics
 import keras
 import numpy as np
 import tensorflow as tf
-from side_by_side import add_rounds
+from side_by_side import add_rounds, json_file
 
 from algpt2 import layer_schedule, parameter_count
 from algpt2.benchmark.timing import time_in_turns
@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--batch-size", type=positive_int, default=16, help="blocks of n_positions tokens")
     parser.add_argument("--steps", type=positive_int, default=5, help="of each scheme in a round")
     add_rounds(parser)
-    parser.add_argument("--output", default="sharing.json", help="where the figures go")
+    parser.add_argument("--output", type=json_file, default="sharing.json", help="where the figures go")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
     base = read_config(arguments.config)

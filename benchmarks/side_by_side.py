@@ -28,6 +28,12 @@ def json_file(text):
     return path
 
 
+def memory_bytes(field):
+    """int: the bytes that this process has by a field of /proc/self/status, such as `"VmHWM"`, the most so far."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
 def framework_parser(description, output):
     """The options of all benchmarks of one framework.
 

@@ -11,12 +11,12 @@ import algpt2_pt.train
 import algpt2_tf.pretraining
 import algpt2_tf.train
 from algpt2.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from algpt2.cli import FRAMEWORKS
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
+from algpt2.imports.frameworks import FRAMEWORKS
 from algpt2.tables import markdown_table
-from algpt2.training.arguments import read_arguments
 from algpt2.training.checksums import write_checksums
+from algpt2.training.given_arguments import read_arguments
 from algpt2.training.history import HISTORY_FILE, read_history, write_history
 from algpt2.training.run_directory import (
     BEST,

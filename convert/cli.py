@@ -6,7 +6,8 @@ import sys
 from algpt2.checkpoints.formats.lazy_tensor import DTYPES
 from algpt2.cli import Parser, byte_size, natural_int, positive_int
 from algpt2.errors import InputError, exit_on_error
-from algpt2.training.command_line import SHARING_HELP
+from algpt2.imports.frameworks import import_module
+from algpt2.training.arguments import SHARING_HELP
 from convert.compression import STARTS, TOKENS
 from convert.exports import FORMATS
 
@@ -248,8 +249,7 @@ def _carry(arguments):
         raise InputError(
             "--training-state makes a new run: give it an --output, and leave out --dtype and --max-shard-size"
         )
-    from convert import carry_run
-
+    carry_run = import_module("convert.carry_run")
     carried = getattr(carry_run, f"{arguments.command}_run")(arguments.directory, arguments.output, arguments.force)
     print(carry_run.summary(carried))
     print(f"wrote {carried.checkpoint}", flush=True)
@@ -262,7 +262,10 @@ def _compare(arguments, source, target, dtype=None):
     from convert.comparison import table
     from convert.verification import compare_conversion
 
-    names, comparisons = compare_conversion(source, target, arguments.command.replace("-", "_"), dtype)
+    try:
+        names, comparisons = compare_conversion(source, target, arguments.command.replace("-", "_"), dtype)
+    except InputError as error:
+        raise InputError(f"{error}; --no-verify leaves the comparison out") from error
     print(table(names, comparisons))
     return _failure(comparisons)
 

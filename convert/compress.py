@@ -9,10 +9,10 @@ import numpy as np
 
 from algpt2.checkpoints.casting import Casting
 from algpt2.checkpoints.checkpoint import open_checkpoint, write_checkpoint_weights
-from algpt2.cli import installed_frameworks
 from algpt2.data.packing import block_length
 from algpt2.errors import InputError
 from algpt2.evaluation.perplexity import evaluate, validation_text
+from algpt2.imports.frameworks import installed_frameworks
 from convert.compression import TOKENS
 from convert.compression.calibration import calibration_rows, input_moments
 from convert.compression.errors import Errors, error_table, relative_errors

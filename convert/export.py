@@ -7,10 +7,10 @@ import numpy as np
 
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.cli import installed_frameworks
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced, file_replaced
 from algpt2.generation.sampling import log_softmax
+from algpt2.imports.frameworks import installed_frameworks
 from convert.comparison import TOLERANCES, Comparison, compare_logits, fixed_batches
 from convert.exports import FORMATS
 from convert.sides import open_side

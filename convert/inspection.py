@@ -14,6 +14,16 @@ from algpt2.configuration import schedule_pattern
 from algpt2.data.tokenizer import check_vocabulary, has_tokenizer, load_tokenizer
 from algpt2.errors import InputError
 
+# The most classes whose names are told.
+NAMED = 6
+# What the heads of the PyTorch classes tell.
+HEADS = {
+    "ALGPT2ForPreTraining": "sentence order",
+    "ALGPT2ForSequenceClassification": "sequence classification",
+    "ALGPT2ForTokenClassification": "token classification",
+    "ALGPT2ForQuestionAnswering": "question answering",
+}
+
 
 def inspect_checkpoint(directory):
     """Describe a checkpoint in any dialect.
@@ -56,17 +66,6 @@ def inspect_checkpoint(directory):
     return {**report, "problems": problems}
 
 
-# The most classes whose names are told.
-NAMED = 6
-# What the heads of the PyTorch classes tell.
-HEADS = {
-    "ALGPT2ForPreTraining": ["sentence order"],
-    "ALGPT2ForSequenceClassification": ["sequence classification"],
-    "ALGPT2ForTokenClassification": ["token classification"],
-    "ALGPT2ForQuestionAnswering": ["question answering"],
-}
-
-
 def _describe_weights(checkpoint):
     files = weight_files(checkpoint.format, checkpoint.path)
     counts = Counter(tensor.dtype.name for tensor in checkpoint.weights.values())
@@ -83,12 +82,12 @@ def _describe_weights(checkpoint):
 
 def _describe_heads(checkpoint):
     heads = ["language model"] if checkpoint.is_language_model else []
-    for head in HEADS.get(checkpoint.architecture, []):
+    head = HEADS.get(checkpoint.architecture)
+    if head and head.endswith("classification"):
         labels = checkpoint.config.id2label
-        named = f" ({len(labels)}: {', '.join(labels[index] for index in sorted(labels)[:NAMED])}"
-        named += ", ...)" if len(labels) > NAMED else ")"
-        heads.append(head + (named if head.endswith("classification") else ""))
-    return heads
+        named = [labels[index] for index in sorted(labels)[:NAMED]] + ["..."] * (len(labels) > NAMED)
+        head += f" ({len(labels)}: {', '.join(named)})"
+    return [*heads, head] if head else heads
 
 
 def _describe_model(config):

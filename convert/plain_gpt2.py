@@ -29,9 +29,9 @@ SMALL_FACTORS = ("transformer.project_in.", "transformer.project_out.", "transfo
 def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, lossy=False, keras_hub=False):
     """Write a plain GPT-2 with the logits of an ALGPT2.
 
-    The blocks are copied for every depth with what belongs to it, low-rank additions and the residual multiplier are
-    multiplied out, the embeddings multiplied out through project_in and the head through
-    project_out; project_in's bias goes into the position embeddings, project_out's into the bias of ln_f.
+    Every depth gets a copy of its block, with its own norms and biases; low-rank additions and the residual multiplier
+    are multiplied into the matrices. The embeddings are multiplied by project_in, the head by project_out. The bias of
+    project_in goes into the position embeddings, that of project_out into the bias of ln_f.
 
     Args:
         directory: path. A checkpoint in any of `algpt2.checkpoints.weight_maps.DIALECTS`.

@@ -5,6 +5,7 @@ from tqdm.auto import tqdm
 from algpt2.checkpoints.checkpoint import open_checkpoint, opened
 from algpt2.data.encoding import encode
 from algpt2.errors import InputError
+from algpt2.evaluation import EVALUATION_BATCH
 from algpt2.evaluation.perplexity import evaluate, perplexity, validation_text
 from algpt2.generation.continuation import continue_tokens, prepare_prompts
 from convert.comparison import TOLERANCES, Comparison, compare_logits, compare_numbers, fixed_batches
@@ -65,7 +66,7 @@ def _compute_dtype(first, second):
     return "float64" if first.dtype == second.dtype == "float64" else "float32"
 
 
-def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_size=16):
+def verify(directory, other=None, dataset=None, prompt=None, length=None):
     """Compare loss, logits, hidden states and a greedy continuation of two checkpoints, as far as they have them.
 
     Args:
@@ -74,7 +75,6 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
         dataset: str, as `--dataset` of evaluation, to measure the loss on; `None` takes fixed token ids.
         prompt: str, to continue; `None` takes fixed token ids. Both need a tokenizer in `directory`.
         length: int. The tokens of a row of the text; `None` means `n_positions`.
-        batch_size: int.
 
     Returns:
         tuple of the names of the sides and the list of `Comparison`.
@@ -106,7 +106,7 @@ def verify(directory, other=None, dataset=None, prompt=None, length=None, batch_
     tolerance = TOLERANCES[dtype]
 
     steps = [
-        lambda: _compare_losses(sides, configs[0], text, batch_size, tolerance),
+        lambda: _compare_losses(sides, configs[0], text, tolerance),
         lambda: compare_logits([side.outputs for side in sides], configs[0], tolerance),
         lambda: _compare_hidden_states(sides, configs[0], tolerance),
         lambda: [_compare_continuations(sides, configs[0], context, stop_token_id, tokenizer)],
@@ -132,13 +132,13 @@ def _fixed_ids(config):
     return fixed_batches(config)["unpadded"][0]
 
 
-def _compare_losses(sides, config, text, batch_size, tolerance):
+def _compare_losses(sides, config, text, tolerance):
     if text is None:
         ids = _fixed_ids(config)
         losses = [float(side.token_losses(ids).mean()) for side in sides]
         name = f"fixed ids, length {ids.shape[1]}"
     else:
-        results = [evaluate(side.token_losses, *text, batch_size, progress=True) for side in sides]
+        results = [evaluate(side.token_losses, *text, EVALUATION_BATCH, progress=True) for side in sides]
         losses, name = [result.loss for result in results], f"protocol {results[0].name}"
     return [
         compare_numbers(f"loss ({name})", tuple(losses), tolerance),

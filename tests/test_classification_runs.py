@@ -12,7 +12,9 @@ from command_lines import FRAMEWORKS, WEIGHTS_FILES, history, run, stored_weight
 from models import classifier_weights, random_weights, save_checkpoint, tiny_config
 from transformers import pipeline
 
-from algpt2.training.classification import LabelledTexts, evaluate_classes, measure_classes
+from algpt2.data.labelled_texts import LabelledTexts
+from algpt2.evaluation.classes import measure_classes
+from algpt2.training.classification import evaluate_classes
 from algpt2_pt import ALGPT2ForSequenceClassification
 
 TRAIN = {framework: f"algpt2_{framework}.train" for framework in FRAMEWORKS}

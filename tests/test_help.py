@@ -10,9 +10,9 @@ COMMANDS = (
     *("algpt2_pt.train_tokenizer", "algpt2_tf.train", "algpt2_tf.evaluate", "algpt2_tf.generate"),
     *(
         "algpt2_tf.tfrecords",
-        "algpt2.benchmark.command",
+        "algpt2.benchmark.__main__",
         "algpt2.hub",
-        "algpt2.demo.command",
+        "algpt2.demo.__main__",
         "algpt2.run compare",
         "algpt2.tokenization train",
     ),

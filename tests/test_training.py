@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 import algpt2_pt.train
 from algpt2.checkpoints.config_file import read_config
-from algpt2.training.arguments import parse_train_arguments
+from algpt2.training.given_arguments import parse_train_arguments
 from algpt2.training.preparation import prepare_run
 from algpt2_pt.training import Samples
 from algpt2_tf.training import batches

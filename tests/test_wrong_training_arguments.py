@@ -42,6 +42,7 @@ def test_wrong_arguments(files, framework, extra, message, tmp_path, capsys):
         (["--decay-steps", "4"], "--decay-steps would have no effect: it is for --lr-schedule wsd"),
         (["--optimizer", "sgd", "--adam-beta2", "0.9"], "--adam-beta2 would have no effect: sgd has no such constant"),
         (["--save-total-limit", "2"], "--save-total-limit would have no effect"),
+        (["--label-column", "x"], "--label-column would have no effect: it is for --task classify"),
         (["--run-name", "x"], "--run-name would have no effect: it is for --report-to wandb"),
         (["--depth", "3", "--config-override", "n_layer=4"], "--depth would have no effect"),
         (["--sharing", "full", "--config-override", "layer_schedule=[0, 1]"], "--sharing would have no effect"),

@@ -1,35 +1,122 @@
-"""The command line of the benchmark of a checkpoint."""
+"""The program of the benchmark of a checkpoint."""
 
-from algpt2.benchmark.runtimes import RUNTIMES
-from algpt2.cli import Parser, positive_int, run_command
+import functools
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from algpt2.benchmark.runtimes import RUNTIMES, quantization
+from algpt2.benchmark.timing import processor, time_in_turns
+from algpt2.checkpoints.weights import parameter_count
+from algpt2.errors import InputError
+from algpt2.evaluation.perplexity import evaluate, validation_text
+from algpt2.onnx.exported import ExportedCheckpoint, open_either
+from algpt2.tables import markdown_table
+
+NEW_TOKENS = 128
+# What rounded weights may add to the perplexity of a model that is recommended.
+TOLERANCE = 0.01
 
 
-def build_parser():
-    """The command line.
+def run(arguments):
+    """Measure a checkpoint in each runtime and precision, and print a table and a recommendation.
 
-    Returns:
-        `algpt2.cli.Parser`.
+    Args:
+        arguments: `argparse.Namespace` of `algpt2.benchmark.arguments.build_parser`.
+
+    Raises:
+        InputError: for anything wrong in the arguments, the checkpoint or the text, and if there is no runtime.
     """
-    parser = Parser(
-        prog="python -m algpt2.benchmark",
-        description="Measure a checkpoint on this machine's CPU in each runtime and precision: the speed of greedy "
-        "decoding, the bytes of the weights, and the perplexity of a text; and recommend one.",
+    checkpoint = open_either(arguments.checkpoint)
+    config = checkpoint.config
+    variants = _variants(checkpoint, arguments.runtimes)
+    room = config.n_positions - arguments.prompt_length
+    count = arguments.new_tokens or min(NEW_TOKENS, room)
+    if not 1 <= count <= room:
+        raise InputError(
+            f"--prompt-length {arguments.prompt_length} and --new-tokens {arguments.new_tokens or 1} are more than the "
+            f"{config.n_positions} positions of the model; give fewer"
+        )
+    text = None
+    if arguments.dataset:
+        text, length = validation_text(checkpoint, arguments.dataset)
+        text = replace(text, tokens=text.tokens[: arguments.dataset_tokens])
+    prompt = np.random.default_rng(0).integers(config.vocab_size, size=arguments.prompt_length).tolist()
+    models, loading, failures = {}, {}, {}
+    for runtime, precision in variants:
+        print(f"loading {_title((runtime, precision))}", file=sys.stderr)
+        start = time.perf_counter()
+        try:
+            models[runtime, precision] = RUNTIMES[runtime].load(checkpoint, precision)
+        except InputError as error:
+            failures.setdefault(str(error), []).append(_title((runtime, precision)))
+        loading[runtime, precision] = time.perf_counter() - start
+    if not models:
+        raise InputError(next(iter(failures)))
+    seconds, first = time_in_turns(
+        {_title(variant): functools.partial(model.generate, prompt, count) for variant, model in models.items()},
+        arguments.rounds,
     )
-    parser.add_argument("checkpoint", help="a checkpoint directory, an ONNX directory, or the id of a hub repository")
-    parser.add_argument(
-        "--runtimes", nargs="+", choices=RUNTIMES, metavar="NAME", help=f"only these of {', '.join(RUNTIMES)}"
+    rows = []
+    for variant, model in models.items():
+        taken = seconds[_title(variant)]
+        row = {"runtime": RUNTIMES[variant[0]].title, "weights": variant[1]}
+        row["tokens/s"] = count / statistics.median(taken)
+        row["spread"] = f"{count / max(taken):,.1f} to {count / min(taken):,.1f}"
+        row["first text, s"] = f"{loading[variant] + first[_title(variant)]:.1f}"
+        row["MB"] = f"{model.size / 1e6:,.1f}"
+        if text:
+            row["perplexity"] = evaluate(model.token_losses, text, length, batch_size=4, progress=True).perplexity
+        rows.append(row)
+    print(
+        f"{arguments.checkpoint}: {parameter_count(config):,} parameters, {arguments.prompt_length} + {count} tokens, "
+        f"batch 1, medians of {arguments.rounds} on {processor()}\n"
     )
-    parser.add_argument("--prompt-length", type=positive_int, default=8, metavar="N", help="start from N random tokens")
-    parser.add_argument(
-        "--new-tokens", type=positive_int, metavar="N", help="make N tokens (default: 128, or what n_positions leaves)"
-    )
-    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="take the median of N rounds")
-    parser.add_argument("--dataset", help="measure the perplexity of this text, as evaluate takes it")
-    parser.add_argument(
-        "--dataset-tokens", type=positive_int, default=16_384, metavar="N", help="of its first N tokens"
-    )
-    return parser
+    print(markdown_table([list(rows[0]), *(map(_shown, row.values()) for row in rows)]))
+    for error, variants in failures.items():
+        print(f"\nnot in {'; '.join(variants)}: {error}")
+    print(f"\n{_recommendation(arguments.checkpoint, list(models), rows)}")
 
 
-def main(argv=None):
-    run_command(build_parser(), "algpt2.benchmark.program.run", argv)
+def _variants(checkpoint, names):
+    """list of tuple of str: the runtimes and precisions that there are for a checkpoint."""
+    if isinstance(checkpoint, ExportedCheckpoint):
+        if set(names or ["onnx"]) != {"onnx"}:
+            raise InputError(f"{checkpoint.directory}: holds a graph for ONNX Runtime; leave --runtimes out")
+        names = ["onnx"]
+    for name in names or ():
+        if not RUNTIMES[name].is_installed:
+            raise InputError(f"--runtimes {name}: {RUNTIMES[name].package} is not installed; install or leave it out")
+    found = list(dict.fromkeys(names or [name for name in RUNTIMES if RUNTIMES[name].is_installed]))
+    if not found:
+        raise InputError("no runtime is installed; the README tells what to install")
+    variants = [(name, precision) for name in found for precision in RUNTIMES[name].uses]
+    if isinstance(checkpoint, ExportedCheckpoint):
+        return [variant for variant in variants if checkpoint.holds(quantization(variant[1]))]
+    return variants
+
+
+def _title(variant):
+    runtime, precision = variant
+    return f"{RUNTIMES[runtime].title}, {precision}"
+
+
+def _shown(value):
+    return f"{value:,.2f}" if isinstance(value, float) else value
+
+
+def _recommendation(checkpoint, variants, rows):
+    """str: the fastest variant, of those that keep the perplexity if that is known, and the command for it."""
+    allowed = range(len(rows))
+    reason = "fastest (give a --dataset to see what rounded weights cost)"
+    if "perplexity" in rows[0]:
+        limit = (1 + TOLERANCE) * min(row["perplexity"] for row in rows)
+        allowed = [index for index in allowed if rows[index]["perplexity"] <= limit]
+        reason = f"fastest within {TOLERANCE:.0%} of the best perplexity"
+    best = max(allowed, key=lambda index: rows[index]["tokens/s"])
+    runtime, precision = variants[best]
+    use = RUNTIMES[runtime].use(precision, checkpoint)
+    return f"{reason}: {_title(variants[best])}\n\n    {use}"

@@ -1,10 +1,11 @@
 """The runtimes of a checkpoint, the precisions of each, and how it is used in them."""
 
 import importlib.util
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
-from algpt2.cli import FRAMEWORKS, import_module
+from algpt2.imports.frameworks import FRAMEWORKS, import_module
 
 
 class LoadedModel(NamedTuple):
@@ -29,7 +30,8 @@ class Runtime(NamedTuple):
         package: str. What it is imported by.
         module: str. The module of the project whose function `load` takes a checkpoint and a precision to a
             `LoadedModel`.
-        uses: dict of str to str: of each precision the command, or the line of Python, that runs `{checkpoint}` in it.
+        uses: dict of str to str: of each precision the command, or the line of Python, that runs in it
+            `{checkpoint}`, or `{quoted}` as a shell takes it.
     """
 
     title: str
@@ -41,6 +43,11 @@ class Runtime(NamedTuple):
     def is_installed(self):
         """bool."""
         return importlib.util.find_spec(self.package) is not None
+
+    def use(self, precision, checkpoint):
+        """str: the command, or the line of Python, that runs a checkpoint (path) in a precision, one of `uses`."""
+        name = str(checkpoint)
+        return self.uses[precision].format(checkpoint=name, quoted=shlex.quote(name))
 
     def load(self, checkpoint, precision):
         """The model of a checkpoint in a precision.
@@ -63,8 +70,8 @@ def quantization(precision):
     return None if precision == "fp32" else precision
 
 
-_PYTORCH = "python -m algpt2_pt.generate {checkpoint}"
-_FROM_PRETRAINED = '.from_pretrained("{checkpoint}"'
+_PYTORCH = "python -m algpt2_pt.generate {quoted}"
+_FROM_PRETRAINED = ".from_pretrained({checkpoint!r}"
 RUNTIMES = {
     "pytorch": Runtime(
         FRAMEWORKS["pytorch"].title,

@@ -41,7 +41,7 @@ def cores():
 
 
 def processor():
-    """str: the processor by its name and what it has for products, and its cores."""
+    """str: the number of cores, the name of the processor and its widest vector instructions."""
     name, flags = platform.processor() or platform.machine(), ""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

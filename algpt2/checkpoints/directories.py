@@ -1,5 +1,6 @@
 """Checkpoint directories: finding them, here or on the Hugging Face hub, and what may be in them."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -47,14 +48,14 @@ def find_checkpoint(name_or_path, subfolder="", **hub_options):
         )
     name, prefix = str(name_or_path), f"{subfolder.strip('/')}/" if subfolder else ""
     try:
-        try:
-            access = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
-            files = set(HfApi().list_repo_files(name, **access))
-            # One of several copies of the weights is enough, since both frameworks read each of them.
-            kinds = [kind for kind in FORMATS if {f"{prefix}{kind.file}", f"{prefix}{kind.index}"} & files][:1]
-        except (HTTPError, OSError):
-            # What was downloaded before may still be there.
-            kinds = FORMATS
+        kinds = FORMATS
+        if not hub_options.get("local_files_only"):
+            # Where the hub does not answer, what was downloaded before may still be there.
+            with contextlib.suppress(HTTPError, OSError):
+                access = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
+                files = set(HfApi().list_repo_files(name, **access))
+                # One of several copies of the weights is enough, since both frameworks read each of them.
+                kinds = [kind for kind in FORMATS if {f"{prefix}{kind.file}", f"{prefix}{kind.index}"} & files][:1]
         weights = [pattern for kind in kinds for pattern in kind.patterns]
         patterns = [prefix + pattern for pattern in (*METADATA_FILES, *weights)]
         return Path(snapshot_download(name, allow_patterns=patterns, **hub_options), subfolder)

@@ -59,7 +59,7 @@ def _block_shapes(config, block):
     for owner in of_norms:
         for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
             shapes[owner + name] = (config.n_embd,)
-    for name, (inputs, outputs) in config.products.items():
+    for name, (inputs, outputs) in config.linear_layers.items():
         shapes[f"{name}.weight"] = (outputs, inputs)
         shapes |= {f"{depth_layer(owner, name)}.bias": (outputs,) for owner in of_biases}
         for depth in depths if rank else ():
@@ -69,14 +69,14 @@ def _block_shapes(config, block):
     return shapes
 
 
-def depth_layer(owner, product):
-    """The canonical name of what a depth adds to a product, less what stands before it.
+def depth_layer(owner, linear):
+    """The canonical name of what a depth adds to a linear layer, less what stands before it.
 
     Tools that look for layers by the end of their name, as PEFT does, must find those of the block alone.
 
     Args:
         owner: str. `"depths.DEPTH."`, or nothing for the block itself.
-        product: str, of `ALGPT2Config.products`.
+        linear: str, of `ALGPT2Config.linear_layers`.
 
     Returns:
         str.
@@ -85,7 +85,7 @@ def depth_layer(owner, product):
         >>> depth_layer("depths.3.", "attn.c_attn")
         'depths.3.attn_c_attn'
     """
-    return owner + (product.replace(".", "_") if owner else product)
+    return owner + (linear.replace(".", "_") if owner else linear)
 
 
 def names_at_depth(config, depth):

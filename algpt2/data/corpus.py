@@ -8,10 +8,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-from algpt2.data import hub_datasets
+from algpt2.data import HELD_OUT_PART, hub_datasets
 from algpt2.data.files import cut_pieces, endings, find_files, has_text_ending, hash_file, read_file
 from algpt2.data.hashing import json_hash
-from algpt2.data.hub_datasets import HELD_OUT_PART
 from algpt2.data.lines import line_count, lines_with_ends
 from algpt2.data.wikitext import detokenize_wikitext
 from algpt2.errors import InputError

@@ -5,16 +5,16 @@ import json
 import re
 from dataclasses import dataclass
 
+from algpt2.data import HELD_OUT_PART
 from algpt2.data.files import ROWS, row_text
 from algpt2.data.hashing import json_hash
-from algpt2.errors import InputError
+from algpt2.errors import InputError, reason
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 # What tells the two kinds of WikiText apart is the configuration alone.
 WIKITEXT = "Salesforce/wikitext"
 WIKITEXT_CONFIGURATION = re.compile(r"wikitext-(2|103)(-raw)?-v1")
-# By default, one part in this many is held out; a streamed data set does not say how many documents it has.
-HELD_OUT_PART = 20
+# A streamed data set does not say how many documents it has.
 STREAMED_HELD_OUT = 1000
 PROBE_SECONDS = 5
 
@@ -97,7 +97,7 @@ class Part:
             try:
                 batch = next(batches, None)
             except Exception as error:  # datasets raises errors of many libraries
-                raise InputError(f"{self.name}: reading failed after row {number} ({_one_line(error)})") from error
+                raise InputError(f"{self.name}: reading failed after row {number} ({reason(error)})") from error
             if batch is None:
                 return
             for values in zip(*batch.values(), strict=True):
@@ -190,7 +190,7 @@ def _load(name, streaming):
             "if it is private or gated, log in with `hf auth login`"
         ) from problems[0]
     problem = next(e for e in problems if not isinstance(e, datasets.exceptions.DatasetNotFoundError))
-    raise InputError(f"{name}: the data set cannot be loaded ({_one_line(problem)})") from problem
+    raise InputError(f"{name}: the data set cannot be loaded ({reason(problem)})") from problem
 
 
 @contextlib.contextmanager
@@ -210,7 +210,3 @@ def _offline_if_unreachable():
         yield
     finally:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
-
-
-def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__

@@ -23,7 +23,7 @@ SAMPLE_LINES = 10_000
 def train_tokenizer(documents, vocab_size, special_tokens=(END_OF_TEXT,), add_prefix_space=False):
     """Train a byte-level BPE tokenizer as GPT-2's.
 
-    A vocabulary that cannot be filled, since the text has too few pairs to merge, is told of on standard error.
+    A vocabulary that cannot be filled, since the text has too few pairs to merge, is reported on standard error.
 
     Args:
         documents: `algpt2.data.corpus.Documents`, read once in pieces, or an iterable of str.

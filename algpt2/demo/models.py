@@ -1,18 +1,18 @@
 """The models of a demo, each in its framework, behind functions that do not tell which it is."""
 
+import contextlib
 import queue
 import threading
-from argparse import Namespace
 
 import numpy as np
 
 from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
-from algpt2.cli import FRAMEWORKS, import_module, installed_frameworks
 from algpt2.data.encoding import encode
 from algpt2.errors import InputError
+from algpt2.files.names import labels
 from algpt2.generation.continuation import continue_text, prepare_prompts
-from algpt2.training.compare import labels
+from algpt2.imports.frameworks import FRAMEWORKS, import_module, installed_frameworks
 
 # More would take long to draw.
 MOST_DEPTHS = 8
@@ -25,7 +25,7 @@ class DemoModel:
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint` with a tokenizer.
         name: str. What the page calls it.
-        framework: str, one of `algpt2.cli.FRAMEWORKS`.
+        framework: str, one of `algpt2.imports.frameworks.FRAMEWORKS`.
 
     Raises:
         InputError: if the framework is not installed, or cannot load it.
@@ -63,7 +63,7 @@ class DemoModel:
 
         def produce(put):
             put(prompt)
-            generate = self._generation.token_generator(self.model, sampling, stop, stream=True)
+            generate = self._generation.token_generator(self.model, sampling, stop)
             continue_text(generate, self.tokenizer, prompt, max_new_tokens, self.config.n_positions, put)
 
         return streamed(produce)
@@ -93,21 +93,22 @@ class DemoModel:
         Returns:
             dict of int to float.
         """
-        depths = []
+        possible = {}
         for depth in range(1, 2 * self.config.n_layer + 1):
-            try:
-                self.checkpoint.at_depth(depth)
-            except InputError:
-                continue
-            depths.append(depth)
+            with contextlib.suppress(InputError):
+                possible[depth] = self.checkpoint.at_depth(depth)
+        depths = list(possible)
         chosen = {depths[place] for place in np.linspace(0, len(depths) - 1, MOST_DEPTHS).round().astype(int)}
         depths = sorted(chosen | {self.config.n_layer})
         ids = encode(self.tokenizer, text)
-        functions = self._evaluation.losses_at_depths(self.checkpoint, depths, Namespace(quantize=None, device="auto"))
-        return {
-            depth: float(np.nanmean(_losses_in_rows(losses, ids, self.config.n_positions)))
-            for depth, losses in zip(depths, functions, strict=True)
-        }
+        # Closed also after an error: at the end of it the model has its own depth again.
+        with contextlib.closing(
+            self._evaluation.losses_at_depths(self.model, [possible[depth] for depth in depths])
+        ) as functions:
+            return {
+                depth: float(np.nanmean(_losses_in_rows(losses, ids, self.config.n_positions)))
+                for depth, losses in zip(depths, functions, strict=True)
+            }
 
 
 def open_models(directories, framework=None):
@@ -115,7 +116,8 @@ def open_models(directories, framework=None):
 
     Args:
         directories: list of str. Directories, or ids of hub repositories.
-        framework: str, one of `algpt2.cli.FRAMEWORKS`; by default that of the weights of each, if it is installed.
+        framework: str, one of `algpt2.imports.frameworks.FRAMEWORKS`; by default that of the weights of each, if it
+            is installed.
 
     Returns:
         list of `DemoModel`.

@@ -11,6 +11,8 @@ from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling
 
 PROMPT = "The meaning of"
+# Of all that the page offers: a model keeps the settings of the text that it continues.
+ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "models"}
 CSS = """
 .losses { white-space: pre-wrap; line-height: 1.9; overflow-wrap: anywhere; }
 .losses span { border-radius: 3px; padding: 1px 0; }
@@ -54,8 +56,7 @@ def launch(blocks, host, port):
 
     # The fonts of the default theme come from the network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    # Each model computes one thing at a time.
-    blocks.queue(default_concurrency_limit=1)
+    blocks.queue()
     try:
         blocks.launch(
             server_name=host, server_port=port or None, theme=theme, css=CSS, quiet=True, prevent_thread_lock=True
@@ -102,7 +103,7 @@ def _continuation_tab(gr, models):
             yield shown
 
     inputs = [prompt, temperature, top_p, top_k, penalty, length, seed]
-    events = [trigger(continue_all, inputs, outputs) for trigger in (run.click, prompt.submit)]
+    events = [trigger(continue_all, inputs, outputs, **ONE_AT_A_TIME) for trigger in (run.click, prompt.submit)]
     stop.click(None, cancels=events)
 
 
@@ -119,7 +120,7 @@ def _loss_tab(gr, models):
         with _errors_shown(gr):
             return _loss_html(models, value)
 
-    run.click(show, text, shown)
+    run.click(show, text, shown, **ONE_AT_A_TIME)
 
 
 def _loss_html(models, text):
@@ -160,7 +161,7 @@ def _perplexity_tab(gr, models):
                 losses.draw(depths, "depth", [model.config.n_layer for model in models]),
             )
 
-    run.click(draw, text, [position, depth])
+    run.click(draw, text, [position, depth], **ONE_AT_A_TIME)
 
 
 @contextlib.contextmanager

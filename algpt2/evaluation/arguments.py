@@ -3,7 +3,7 @@
 from algpt2.cli import add_device_argument, checkpoint_parser, positive_int
 from algpt2.data.arguments import add_dataset_arguments
 from algpt2.data.corpus import PYTHON_DOCS
-from algpt2.evaluation import PROTOCOLS
+from algpt2.evaluation import EVALUATION_BATCH, PROTOCOLS
 
 FIGURE_FILE = "depth-perplexity.png"
 
@@ -12,7 +12,7 @@ def evaluate_parser(framework):
     """The command line of evaluation.
 
     Args:
-        framework: str, one of `algpt2.cli.FRAMEWORKS`: the one that computes.
+        framework: str, one of `algpt2.imports.frameworks.FRAMEWORKS`: the one that computes.
 
     Returns:
         `algpt2.cli.Parser`; a framework may add its own arguments to its group `devices`, the last but one.
@@ -49,14 +49,14 @@ def evaluate_parser(framework):
         "--depth",
         type=depth_list,
         metavar="N[,N...]",
-        help="apply the same blocks this often; several give a table and a figure (default: n_layer)",
+        help="apply N layers of the same blocks; several give a table and a figure (default: n_layer)",
     )
     parser.devices = parser.add_argument_group("devices")
     add_device_argument(parser.devices, "evaluate")
     parser.devices.add_argument(
         "--batch-size",
         type=positive_int,
-        default=16,
+        default=EVALUATION_BATCH,
         metavar="N",
         help="compute N rows at once, for the same result",
     )

@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-from algpt2.cli import FRAMEWORKS
 from algpt2.data.arguments import require_options_used, text_options
 from algpt2.data.corpus import PYTHON_DOCS
 from algpt2.data.packing import TFRECORDS_FILE, block_length
@@ -14,19 +13,19 @@ from algpt2.errors import InputError
 from algpt2.evaluation.arguments import FIGURE_FILE
 from algpt2.evaluation.perplexity import evaluate, validation_text
 from algpt2.evaluation.report import check_figure, draw_depths, evaluation_table, record
+from algpt2.imports.frameworks import FRAMEWORKS
 from algpt2.training.recorded_run import find_run, open_newest
 
 
-def run_evaluation(arguments, losses_at_depths, packed_text=None):
+def run_evaluation(arguments, losses_of, packed_text=None):
     """Evaluate a checkpoint, and print what was found.
 
     Text, length and protocol are those of the run that the checkpoint is of, where the arguments name no others.
 
     Args:
         arguments: `argparse.Namespace` of `algpt2.evaluation.arguments.evaluate_parser`.
-        losses_at_depths: function from an `algpt2.checkpoints.checkpoint.Checkpoint`, a list of depths, `None` for its
-            own, and the arguments, an `argparse.Namespace`, to an iterator over the functions that
-            `algpt2.evaluation.perplexity.evaluate` takes, one for each depth.
+        losses_of: function from an `algpt2.checkpoints.checkpoint.Checkpoint` and a list of `ALGPT2Config`, those of
+            each depth, to an iterator over the functions that `algpt2.evaluation.perplexity.evaluate` takes.
         packed_text: function from a directory of TFRecords and a protocol to the `TokenizedText` that they hold out;
             `None` for a framework that cannot read them.
 
@@ -39,8 +38,7 @@ def run_evaluation(arguments, losses_at_depths, packed_text=None):
         raise InputError("--figure draws perplexity over depth; give several depths, such as --depth 2,4,6")
     check_figure(figure)
     checkpoint = open_newest(arguments.checkpoint, arguments.framework)
-    for depth in depths:
-        checkpoint.at_depth(depth)
+    configs = [checkpoint.at_depth(depth) for depth in depths]
     own_depth = checkpoint.config.n_layer
     settled = arguments.dataset and arguments.length and arguments.protocol
     run = None if settled else find_run(checkpoint.directory)
@@ -52,9 +50,9 @@ def run_evaluation(arguments, losses_at_depths, packed_text=None):
     context = {"checkpoint": str(arguments.checkpoint), "framework": FRAMEWORKS[arguments.framework].title}
     context["dataset"] = name
     records = []
-    for depth, losses in zip(depths, losses_at_depths(checkpoint, depths, arguments), strict=True):
+    for config, losses in zip(configs, losses_of(checkpoint, configs), strict=True):
         result = evaluate(losses, text, length, arguments.batch_size, protocol, arguments.stride, progress=True)
-        records.append(record(result, **context, depth=depth or own_depth))
+        records.append(record(result, **context, depth=config.n_layer))
     if arguments.json:
         print(json.dumps(records if len(records) > 1 else records[0], allow_nan=False))
     elif len(records) > 1:

@@ -14,8 +14,8 @@ import fnmatch
 import json
 import os
 import re
-import secrets
 import shutil
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -312,8 +312,7 @@ def _locked(path, name):
 @contextlib.contextmanager
 def _temporary(target, place):
     """An empty directory in `place`, for what becomes `target`."""
-    temporary = place / f".{target.name}.algpt2-tmp.{secrets.token_hex(4)}"
-    temporary.mkdir(mode=0o700)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.algpt2-tmp.", dir=place))
     try:
         yield temporary
     finally:
@@ -322,7 +321,7 @@ def _temporary(target, place):
 
 def _remove_leftovers(target):
     """Remove what dead processes have left of a target, whose lock this process holds."""
-    pattern = re.compile(re.escape(f".{target.name}.algpt2-tmp.") + "[0-9a-f]{8}")
+    pattern = re.compile(re.escape(f".{target.name}.algpt2-tmp.") + "[a-z0-9_]{8}")
     for place in (target.parent, target):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             for left in (place / name for name in os.listdir(place) if pattern.fullmatch(name)):

@@ -1,12 +1,17 @@
-"""What the disk is asked beyond reading and writing, and what it says when it cannot."""
+"""Permissions of files, flushing to the disk, and which errors mean that the disk failed."""
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from algpt2.errors import InputError
+
+# Only setting it tells what it was, and for all threads: once, while there is one.
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 class WriteError(InputError):
@@ -48,11 +53,11 @@ def share_files(directory):
     Args:
         directory: path.
     """
-    mask = os.umask(0)
-    os.umask(mask)
     for path in (Path(directory), *Path(directory).rglob("*")):
         if not path.is_symlink():
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+            # The group of a shared folder goes on to what is made in it.
+            inherited = path.stat().st_mode & stat.S_ISGID
+            path.chmod(inherited | (0o777 if path.is_dir() else 0o666) & ~UMASK)
 
 
 def flush(directory):

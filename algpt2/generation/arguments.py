@@ -9,7 +9,7 @@ def generate_parser(framework):
     """The command line of generation.
 
     Args:
-        framework: str, one of `algpt2.cli.FRAMEWORKS`: the one that computes.
+        framework: str, one of `algpt2.imports.frameworks.FRAMEWORKS`: the one that computes.
 
     Returns:
         `algpt2.cli.Parser`; a framework may add its own arguments to its group `devices`, the last one.

@@ -45,7 +45,7 @@ class Sampling:
         return not (self.temperature or self.top_k or self.top_p or self.min_p)
 
     def among(self, vocab_size):
-        """The same for a vocabulary of so many tokens, int, which samplers do not take more of than there are."""
+        """The same with a `top_k` of at most the vocabulary (int), since samplers refuse more."""
         return replace(self, top_k=min(self.top_k, vocab_size)) if self.top_k else self
 
 
@@ -205,7 +205,7 @@ def continue_text(generate, tokenizer, prompt, max_new_tokens, n_positions, writ
 def prepare_prompts(checkpoint, prompts):
     """The tokenizer that continues texts, checked with the prompts before a model is loaded.
 
-    A prompt that does not fit into the context is told of on standard error.
+    A prompt that does not fit into the context is reported on standard error.
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint`, or `algpt2.onnx.exported.LightCheckpoint`.

@@ -1,1 +1,1 @@
-"""When modules are imported, and what libraries learn of them then."""
+"""The frameworks, when modules are imported, and what libraries learn of them then."""

@@ -1,4 +1,4 @@
-"""What takes time as libraries are imported, though a program does without."""
+"""Imports that libraries make, and that commands do not need and would wait for."""
 
 import contextlib
 import gc

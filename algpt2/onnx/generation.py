@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 
-from algpt2.cli import import_module
 from algpt2.errors import InputError, is_command
 from algpt2.generation.command import run_generation
 from algpt2.generation.sampling import choose
+from algpt2.imports.frameworks import import_module
 from algpt2.imports.unneeded import use_transformers_without_torch
 from algpt2.onnx.exported import ExportedCheckpoint, LightCheckpoint, is_exported, open_either
 from algpt2.onnx.session import OnnxLanguageModel

@@ -1,243 +1,330 @@
-"""The arguments of training: those of the command line, of a file, and of the record of a run that goes on."""
+"""The command line of training, the same for both frameworks."""
 
-import argparse
-from pathlib import Path
+from algpt2.cli import (
+    Parser,
+    add_device_argument,
+    fraction,
+    natural_float,
+    natural_int,
+    part,
+    positive_float,
+    positive_int,
+    seed,
+    share,
+    temperature,
+)
+from algpt2.data.arguments import add_dataset_arguments
+from algpt2.data.corpus import PYTHON_DOCS
+from algpt2.evaluation import EVALUATION_BATCH
+from algpt2.imports.frameworks import FRAMEWORKS
+from algpt2.training.loss import DISTILL_WEIGHT, TEMPERATURE
+from algpt2.training.optimization import HYPERPARAMETERS, OPTIMIZERS, SCHEDULES
 
-import yaml
-
-from algpt2.cli import FRAMEWORKS, did_you_mean
-from algpt2.errors import InputError
-from algpt2.files.reading import parse_json, read_bytes, read_json
-from algpt2.training.optimization import HYPERPARAMETERS
-from algpt2.training.run_directory import ARGUMENTS_FILE
-
-# What may differ when a run is resumed, since the weights do not depend on it.
-CHANGEABLE = {
-    *("resume", "overwrite", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to"),
-    *("device", "strategy", "push_to_hub", "load_best", "early_stopping_patience"),
-    *("eval_batch_size", "eval_on_start", "run_name"),
-}
-# With another length a run goes on from where it is, also after its end.
-LENGTHS = {"max_steps", "epochs"}
-# What a record of a run has that another run does not take from it.
-OF_ONE_RUN = {"framework", "text", "teacher_checksum", "steps", "resume", "overwrite"}
-# Arguments of one framework alone, which choose devices; in a file the other framework ignores them.
-OF_ONE_FRAMEWORK = {"fsdp", "strategy"}
+TASKS = ("language-model", "classify")
+# Of those optimizers that have moments.
+BETAS = HYPERPARAMETERS["adamw"]["betas"]
+EPSILONS = ", ".join(f"{HYPERPARAMETERS[name]['epsilon']:.0e} of {name}" for name in ("adamw", "lamb"))
+PRECISIONS = ("fp32", "bf16", "fp16")
+# As in algpt2.configuration, which imports a framework, and that the help need not wait for.
+PRESETS = (
+    *("gpt2", "algpt2", "algpt2-relaxed", "algpt2-no-dropout", "algpt2-factorized-256", "algpt2-factorized-512"),
+    *("algpt2-medium", "algpt2-large", "algpt2-xl", "algpt2-tiny"),
+)
+PATTERNS = ("full", "none", "sequence:K", "cycle:K", "cycle_rev:K", "sandwich", "middle_cycle:P,K,C")
+SHARING_HELP = f"share blocks by a pattern: {', '.join(PATTERNS)}; or name the block of every depth: 0,0,1,1"
 
 
-def parse_train_arguments(parser, argv=None):
-    """The arguments of a run; those of a resumed run are the recorded ones.
+def train_parser(framework, loop):
+    """The command line of training.
 
     Args:
-        parser: `argparse.ArgumentParser` of `algpt2.training.command_line.train_parser`.
-        argv: list of str; `None` means the command line.
+        framework: str, of `algpt2.imports.frameworks.FRAMEWORKS`, recorded with the arguments.
+        loop: str. Whose loop trains.
 
     Returns:
-        `argparse.Namespace`; `resume` is `False`, `True` or the checkpoint to go on from.
-
-    Raises:
-        InputError: if there is no run to resume, or the arguments given differ from those of it.
+        `algpt2.cli.Parser`; a framework may add its own arguments to its group `devices`, the last one.
     """
-    arguments = parser.parse_args(argv)
-    file = arguments.arguments
-    if arguments.resume is False:
-        if file is not None:
-            arguments = argparse.Namespace(**{**vars(arguments), **_from_file(parser, file, given(parser, argv))})
-        del arguments.arguments
-        _require_used(arguments)
-        return arguments
-    if file is not None:
-        raise InputError("--resume goes on with the arguments of the run; leave out --arguments")
-    if not arguments.resume:
-        raise InputError("--resume is followed by an empty name; give that of a checkpoint, or none")
-    directory = Path(arguments.output_dir)
-    if not directory.exists():
-        raise InputError(f"{directory}: no such directory, and no run to resume; leave out --resume to start one")
-    recorded = vars(read_arguments(directory, parser))
-    changes = given(parser, argv)
-    for key in sorted(changes.keys() - CHANGEABLE - LENGTHS - {"output_dir"}):
-        if changes[key] != recorded[key]:
-            raise InputError(
-                f"{flag(key)} is {changes[key]!r}, but the run to resume has {recorded[key]!r}; "
-                "leave it out, or start a new run"
-            )
-    if "epochs" in changes:
-        recorded["max_steps"] = None
-    return argparse.Namespace(**{**recorded, **changes})
+    parser = Parser(
+        prog=f"python -m {FRAMEWORKS[framework].package}.train",
+        description=f"Train ALGPT2 in {FRAMEWORKS[framework].title}, with {loop}.",
+        usage="%(prog)s [arguments]",
+    )
+    # Text and teacher are recorded, so that a resumed run recognizes them, and the steps, for readers of the record.
+    parser.set_defaults(framework=framework, text=None, teacher_checksum=None, steps=None)
+    _add_run_arguments(parser.add_argument_group("run"))
+    _add_task_arguments(parser.add_argument_group("task"))
+    _add_model_arguments(parser.add_argument_group("model"))
+    _add_data_arguments(parser.add_argument_group("data"))
+    _add_training_arguments(parser.add_argument_group("training"))
+    _add_teacher_arguments(parser.add_argument_group("teacher"))
+    _add_optimizer_arguments(parser.add_argument_group("optimizer"))
+    _add_evaluation_arguments(parser.add_argument_group("evaluation"))
+    _add_logging_arguments(parser.add_argument_group("logs and checkpoints"))
+    parser.devices = parser.add_argument_group("devices")
+    add_device_argument(parser.devices, "train")
+    return parser
 
 
-def given(parser, argv=None):
-    """What a command line gives, without defaults.
-
-    Args:
-        parser: `argparse.ArgumentParser`.
-        argv: list of str; `None` means the command line of the process.
-
-    Returns:
-        dict of str to value.
-
-    Example:
-        >>> parser = argparse.ArgumentParser()
-        >>> _ = parser.add_argument("--seed", type=int, default=0), parser.add_argument("--depth", default=2)
-        >>> given(parser, ["--seed", "0"])
-        {'seed': 0}
-    """
-    # argparse leaves alone what a namespace already has, so that what stays None was not given.
-    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv))))
-    return {key: value for key, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
-
-
-def flag(name):
-    """The flag, str, of an argument's name, str."""
-    return f"--{name.replace('_', '-')}"
-
-
-def settle_text(arguments, fingerprint):
-    """Record what text a run has.
-
-    Args:
-        arguments: `argparse.Namespace`; its `text` is set.
-        fingerprint: str, of the text that there is now.
-
-    Raises:
-        InputError: if a run that goes on began with another text.
-    """
-    if arguments.text not in (None, fingerprint):
-        raise InputError("the text of --dataset or --validation is not what it was when the run began; start a new run")
-    arguments.text = fingerprint
-
-
-def _from_file(parser, path, on_top):
-    """What a file of arguments gives, and what the command line gives on top, by name."""
-    # As on a command line, so that it is checked as there. Messages name the file.
-    program, parser.prog = parser.prog, f"{parser.prog}: {path}"
-    try:
-        values = given(parser, _as_command_line(_read_values(path), vars(parser.parse_args([])), path))
-    finally:
-        parser.prog = program
-    for group in parser._mutually_exclusive_groups:
-        names = {action.dest for action in group._group_actions}
-        if names & on_top.keys():
-            values = {name: value for name, value in values.items() if name not in names}
-    return {**values, **on_top}
-
-
-def _read_values(path):
-    content = read_bytes(path)
-    if str(path).endswith(".json"):
-        values = parse_json(content, path)
-    else:
-        try:
-            values = yaml.safe_load(content)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected arguments and their values, such as max-steps: 500")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    steps = values.get("steps")
-    by_default = isinstance(steps, int) and values.get("warmup_steps") == steps // 10
-    if by_default or values.get("warmup_ratio") is not None:
-        # The record of a run says the steps of a warm-up that were not given.
-        values.pop("warmup_steps", None)
-    return values
-
-
-def _as_command_line(values, defaults, path):
-    argv = []
-    for name, value in values.items():
-        is_left_out = name in OF_ONE_RUN or (name in OF_ONE_FRAMEWORK and name not in defaults)
-        if is_left_out or value is None or value is False or value == defaults.get(name):
-            continue
-        if name not in defaults or name == "arguments":
-            raise InputError(f"{path}: unknown argument {name!r}{did_you_mean(name, defaults)}")
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, dict | list):
-                raise InputError(f"{path}: {name} is {value!r}; expected one value")
-            argv.append(flag(name) if one is True else f"{flag(name)}={one}")
-    return argv
-
-
-def _require_used(arguments):
-    """Raise an InputError for an argument that would change nothing beside another."""
-    overridden = {override.partition("=")[0] for override in arguments.config_override or ()}
-    dropouts = [name for name in overridden if name.endswith("_pdrop")]
-    depth = {"n_layer", "num_hidden_layers", "layer_schedule"}
-    has_adam = "betas" in HYPERPARAMETERS[arguments.optimizer]
-    saves = arguments.save_steps or arguments.load_best
-    # Arguments that are without effect, and why.
-    for names, is_unused, why in (
-        (("vocab_size",), arguments.tokenizer, "the tokenizer is that of --tokenizer"),
-        (("vocab_size",), arguments.init_from, "the tokenizer is that of --init-from"),
-        (("decay_steps",), arguments.lr_schedule != "wsd", "it is for --lr-schedule wsd"),
-        (("adam_beta1", "adam_beta2", "adam_epsilon"), not has_adam, f"{arguments.optimizer} has no such constant"),
-        (("save_total_limit",), not saves, "no checkpoint is kept without --save-steps"),
-        (("vocab_size",), arguments.teacher, "the tokenizer is that of --teacher"),
-        (("distill_weight", "temperature", "teacher_precision"), not arguments.teacher, "it is for --teacher"),
-        (("run_name",), arguments.report_to != "wandb", "it is for --report-to wandb"),
-        (("depth", "sharing"), depth & overridden, "--config-override sets the depth"),
-        (("embedding_size",), "embedding_size" in overridden, "--config-override sets embedding_size"),
-        (("dropout",), dropouts, "--config-override sets a dropout"),
-        (
-            ("teacher",),
-            "vocab_size" in overridden,
-            "the tokens are the teacher's, and --config-override sets vocab_size",
-        ),
-    ):
-        for name in names:
-            if is_unused and getattr(arguments, name) is not None:
-                raise InputError(f"{flag(name)} would have no effect: {why}; leave one of them out")
-
-
-def read_arguments(directory, parser):
-    """The recorded arguments of a run.
-
-    Args:
-        directory: path of the run.
-        parser: `argparse.ArgumentParser` of `algpt2.training.command_line.train_parser`, of the framework that the run
-            was made in.
-
-    Returns:
-        `argparse.Namespace`.
-
-    Raises:
-        InputError: if there is no record, it cannot be read, or the run was made in the other framework.
-    """
-    record = Path(directory) / ARGUMENTS_FILE
-    if not record.is_file():
-        raise InputError(f"{record}: no such file; {directory} is not the directory of a run")
-    expected = parser.parse_args([])
-    del expected.arguments
-    recorded = read_json(record)
-    framework = recorded.get("framework")
-    if not isinstance(framework, str) or framework not in FRAMEWORKS:
-        raise InputError(f"{record}: framework is {framework!r}; expected one of {', '.join(FRAMEWORKS)}")
-    if framework == expected.framework:
-        # An argument that came later is as by default.
-        arguments = {key: recorded.get(key, value) for key, value in vars(expected).items()}
-        for action in parser._actions:
-            if action.dest in arguments and not _is_possible(action, arguments[action.dest]):
-                raise InputError(f"{record}: {action.dest} is {arguments[action.dest]!r}, which the argument cannot be")
-        for key, kind in {"text": str, "teacher_checksum": str, "steps": int}.items():
-            if type(arguments[key]) not in (kind, type(None)):
-                raise InputError(f"{record}: {key} is {arguments[key]!r}; expected {kind.__name__}")
-        return argparse.Namespace(**arguments)
-    found = FRAMEWORKS[framework]
-    raise InputError(
-        f"{record}: the run was made in {found.title}; resume it there, or carry it over: "
-        f"python -m convert {found.carry} --training-state"
+def _add_task_arguments(group):
+    group.add_argument(
+        "--task",
+        choices=TASKS,
+        default=TASKS[0],
+        help="train a language model, or fine-tune the one of --init-from to classify the texts of a .csv or .jsonl",
+    )
+    group.add_argument(
+        "--label-column", metavar="NAME", help="take the class of a text from this column (default: label)"
     )
 
 
-def _is_possible(action, value):
-    """Whether a recorded value is one that an argument of the command line gives."""
-    if value is None:
-        return action.default is None
-    if isinstance(value, bool) or action.nargs == 0:
-        return any(value is one for one in (action.default, action.const))
-    if isinstance(action, argparse._AppendAction):
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    try:
-        possible = isinstance(value, str) if action.type is None else action.type(str(value)) == value
-    except ValueError:
-        return False
-    return possible and (action.choices is None or value in action.choices)
+def _add_run_arguments(group):
+    group.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="write the run into this directory")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
+    existing.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on with the run, with its arguments, from its newest checkpoint or from this one, as checkpoint-200; "
+        "with more --max-steps or --epochs also after its end",
+    )
+    group.add_argument(
+        "--arguments",
+        metavar="FILE",
+        help="take arguments from a JSON or YAML file, such as a run's arguments.json; those given here replace them",
+    )
+
+
+def _add_model_arguments(group):
+    base = group.add_mutually_exclusive_group()
+    base.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="algpt2-tiny",
+        metavar="NAME",
+        help=f"start from a named configuration: {', '.join(PRESETS)}",
+    )
+    base.add_argument(
+        "--config",
+        metavar="FILE",
+        help="start from a config.json, a directory that holds one, or the name of one of configs/",
+    )
+    base.add_argument(
+        "--init-from", metavar="DIR", help="start from a checkpoint: its configuration, weights and tokenizer"
+    )
+    group.add_argument("--sharing", metavar="PATTERN", help=SHARING_HELP)
+    group.add_argument(
+        "--embedding-size", type=natural_int, metavar="N", help="factorize the embedding to this width; 0 does not"
+    )
+    group.add_argument("--depth", type=positive_int, metavar="N", help="apply N layers")
+    group.add_argument(
+        "--dropout", type=natural_float, metavar="X", help="drop this share of embeddings, attention and residuals"
+    )
+    group.add_argument(
+        "--config-override",
+        action="append",
+        metavar="KEY=VALUE",
+        help="set any field of the configuration; may be given several times",
+    )
+
+
+def _add_data_arguments(group):
+    add_dataset_arguments(
+        group, f"train on {PYTHON_DOCS} (built in), a file, folder or quoted glob of text, or a data set of the hub"
+    )
+    group.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="evaluate on this text (default: what the data set holds out, or else the last twentieth of its lines)",
+    )
+    group.add_argument(
+        "--tokenizer", metavar="DIR", help="take the tokenizer of this directory (default: train one on the text)"
+    )
+    group.add_argument(
+        "--vocab-size", type=positive_int, metavar="N", help="train a tokenizer of this size (default: the model's)"
+    )
+    group.add_argument(
+        "--length", type=positive_int, metavar="N", help="cut the text into blocks of N tokens (default: n_positions)"
+    )
+    group.add_argument(
+        "--packing",
+        choices=("stream", "line"),
+        default="stream",
+        help="cut blocks from one stream of tokens, or make a padded block of each line",
+    )
+    group.add_argument("--max-train-blocks", type=positive_int, metavar="N", help="train on the first N blocks only")
+
+
+def _add_training_arguments(group):
+    duration = group.add_mutually_exclusive_group()
+    duration.add_argument("--epochs", type=positive_float, default=3.0, metavar="X", help="go X times over the data")
+    duration.add_argument(
+        "--max-steps", type=positive_int, metavar="N", help="make N optimizer steps, instead of --epochs"
+    )
+    group.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="take N blocks a step, over all devices"
+    )
+    group.add_argument(
+        "--gradient-accumulation",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="compute a step's batch in N parts, to save memory",
+    )
+    group.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="compute blocks twice, to save memory",
+    )
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="compute in this type of numbers")
+    group.add_argument(
+        "--quantize",
+        choices=("q4",),
+        help="train for the weights in 4 bits of convert export --quantize q4, and end with them",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the step (torch.compile or XLA): slow to start, and faster on some devices",
+    )
+    group.add_argument(
+        "--random-depth",
+        type=positive_int,
+        metavar="MIN",
+        help="draw the depth of each step, from MIN to that of the model, whose schedule has to follow a pattern",
+    )
+    group.add_argument("--sop", action="store_true", help="learn the order of a block's halves too, as ALBERT does")
+    group.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="draw weights, dropout and order from this seed"
+    )
+
+
+def _add_teacher_arguments(group):
+    group.add_argument(
+        "--teacher",
+        metavar="DIR",
+        help="learn what this checkpoint, of any kind that convert reads, says of every token, beside the text itself",
+    )
+    group.add_argument(
+        "--distill-weight",
+        type=part,
+        metavar="X",
+        help=f"give the teacher this part of the loss (default: {DISTILL_WEIGHT})",
+    )
+    group.add_argument(
+        "--temperature",
+        type=temperature,
+        metavar="X",
+        help=f"divide the logits of both by this (default: {TEMPERATURE:g})",
+    )
+    group.add_argument(
+        "--teacher-precision",
+        choices=PRECISIONS[:2],
+        help="compute the teacher in this type of numbers (default: as --precision)",
+    )
+
+
+def _add_optimizer_arguments(group):
+    group.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adamw", help="step by this method (docs/optimization.md)"
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=positive_float,
+        metavar="X",
+        help="reach this learning rate at its peak (default: 1 / n_embd, 8e-3 at most, twice that with a "
+        "residual_multiplier below 1; with --init-from 1e-3)",
+    )
+    warmup = group.add_mutually_exclusive_group()
+    warmup.add_argument(
+        "--warmup-steps", type=natural_int, metavar="N", help="reach the peak in N steps (default: a tenth of all)"
+    )
+    warmup.add_argument(
+        "--warmup-ratio", type=share, metavar="X", help="reach the peak in this share of all steps, rounded up"
+    )
+    group.add_argument(
+        "--lr-schedule", choices=SCHEDULES, default="linear", help="how the learning rate falls after the warm-up"
+    )
+    group.add_argument(
+        "--decay-steps",
+        type=positive_int,
+        metavar="N",
+        help="decay in the last N steps of wsd (default: a tenth of all)",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=natural_float,
+        default=0.01,
+        metavar="X",
+        help="shrink weights by this rate, but not biases and layer norms",
+    )
+    group.add_argument(
+        "--adam-beta1",
+        type=fraction,
+        metavar="X",
+        help=f"keep this share of the first moment of adamw or lamb (default: {BETAS[0]})",
+    )
+    group.add_argument(
+        "--adam-beta2", type=fraction, metavar="X", help=f"keep this share of their second moment (default: {BETAS[1]})"
+    )
+    group.add_argument(
+        "--adam-epsilon",
+        type=positive_float,
+        metavar="X",
+        help=f"add this to the root of their second moment (default: {EPSILONS})",
+    )
+    group.add_argument(
+        "--max-grad-norm", type=positive_float, default=1.0, metavar="X", help="clip the norm of all gradients to this"
+    )
+
+
+def _add_evaluation_arguments(group):
+    group.add_argument(
+        "--eval-steps", type=positive_int, default=100, metavar="N", help="evaluate after every N steps, and the last"
+    )
+    group.add_argument("--eval-on-start", action="store_true", help="evaluate before the first step, too")
+    group.add_argument(
+        "--eval-protocol",
+        choices=("stream", "line"),
+        default="stream",
+        help="cut the held-out text from one stream of tokens, or line by line",
+    )
+    group.add_argument(
+        "--eval-batch-size",
+        type=positive_int,
+        metavar="N",
+        help=f"evaluate N blocks at once (default: as --batch-size, but {EVALUATION_BATCH} at most)",
+    )
+    group.add_argument(
+        "--load-best",
+        action="store_true",
+        help="end with the weights of the best checkpoint (without --save-steps: as --eval-steps, and one kept)",
+    )
+    group.add_argument(
+        "--early-stopping-patience",
+        type=positive_int,
+        metavar="N",
+        help="end after N evaluations without a lower loss (default: never)",
+    )
+
+
+def _add_logging_arguments(group):
+    group.add_argument(
+        "--logging-steps", type=positive_int, default=10, metavar="N", help="print the losses of every N steps"
+    )
+    group.add_argument(
+        "--report-to", choices=("none", "wandb", "tensorboard"), default="none", help="send losses there as well"
+    )
+    group.add_argument("--run-name", metavar="NAME", help="the name of the run in wandb (default: wandb finds one)")
+    group.add_argument(
+        "--save-steps", type=positive_int, metavar="N", help="write a checkpoint after every N steps (default: none)"
+    )
+    group.add_argument(
+        "--save-total-limit",
+        type=positive_int,
+        metavar="N",
+        help="keep the newest N checkpoints and the best (default: all)",
+    )
+    group.add_argument("--push-to-hub", metavar="REPO", help="upload the finished run to this hub repository")

@@ -1,7 +1,6 @@
 """The history of one or several runs as a figure, and several runs as a table."""
 
 import csv
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.tokenizer import tokenizer_hash
 from algpt2.errors import InputError
 from algpt2.files.atomic import files_replaced_in
+from algpt2.files.names import labels
 from algpt2.files.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json
 from algpt2.tables import markdown_table
 from algpt2.training.figure import draw_perplexity
@@ -67,21 +67,20 @@ class RunSummary:
         speeds = [record["tokens_per_second"] for record in self.records if "tokens_per_second" in record]
         best = min(evaluations, key=lambda record: record["eval_perplexity"], default={})
         last = evaluations[-1] if evaluations else {}
-        values = (
-            self.label,
-            self.arguments.get("framework"),
-            self.parameters,
-            max(record["step"] for record in self.records),
-            max(record["tokens"] for record in self.records),
-            statistics.median(speeds) if speeds else None,
-            self.protocol,
-            best.get("eval_perplexity"),
-            best.get("step"),
-            last.get("eval_perplexity"),
-            last.get("step"),
-            training[-1]["train_perplexity"] if training else None,
-        )
-        return dict(zip(COLUMNS, values, strict=True))
+        return {
+            "run": self.label,
+            "framework": self.arguments.get("framework"),
+            "parameters": self.parameters,
+            "steps": max(record["step"] for record in self.records),
+            "tokens": max(record["tokens"] for record in self.records),
+            "tokens_per_second": statistics.median(speeds) if speeds else None,
+            "protocol": self.protocol,
+            "best_eval_perplexity": best.get("eval_perplexity"),
+            "best_step": best.get("step"),
+            "last_eval_perplexity": last.get("eval_perplexity"),
+            "last_step": last.get("step"),
+            "last_train_perplexity": training[-1]["train_perplexity"] if training else None,
+        }
 
 
 def read_runs(directories):
@@ -116,35 +115,6 @@ def read_runs(directories):
     return runs
 
 
-def labels(directories):
-    """The shortest ends of some paths that tell them apart.
-
-    Args:
-        directories: list of path.
-
-    Returns:
-        list of str.
-
-    Raises:
-        InputError: if two are the same.
-
-    Example:
-        >>> labels(["runs/gpt2", "old/runs/shared", "runs/shared/"])[:2]
-        ['gpt2', 'old/runs/shared']
-    """
-    paths = [Path(os.path.abspath(directory)).parts for directory in directories]
-    if len(set(paths)) < len(paths):
-        raise InputError("the same directory is given twice; give each one once")
-    result = []
-    for path in paths:
-        others = [other for other in paths if other != path]
-        count = 1
-        while any(other[-count:] == path[-count:] for other in others):
-            count += 1
-        result.append(str(Path(*path[-count:])))
-    return result
-
-
 def compare(arguments):
     """Write a figure and a table of several runs, and print the table.
 
@@ -156,7 +126,7 @@ def compare(arguments):
     """
     runs = read_runs(arguments.runs)
     rows = [run.row() for run in runs]
-    table = markdown_table([COLUMNS.values(), *([_cell(value) for value in row.values()] for row in rows)]) + "\n"
+    table = markdown_table([COLUMNS.values(), *([_cell(row[column]) for column in COLUMNS] for row in rows)]) + "\n"
     text = table + "".join(f"\n{note}\n" for note in _notes(runs))
     protocols = dict.fromkeys(run.protocol for run in runs)
     directory = Path(arguments.output_dir)

@@ -10,8 +10,8 @@ from algpt2.checkpoints.checkpoint import opened
 from algpt2.configuration import DROPOUTS, ALGPT2Config
 from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS
 from algpt2.errors import InputError
+from algpt2.training.loss import DISTILL_WEIGHT, TEMPERATURE
 
-WEIGHT, TEMPERATURE = 0.5, 2.0
 # The fields of a configuration that say nothing of what a trained model computes of given tokens.
 NOT_OF_A_TEACHER = {
     *(*DROPOUTS, "initializer_range", "use_cache"),
@@ -23,7 +23,7 @@ def open_teacher(arguments):
     """The checkpoint of `--teacher`, whose weights are not read yet; the arguments that go with it are settled.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
 
     Returns:
         `algpt2.checkpoints.checkpoint.Checkpoint` of a language model; `None` without a teacher.
@@ -38,7 +38,7 @@ def open_teacher(arguments):
         if not checkpoint.is_language_model:
             raise InputError(f"{arguments.teacher}: is a {checkpoint.architecture}; expected a language model")
     # What the run has, for whoever reads its record.
-    arguments.distill_weight = arguments.distill_weight or WEIGHT
+    arguments.distill_weight = arguments.distill_weight or DISTILL_WEIGHT
     arguments.temperature = arguments.temperature or TEMPERATURE
     return checkpoint.without_heads()
 
@@ -48,7 +48,7 @@ def read_teacher(checkpoint, arguments, config, tokenizer, length):
 
     Args:
         checkpoint: `algpt2.checkpoints.checkpoint.Checkpoint` of `open_teacher`.
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`; its `teacher_checksum` is set.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`; its `teacher_checksum` is set.
         config: `ALGPT2Config` of the model.
         tokenizer: `transformers.PreTrainedTokenizerFast` of the model.
         length: int. The tokens of a block.

@@ -76,7 +76,7 @@ class History:
         Args:
             step: int.
             evaluation: `algpt2.evaluation.perplexity.Evaluation`, or
-                `algpt2.training.classification.ClassEvaluation`.
+                `algpt2.evaluation.classes.ClassEvaluation`.
             values: dict of str to float. What was measured with it.
 
         Returns:

@@ -9,6 +9,10 @@ IGNORED = -100
 LOGITS_IN_CHUNK = {"cpu": 1 << 22, "gpu": 1 << 28}
 
 
+# The part of a loss that is the teacher's, and what the logits of both are divided by, where nothing else is given.
+DISTILL_WEIGHT, TEMPERATURE = 0.5, 2.0
+
+
 class SoftTargets(NamedTuple):
     """What a teacher says of the tokens of a loss in chunks.
 

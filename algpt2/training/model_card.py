@@ -10,9 +10,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from algpt2.checkpoints import MODEL_CARD_FILE
 from algpt2.checkpoints.weights import PARTS, parameter_count
-from algpt2.cli import FRAMEWORKS
 from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
 from algpt2.files.atomic import file_replaced
+from algpt2.imports.frameworks import FRAMEWORKS
 from algpt2.tables import markdown_table
 from algpt2.training.history import FIGURE_FILE
 

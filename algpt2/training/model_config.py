@@ -18,7 +18,7 @@ def model_config(arguments, source=None):
     GPT-2's 0.02, made for a width of 768, small models stay on a plateau for long (docs/results.md).
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
         source: `algpt2.checkpoints.checkpoint.Checkpoint` of `--init-from`, if it is given.
 
     Returns:

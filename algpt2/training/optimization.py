@@ -67,7 +67,7 @@ def optimizer_constants(arguments):
     """The constants of the optimizer of a run.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
 
     Returns:
         as `hyperparameters`.

@@ -22,9 +22,9 @@ from algpt2.data.tokenizer import (
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.hub import require_access
-from algpt2.training.arguments import settle_text
 from algpt2.training.classification import ClassificationRun, check_arguments, read_labelled
 from algpt2.training.distillation import open_teacher, read_teacher
+from algpt2.training.given_arguments import settle_text
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import default_learning_rate, final_decay_steps
 from algpt2.training.random_depth import RandomDepth
@@ -36,7 +36,7 @@ def prepare_run(arguments, is_first=True, data=None):
     """Read the data, train or load the tokenizer, and settle the configuration, before a framework is started.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
         is_first: bool. Whether this process makes the run directory; the others find it there.
         data: tuple of tokenizer, `Blocks` and validation `TokenizedText` that were packed before; `None` packs
             `--dataset`.
@@ -152,7 +152,7 @@ def check_batch(arguments, devices):
     """Raise an InputError unless the batch of a step can be split.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
         devices: int. The devices that share a batch.
     """
     if arguments.batch_size % (devices * arguments.gradient_accumulation):

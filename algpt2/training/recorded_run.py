@@ -45,7 +45,7 @@ class RecordedRun:
         return validation if validation is not None else f"the held-out part of {dataset}"
 
     def documents(self):
-        """The held-out text, as `algpt2.data.corpus.Documents`; a text that has changed is told of.
+        """The held-out text, as `algpt2.data.corpus.Documents`; a text that has changed is reported.
 
         Raises:
             InputError: if it is not there any more.
@@ -63,7 +63,7 @@ class RecordedRun:
 
 
 def open_newest(name_or_path, framework):
-    """A checkpoint; of a run that is not finished its newest one, which is said on standard error.
+    """A checkpoint; of a run that is not finished its newest one, which is reported on standard error.
 
     Args:
         name_or_path: str or path. A directory, or the id of a hub repository.

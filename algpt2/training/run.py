@@ -13,6 +13,7 @@ from algpt2.configuration import ALGPT2Config
 from algpt2.data.packing import Blocks, TrainingOrder
 from algpt2.data.tokenized_text import TokenizedText
 from algpt2.errors import InputError
+from algpt2.evaluation import EVALUATION_BATCH
 from algpt2.evaluation.perplexity import evaluate
 from algpt2.hub import upload
 from algpt2.training.figure import draw_perplexity
@@ -22,8 +23,6 @@ from algpt2.training.model_card import write_model_card
 from algpt2.training.random_depth import RandomDepth
 from algpt2.training.run_directory import Checkpoints, damaged_checkpoint, record_arguments, require_undamaged
 
-# The logits of a larger batch may not fit into memory, even if training computes it in parts.
-EVALUATION_BATCH = 16
 # The ratio of the last loss to the best above which the run says so.
 NOTABLY = 1.01
 

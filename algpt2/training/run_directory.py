@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+from algpt2.cli import flag
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced, put_in_place, write_text, writing
 from algpt2.files.disk import WriteError, storage_error
@@ -232,13 +233,13 @@ def run_sources(arguments):
     """What a run reads, as `require_free` takes it.
 
     Args:
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
 
     Returns:
         dict of str to str or `None`.
     """
     names = ("init_from", "teacher", "tokenizer", "dataset", "validation", "config")
-    return {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
+    return {flag(name): getattr(arguments, name) for name in names}
 
 
 @contextlib.contextmanager
@@ -249,7 +250,7 @@ def new_run_directory(directory, arguments, config, tokenizer):
 
     Args:
         directory: `Path`.
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
         config: `ALGPT2Config`.
         tokenizer: `transformers.PreTrainedTokenizerFast`.
 
@@ -274,7 +275,7 @@ def record_arguments(directory, arguments):
 
     Args:
         directory: `Path` of the run.
-        arguments: `argparse.Namespace` of `algpt2.training.command_line.train_parser`.
+        arguments: `argparse.Namespace` of `algpt2.training.arguments.train_parser`.
     """
     write_text(directory / ARGUMENTS_FILE, json.dumps({**vars(arguments), "resume": False}, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""The second moments of what enters each product of a GPT-2 on a text, by numpy, one depth at a time."""
+"""The second moments of what enters each linear layer of a GPT-2 on a text, by numpy, one depth at a time."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def _beginning(documents, characters):
 
 
 def input_moments(config, weights, rows, depths, directory):
-    """The second moments E[x x^T] of the inputs of every product of some depths.
+    """The second moments E[x x^T] of the inputs of every linear layer of some depths.
 
     The states of all tokens are kept, float32 (tokens, H), and taken through the depths once; the moments of a depth go
     to files.
@@ -65,7 +65,7 @@ def input_moments(config, weights, rows, depths, directory):
         directory: `Path` of an existing directory, for 8 (3 H^2 + I^2) bytes per depth.
 
     Returns:
-        dict of (depth, product) to `LazyTensor`, float64 (inputs, inputs).
+        dict of (depth, linear layer) to `LazyTensor`, float64 (inputs, inputs).
 
     Raises:
         algpt2.errors.InputError: if the states are not finite.
@@ -83,7 +83,7 @@ def input_moments(config, weights, rows, depths, directory):
             prefix = f"transformer.h.{depth}."
             block = {name.removeprefix(prefix): plain[name] for name in plain if name.startswith(prefix)}
             block = {name: np.asarray(tensor, "float32") for name, tensor in block.items()}
-            sums = {name: np.zeros((size, size)) for name, (size, _) in config.products.items()}
+            sums = {name: np.zeros((size, size)) for name, (size, _) in config.linear_layers.items()}
             for row in states:
                 _apply(config, block, row, sums if depth in depths else None)
                 bar.update()
@@ -102,7 +102,7 @@ def _stored(array, path):
 def _apply(config, block, states, sums):
     """Take the states (length, H) of one row through a block, in place, and add to the sums of its inputs' moments."""
 
-    def product(name, inputs):
+    def linear(name, inputs):
         if sums is not None:
             # In float64: the moments of GPT-2 span so many magnitudes that float32 leaves them indefinite.
             exact = inputs.astype("float64")
@@ -114,10 +114,10 @@ def _apply(config, block, states, sums):
         scale = np.sqrt(np.square(centered).mean(-1, keepdims=True) + config.layer_norm_epsilon)
         return centered / scale * block[f"{name}.weight"] + block[f"{name}.bias"]
 
-    projected = product("attn.c_attn", norm("ln_1", states))
-    states += product("attn.c_proj", _attention(projected, config.n_head))
-    inner = ACTIVATION_FUNCTIONS[config.activation_function](product("mlp.c_fc", norm("ln_2", states)))
-    states += product("mlp.c_proj", inner)
+    projected = linear("attn.c_attn", norm("ln_1", states))
+    states += linear("attn.c_proj", _attention(projected, config.n_head))
+    inner = ACTIVATION_FUNCTIONS[config.activation_function](linear("mlp.c_fc", norm("ln_2", states)))
+    states += linear("mlp.c_proj", inner)
 
 
 def _attention(projected, heads):

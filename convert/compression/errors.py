@@ -22,8 +22,8 @@ class Errors:
         schedule: list of int, the block at each depth.
         parameters: tuple of int, before and after.
         embeddings: dict of `EMBEDDINGS` to float.
-        weights: dict of (depth, product) to float.
-        outputs: the same of what products give for their inputs, at the depths of shared blocks; empty without moments.
+        weights: dict of (depth, linear layer) to float.
+        outputs: the same of what they give for their inputs, at the depths of shared blocks; empty without moments.
     """
 
     schedule: list
@@ -46,17 +46,17 @@ def relative_errors(config, weights, new_config, new_weights, moments=None):
     """
     _, old = as_gpt2(config, weights, lossy=True)
     _, new = as_gpt2(new_config, new_weights, lossy=True)
-    names = [(depth, product) for depth in range(config.n_layer) for product in config.products]
+    names = [(depth, linear) for depth in range(config.n_layer) for linear in config.linear_layers]
     of_weights, of_outputs = {}, {}
-    for depth, product in tqdm(names, desc="comparing", unit="matrix", leave=False, delay=2, disable=None):
-        name = f"transformer.h.{depth}.{product}.weight"
+    for depth, linear in tqdm(names, desc="comparing", unit="matrix", leave=False, delay=2, disable=None):
+        name = f"transformer.h.{depth}.{linear}.weight"
         matrix = np.asarray(old[name], "float64")
         difference = matrix - np.asarray(new[name])
-        of_weights[depth, product] = _relative(squared_length(difference), squared_length(matrix))
-        if moments and (depth, product) in moments:
-            moment = np.asarray(moments[depth, product])
+        of_weights[depth, linear] = _relative(squared_length(difference), squared_length(matrix))
+        if moments and (depth, linear) in moments:
+            moment = np.asarray(moments[depth, linear])
             lengths = squared_length(difference, moment), squared_length(matrix, moment)
-            of_outputs[depth, product] = _relative(*lengths)
+            of_outputs[depth, linear] = _relative(*lengths)
     embeddings = {}
     for title, name in EMBEDDINGS.items():
         tied = EMBEDDINGS["tokens"]
@@ -74,9 +74,9 @@ def error_table(errors):
     Returns:
         str.
     """
-    products = list(dict.fromkeys(product for _, product in errors.weights))
-    columns = [(product, errors.weights) for product in products]
-    columns += [(f"{product} outputs", errors.outputs) for product in products if errors.outputs]
+    linear_layers = list(dict.fromkeys(linear for _, linear in errors.weights))
+    columns = [(linear, errors.weights) for linear in linear_layers]
+    columns += [(f"{linear} outputs", errors.outputs) for linear in linear_layers if errors.outputs]
     rows = [["depth", "block", *(title for title, _ in columns)]]
     for depth, block in enumerate(errors.schedule):
         found = [values.get((depth, title.removesuffix(" outputs"))) for title, values in columns]

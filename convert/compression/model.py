@@ -76,13 +76,16 @@ def compressed(config, weights, new_config, init="average", moments=None):
         config: `ALGPT2Config` of the source, a language model. A sentence-order head is left out.
         weights: dict of str to numpy array or `algpt2.checkpoints.formats.lazy_tensor.LazyTensor`, canonical.
         new_config: `ALGPT2Config` of as many depths and of the same sizes, as `compressed_config` gives it.
-        init: str, how shared matrices start. `"average"`, the mean over the depths of the block; `"first"`, the first
-            of these depths; `"stepwise"`, for K shared blocks those of K even steps from the first to the last of all
-            shared depths, rounded (a half to the even one), if no other depth lies between them, else the first;
-            `"svd"`, the shared matrix and the additions that
-            together are nearest, fitted in turns from the mean on. Without additions it is the mean.
-        moments: dict of (depth, product) to array (inputs, inputs), for every depth of shared blocks and every name of
-            `new_config.products`: the second moments of its inputs, which then weight all distances; as
+        init: str, how shared matrices start:
+
+            - `"average"`: the mean over the depths of the block.
+            - `"first"`: that of the first of these depths.
+            - `"stepwise"`: those of K depths, for K shared blocks, at even steps from the first to the last shared
+              depth, rounded (a half to the even one). As `"first"` if another depth lies between them.
+            - `"svd"`: the shared matrix and the additions that together are nearest, fitted in turns from the mean on;
+              without additions the mean.
+        moments: dict of (depth, linear layer) to array (inputs, inputs), for every depth of shared blocks and every
+            name of `new_config.linear_layers`: the second moments of its inputs, which then weight all distances; as
             `convert.compression.calibration.input_moments` gives them.
 
     Returns:
@@ -154,9 +157,9 @@ def _block(plain, config, block, init, moments, dtype):
     """The weights of one block and its depths."""
     prefix = f"transformer.h.{block}."
     depths = [depth for depth, other in enumerate(config.layer_schedule) if other == block]
-    names = [*NORMS, *(f"{product}.bias" for product in config.products)]
+    names = [*NORMS, *(f"{linear}.bias" for linear in config.linear_layers)]
     if len(depths) == 1:
-        names += [f"{product}.weight" for product in config.products]
+        names += [f"{linear}.weight" for linear in config.linear_layers]
         return {f"{prefix}{name}": plain[f"transformer.h.{depths[0]}.{name}"] for name in names}
     # The depth that the block starts with; None for a mean.
     source = source_depths(config, init)[block] if init in ("first", "stepwise") else None
@@ -171,16 +174,16 @@ def _block(plain, config, block, init, moments, dtype):
             result[prefix + name] = plain[f"transformer.h.{source}.{name}"]
         else:
             result[prefix + name] = np.mean([np.asarray(tensor, "float64") for tensor in own], axis=0).astype(dtype)
-    for name in config.products:
+    for name in config.linear_layers:
         matrices = [plain[f"transformer.h.{depth}.{name}.weight"] for depth in depths]
         start = None if source is None else plain[f"transformer.h.{source}.{name}.weight"]
         moment = moments and [moments[depth, name] for depth in depths]
-        product = _SharedProduct(prefix + name, matrices, start, config.depth_lora_rank, init, moment, dtype)
-        result |= product.tensors(prefix, name, depths)
+        shared = _SharedLinear(prefix + name, matrices, start, config.depth_lora_rank, init, moment, dtype)
+        result |= shared.tensors(prefix, name, depths)
     return result
 
 
-class _SharedProduct:
+class _SharedLinear:
     """A matrix and its additions, computed when the first of them is asked for; the additions, being small, stay."""
 
     def __init__(self, title, matrices, start, rank, init, moments, dtype):

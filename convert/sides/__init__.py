@@ -1,10 +1,8 @@
 """A checkpoint as one framework runs it: the two sides of a comparison, behind one interface."""
 
-import importlib
-
 from algpt2.checkpoints.weight_maps import gpt2
-from algpt2.cli import FRAMEWORKS
 from algpt2.errors import InputError
+from algpt2.imports.frameworks import FRAMEWORKS, import_module
 
 # Each module imports its framework, and defines a side and how it is opened.
 MODULES = {"pytorch": "convert.sides.pytorch", "tensorflow": "convert.sides.tensorflow"}
@@ -23,12 +21,12 @@ def open_side(checkpoint, dtype, framework=None, rounded_to=None):
         `convert.sides.pytorch.PyTorchSide` or `convert.sides.tensorflow.TensorFlowSide`.
 
     Raises:
-        algpt2.errors.InputError: if it cannot be loaded.
+        algpt2.errors.InputError: if it cannot be loaded, or the framework is not installed.
     """
     chosen = framework or checkpoint.format.framework
     # The package sets its framework up before anything else loads that.
-    importlib.import_module(FRAMEWORKS[chosen].package)
-    module = importlib.import_module(MODULES[chosen])
+    import_module(FRAMEWORKS[chosen].package)
+    module = import_module(MODULES[chosen])
     is_gpt2 = checkpoint.dialect in (gpt2.PYTORCH, gpt2.KERAS_HUB)
     if not is_gpt2 or framework or rounded_to:
         return module.open_algpt2(checkpoint, dtype, rounded_to)

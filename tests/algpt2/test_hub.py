@@ -17,7 +17,9 @@ import pytest
 from models import pytorch_model, random_weights, read_checkpoint, tiny_config
 from safetensors.numpy import load
 
+from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.configuration import CODE_FILES
+from algpt2.errors import InputError
 from algpt2.hub import main
 from algpt2.training.model_card import write_model_card
 
@@ -80,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
+        self.server.asked.append(path)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/main)?", path):
             if match[1] in self.server.repositories:
                 files = self.server.repositories[match[1]]["main"]
@@ -130,7 +133,7 @@ def stand_in():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.address = f"http://127.0.0.1:{server.server_port}"
     server.repositories, server.objects, server.visibility, server.authorized = {}, {}, {}, []
-    server.full = False
+    server.full, server.asked = False, []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -249,6 +252,21 @@ def test_wrong_arguments(directory, repository, message, hub, run_directory, tmp
     directory = run_directory if directory == "RUN" else tmp_path / directory
     assert exit_code(directory, repository) == 2
     assert message in capsys.readouterr().err and not hub.repositories
+
+
+def test_local_files_only_asks_nobody(hub, run_directory, tmp_path, monkeypatch):
+    template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(InputError, match="the Hugging Face hub does not give it"):
+        find_checkpoint("me/model", cache_dir=tmp_path, local_files_only=True)
+    assert not hub.asked
+    files = [path for path in run_directory.iterdir() if path.is_file()]
+    hub.repositories["me/model"] = {"main": {path.name: path.read_bytes() for path in files}}
+    downloaded = find_checkpoint("me/model", cache_dir=tmp_path)
+    assert (downloaded / "model.safetensors").is_file() and hub.asked
+    hub.asked.clear()
+    assert find_checkpoint("me/model", cache_dir=tmp_path, local_files_only=True) == downloaded
+    assert not hub.asked
 
 
 @pytest.mark.slow

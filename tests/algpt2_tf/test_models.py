@@ -378,5 +378,7 @@ def test_labels_and_weights_go_with_their_rows_when_they_are_shuffled(text_model
     text_model.train_step = lambda data: seen.append(data) or train_step(data)
     inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
     text_model.fit(inputs, ids + 1, sample_weight=ids + 2.0, batch_size=4, verbose=0)
+    order = np.concatenate([x["token_ids"][:, 0] for x, _, _ in seen]).tolist()
+    assert sorted(order) == list(range(1, 13)) != order
     for x, y, weights in seen:
         assert np.array_equal(x["token_ids"] + 1, y) and np.array_equal(x["token_ids"] + 2, weights)

@@ -13,6 +13,7 @@ from algpt2.data.packing import Blocks, TrainingOrder
 from algpt2.data.tokenized_text import TokenizedText, tokenize
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
+from algpt2_tf.evaluation import packed_text
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks, write_tfrecords
 from algpt2_tf.tfrecords import main
 
@@ -48,7 +49,9 @@ def test_rows_are_those_of_the_text(packing, shards, text_tokenizer, tmp_path):
     assert (text.words, text.bytes) == (123, 456)
     tokenizer = read.tokenizer()
     assert tokenizer.get_vocab() == text_tokenizer.get_vocab() and tokenizer.eos_token_id == 0
-    TFRecordBlocks(tmp_path / "records", tokenizer=text_tokenizer)
+    assert read.eval_protocol == "stream" and packed_text(tmp_path / "records", "stream").words == 123
+    with pytest.raises(InputError, match="holds its text for --protocol stream, not line"):
+        packed_text(tmp_path / "records", "line")
 
 
 def test_tensorflow_reads_the_shards(written):
@@ -68,7 +71,7 @@ def test_a_file_system_that_is_not_local(text_tokenizer):
     # TensorFlow's own in-memory file system stands for gs://.
     directory, blocks = f"ram://{uuid.uuid4()}/records", Blocks(make_text(), 16)
     write_tfrecords(directory, blocks, make_text(90), text_tokenizer, 3)
-    read = TFRecordBlocks(directory, tokenizer=text_tokenizer)
+    read = TFRecordBlocks(directory)
     np.testing.assert_array_equal(read.rows([5, 2])[0], blocks.rows([5, 2])[0])
     assert read.tokenizer().get_vocab() == text_tokenizer.get_vocab()
 
@@ -199,7 +202,8 @@ def test_an_index_that_does_not_fit(key, value, message, written):
 
 
 def test_another_tokenizer_and_another_directory(written, tmp_path):
-    with pytest.raises(InputError, match="made with another tokenizer"):
-        TFRecordBlocks(written, tokenizer=train_tokenizer(["other text"], 300))
+    train_tokenizer(["other text"], 300).save_pretrained(written)
+    with pytest.raises(InputError, match="is not the one that the TFRecords were made with"):
+        TFRecordBlocks(written).tokenizer()
     with pytest.raises(InputError, match="no such directory"):
         TFRecordBlocks(tmp_path / "none")

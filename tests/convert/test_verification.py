@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from command_lines import run
+from isolation import TENSORFLOW, TORCH, run_without
 from models import random_weights, save_checkpoint, tiny_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -110,3 +111,20 @@ def test_a_logit_that_is_not_a_number_fails():
     broken = np.where(np.arange(3) == 1, np.nan, array)
     assert compare_numbers("same", (array, array), 1e-5).passed
     assert not compare_numbers("broken", (array, broken), 1e-5).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("verify", TORCH), ("pt2tf", TENSORFLOW), ("pt2tf --training-state", TENSORFLOW)],
+    ids=["verify", "convert", "carry"],
+)
+def test_a_framework_that_is_not_installed(command, missing, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint")
+    name, *flags = command.split()
+    arguments = [name, str(tmp_path / "checkpoint"), *flags]
+    arguments += ["--output", str(tmp_path / "new")] if name == "pt2tf" else []
+    process = run_without(missing, f"from convert.cli import main; main({arguments})")
+    assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr
+    assert "cannot be imported" in process.stderr and "the README tells what to install" in process.stderr
+    assert ("--no-verify leaves the comparison out" in process.stderr) == (command == "pt2tf")

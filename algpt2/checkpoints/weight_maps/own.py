@@ -9,8 +9,8 @@ from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
 BACKBONE = "layers/tfalgpt2_backbone/layers"
-# The dense layers of a block of Keras, and what the configuration calls their products.
-KERAS_PRODUCTS = {
+# The dense layers of a block of Keras, and the names that the configuration has for them.
+KERAS_LINEAR_LAYERS = {
     "c_attn": "attn.c_attn",
     "attn_c_proj": "attn.c_proj",
     "c_fc": "mlp.c_fc",
@@ -117,9 +117,9 @@ def keras_block():
     at_depth = f"{theirs}/depths/tfalgpt2_depth{{_d}}", f"{ours}.depths.{{d}}"
     for path, prefix in ((theirs, ours), at_depth):
         rules += [rule for norm in ("ln_1", "ln_2") for rule in keras_norm(f"{path}/{norm}", f"{prefix}.{norm}")]
-    for layer, product in KERAS_PRODUCTS.items():
-        rules += keras_linear(f"{theirs}/{layer}", f"{ours}.{product}")
-        path, name = f"{at_depth[0]}/{layer}", depth_layer(f"{at_depth[1]}.", product)
+    for layer, linear in KERAS_LINEAR_LAYERS.items():
+        rules += keras_linear(f"{theirs}/{layer}", f"{ours}.{linear}")
+        path, name = f"{at_depth[0]}/{layer}", depth_layer(f"{at_depth[1]}.", linear)
         rules += [Rule(f"{path}/{part}/vars/0", f"{name}.{part}", TRANSPOSED) for part in ("down", "up")]
         rules.append(Rule(f"{path}/vars/0", f"{name}.bias"))
     return tuple(rules)

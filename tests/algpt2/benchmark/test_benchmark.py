@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 
 import algpt2_tf.quantization
 from algpt2 import parameter_count
-from algpt2.benchmark import command
+from algpt2.benchmark import __main__ as command
 from algpt2.benchmark.runtimes import RUNTIMES
 from algpt2.benchmark.timing import time_in_turns
 from algpt2.checkpoints.checkpoint import open_checkpoint
@@ -87,8 +87,10 @@ def test_the_command(directory, capsys):
 
 
 @pytest.mark.parametrize(("runtime", "precision"), VARIANTS)
-def test_what_is_recommended_runs(runtime, precision, directory, capsys):
-    use = RUNTIMES[runtime].uses[precision].format(checkpoint=directory / "model")
+def test_what_is_recommended_runs(runtime, precision, directory, tmp_path, capsys):
+    checkpoint = tmp_path / "a model's"
+    checkpoint.symlink_to(directory / "model")
+    use = RUNTIMES[runtime].use(precision, checkpoint)
     if use.startswith("python -m "):
         module, *arguments = shlex.split(use)[2:]
         code, out, err = run(capsys, module, *arguments, "The value of", "--max-new-tokens", "3")
@@ -140,7 +142,7 @@ def test_wrong_command_lines(arguments, message, directory, capsys):
 
 def test_a_runtime_that_is_not_installed_is_named(directory):
     code = (
-        f"from algpt2.benchmark.command import main; main([{str(directory / 'model')!r}, '--runtimes', 'tensorflow'])"
+        f"from algpt2.benchmark.__main__ import main; main([{str(directory / 'model')!r}, '--runtimes', 'tensorflow'])"
     )
     result = run_without(TENSORFLOW, code)
     assert result.returncode == 2 and "--runtimes tensorflow: tensorflow is not installed" in result.stderr

@@ -15,7 +15,7 @@ from algpt2.checkpoints.checkpoint import open_checkpoint, write_checkpoint_weig
 from algpt2.checkpoints.config_file import read_config
 from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.errors import InputError
-from algpt2.files.atomic import files_replaced_in
+from algpt2.files.atomic import directory_replaced, files_replaced_in
 
 
 @pytest.fixture
@@ -206,6 +206,16 @@ class TestFilesReplacedIn:
         os.umask(mask)
         assert stat.S_IMODE((tmp_path / "deep" / "out").stat().st_mode) == 0o777 & ~mask
         assert stat.S_IMODE((tmp_path / "deep" / "out" / "below" / "a").stat().st_mode) == 0o666 & ~mask
+
+    def test_the_group_of_a_shared_folder_is_inherited(self, tmp_path):
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared").chmod(0o2775)
+        with directory_replaced(tmp_path / "shared" / "out") as temporary:
+            (temporary / "below").mkdir()
+        mask = os.umask(0)
+        os.umask(mask)
+        for path in (tmp_path / "shared" / "out", tmp_path / "shared" / "out" / "below"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o2777 & ~mask
 
     def test_what_no_new_file_replaces_stays_unless_it_is_stale(self, tmp_path):
         (tmp_path / "out" / "below").mkdir(parents=True)

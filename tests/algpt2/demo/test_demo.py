@@ -12,7 +12,8 @@ from command_lines import run
 from models import pytorch_model, random_weights, save_checkpoint, tiny_config
 
 from algpt2.data.encoding import encode
-from algpt2.demo import command, losses, models
+from algpt2.demo import __main__ as command
+from algpt2.demo import losses, models
 from algpt2.demo.models import open_models, streamed
 from algpt2.errors import InputError
 from algpt2.generation.continuation import Sampling
@@ -136,10 +137,20 @@ def address(both):
     pytest.importorskip("gradio")
     from algpt2.demo.page import page
 
-    blocks = page(both).queue(default_concurrency_limit=1)
+    blocks = page(both).queue()
     _, url, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield url
     blocks.close()
+
+
+def test_the_page_computes_one_thing_at_a_time(both):
+    pytest.importorskip("gradio")
+    from algpt2.demo.page import page
+
+    # A model keeps the settings of the text that it continues; only the button that stops it does not wait.
+    listeners = [function for function in page(both).fns.values() if function.fn]
+    assert len(listeners) == 4
+    assert {(function.concurrency_id, function.concurrency_limit) for function in listeners} == {("models", 1)}
 
 
 def fill(driver, selector, value):

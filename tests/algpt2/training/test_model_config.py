@@ -5,7 +5,7 @@ import json
 import pytest
 
 from algpt2 import ALGPT2Config
-from algpt2.training.command_line import train_parser
+from algpt2.training.arguments import train_parser
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import default_learning_rate
 
