@@ -3,15 +3,12 @@
 import contextlib
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from algpt2.errors import InputError
-
-# Only setting it tells what it was, and for all threads: once, while there is one.
-UMASK = os.umask(0)
-os.umask(UMASK)
 
 
 class WriteError(InputError):
@@ -48,16 +45,18 @@ def storage_error(error):
 
 
 def share_files(directory):
-    """Give a directory and its files the permissions that new ones have; some are made for their owner alone.
+    """Give a directory and what is in it the permissions that new ones have; some are made for their owner alone.
 
     Args:
         directory: path.
     """
+    # A new one tells, for its place and in all threads; asking for the mask of the process would set it.
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        (Path(place) / "new").mkdir()
+        mode = stat.S_IMODE((Path(place) / "new").stat().st_mode)
     for path in (Path(directory), *Path(directory).rglob("*")):
         if not path.is_symlink():
-            # The group of a shared folder goes on to what is made in it.
-            inherited = path.stat().st_mode & stat.S_ISGID
-            path.chmod(inherited | (0o777 if path.is_dir() else 0o666) & ~UMASK)
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def flush(directory):

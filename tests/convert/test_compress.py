@@ -59,7 +59,7 @@ def random_moments(config, seed=0):
     """Second moments of random inputs of very different sizes, for all depths."""
     draw = np.random.default_rng(seed)
     moments = {}
-    for depth, (name, (inputs, _)) in itertools.product(range(config.n_layer), config.products.items()):
+    for depth, (name, (inputs, _)) in itertools.product(range(config.n_layer), config.linear_layers.items()):
         rows = draw.normal(size=(2 * inputs, inputs)) * draw.lognormal(sigma=2, size=inputs)
         moments[depth, name] = rows.T @ rows
     return moments
@@ -223,7 +223,7 @@ def test_moments_are_those_of_what_enters_the_layers_in_pytorch(activation, tmp_
     config, weights = gpt2_weights(2, activation_function=activation)
     model, rows = pytorch_model(config, weights), np.random.default_rng(0).integers(97, size=(3, 16))
     entered = {}
-    for depth, name in itertools.product(range(2), config.products):
+    for depth, name in itertools.product(range(2), config.linear_layers):
         layer = model.get_submodule(f"transformer.h.{depth}.{name}")
         layer.register_forward_pre_hook(lambda _, inputs, key=(depth, name): entered.update({key: inputs[0]}))
     model(torch.tensor(rows))

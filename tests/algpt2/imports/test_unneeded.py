@@ -68,7 +68,7 @@ def test_no_garbage_is_looked_for_while_a_command_imports_even_in_vain(monkeypat
         raise ImportError(name)
 
     monkeypatch.setattr(cli, "is_command", lambda: True)
-    monkeypatch.setattr(cli.importlib, "import_module", fail)
+    monkeypatch.setattr("importlib.import_module", fail)
     with pytest.raises(SystemExit) as end:
         cli.run_command(cli.Parser(), "missing.program", [])
     assert end.value.code == 2 and "missing cannot be imported" in capsys.readouterr().err
