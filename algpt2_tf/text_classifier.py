@@ -47,7 +47,7 @@ class TFALGPT2TextClassifier(TFALGPT2Task, TextClassifier):
         >>> from algpt2_tf import TFALGPT2Backbone
         >>> config = ALGPT2Config.from_preset("algpt2-tiny", id2label={0: "negative", 1: "positive"})
         >>> model = TFALGPT2TextClassifier(TFALGPT2Backbone(config))
-        >>> ids = ops.convert_to_numpy([[1, 2, 3]])
+        >>> ids = keras.ops.convert_to_numpy([[1, 2, 3]])
         >>> model({"token_ids": ids, "padding_mask": ids > 0}).shape
         TensorShape([1, 2])
     """

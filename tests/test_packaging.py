@@ -71,9 +71,9 @@ def test_help_needs_no_framework():
 def test_the_help_names_what_the_configuration_has():
     from algpt2 import PRESETS
     from algpt2.configuration import PATTERNS
-    from algpt2.training import command_line
+    from algpt2.training import arguments
 
-    assert tuple(PRESETS) == command_line.PRESETS and PATTERNS == command_line.PATTERNS
+    assert tuple(PRESETS) == arguments.PRESETS and PATTERNS == arguments.PATTERNS
 
 
 # Whichever module comes first, the Auto classes and Keras know the classes when they are needed.
