@@ -11,8 +11,16 @@ import tokenizers
 from keras_hub.src.utils.preset_utils import ASSET_DIR, get_file
 from keras_hub.tokenizers import Tokenizer
 
-from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, encode_batch, start_ids
-from algpt2.data.tokenizer import check_vocabulary, fast_tokenizer, load_tokenizer, save_tokenizer, vocabulary_size
+from algpt2.data.encoding import (
+    END_OF_TEXT,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    check_vocabulary,
+    encode_batch,
+    start_ids,
+    vocabulary_size,
+)
+from algpt2.data.tokenizer import fast_tokenizer, load_tokenizer, save_tokenizer
 from algpt2.errors import InputError
 from algpt2_tf.backbone import TFALGPT2Backbone
 

@@ -1,5 +1,6 @@
 """Write a checkpoint in a format for deployment, and compare what its runtime computes with the checkpoint."""
 
+import fnmatch
 import importlib.util
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def export(directory, to, output, quantize=None, length=None, force=False, asset
         )
     if length and length > checkpoint.config.n_positions:
         raise InputError(f"--length {length} is more than n_positions {checkpoint.config.n_positions}")
-    _check_output(output, to, target, force)
-    # `_check_output` has seen that a directory that is there holds an earlier export.
+    _check_output(output, to, checkpoint.directory, force)
+    # `_check_output` has seen that a directory that is there holds an earlier export, and nothing else.
     replaced = directory_replaced if target.marker else file_replaced
     with replaced(output) as path:
         if path.is_dir():
@@ -151,17 +152,24 @@ def _check_packages(to, packages):
         raise InputError(f"--to {to} needs {', '.join(missing)}; run pip install 'algpt2[{extras}]'")
 
 
-def _check_output(output, to, target, force):
+def _check_output(output, to, source, force):
+    target = FORMATS[to]
     if not output.name.endswith(target.suffix):
         raise InputError(f"{output}: a file for {to} is named with {target.suffix} at the end")
     if not output.exists():
         return
     if output.is_dir() != bool(target.marker):
         raise InputError(f"{output}: is {'a' if output.is_dir() else 'not a'} directory; give another --output")
+    if output.resolve() in (source.resolve(), *source.resolve().parents):
+        raise InputError(f"{output}: is or holds the checkpoint {source}; give another --output")
     if not force:
         raise InputError(f"{output}: is there already; give --force to replace it, or another --output")
     if target.marker and not (output / target.marker).exists():
         raise InputError(f"{output}: is a directory without {target.marker}; give another --output")
+    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir())
+    for name in names if target.marker else ():
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in target.functions.OWN_FILES):
+            raise InputError(f"{output}: holds {name}, which is no part of an export to {to}; give another --output")
 
 
 def _compare_predictions(expected, found, allowed):

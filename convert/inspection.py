@@ -4,14 +4,15 @@ import json
 from collections import Counter
 
 from algpt2.checkpoints import CONFIG_FILE
-from algpt2.checkpoints.checkpoint import open_checkpoint
+from algpt2.checkpoints.checkpoint import no_weights, open_checkpoint
 from algpt2.checkpoints.config_file import read_stored_config
 from algpt2.checkpoints.directories import find_checkpoint
 from algpt2.checkpoints.formats import find_weights, weight_files
 from algpt2.checkpoints.generation_config import check_generation_config
 from algpt2.checkpoints.weights import PARTS, parameter_count
 from algpt2.configuration import schedule_pattern
-from algpt2.data.tokenizer import check_vocabulary, has_tokenizer, load_tokenizer
+from algpt2.data.encoding import check_vocabulary
+from algpt2.data.tokenizer import has_tokenizer, load_tokenizer
 from algpt2.errors import InputError
 
 # The most classes whose names are told.
@@ -54,7 +55,7 @@ def inspect_checkpoint(directory):
         except InputError as error:
             problems.append(str(error))
     if config is None and not problems:
-        problems.append(f"{directory}: holds no weights")
+        problems.append(no_weights(directory))
     report = {"checkpoint": str(directory), "weights": found}
     if config is not None:
         report |= _describe_model(config)

@@ -164,7 +164,7 @@ def _shift(project_out, bias, lossy):
     if missed > EXACT and not lossy:
         raise InputError(
             f"no GPT-2 computes exactly the same: project_out.weight {project_out.shape} has rank {rank}, and "
-            f"{missed:.2g} of project_out.bias is outside its range; give --lossy for the nearest one"
+            f"{missed:.2g} of project_out.bias is outside its range; to-gpt2 --lossy writes the nearest one"
         )
     return shift
 

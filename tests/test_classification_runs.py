@@ -150,6 +150,10 @@ def test_a_checkpoint_and_two_labels_are_needed(data, capsys, tmp_path):
     (tmp_path / "one.csv").write_text("sentence,class\n" + "of,good\n" * 40)
     code, _, err = run(capsys, TRAIN["pt"], *arguments(data, tmp_path / "run", "--dataset", tmp_path / "one.csv"))
     assert code == 2 and "have the label 'good'; expected at least two labels" in err
+    for row, count in (("film, a good one,pos", 3), ("a film", 1)):
+        (tmp_path / "two.csv").write_text("sentence,class\nof,good\nfor,bad\n" + f"{row}\n" * 40)
+        code, _, err = run(capsys, TRAIN["pt"], *arguments(data, tmp_path / "run", "--dataset", tmp_path / "two.csv"))
+        assert code == 2 and f"two.csv, line 4: has {count} values, the header names 2; put a text" in err
 
 
 @pytest.mark.slow

@@ -70,6 +70,10 @@ def test_every_file_of_a_checkpoint_has_a_checksum(unfinished, resumed):
     for name in sorted(names):
         message = resumed(lambda directory, name=name: flipped(directory / "checkpoint-4" / name))
         assert f"checkpoint-4: damaged ({name} is not as it was written: its checksum differs); remove it" in message
+        message = resumed(lambda directory, name=name: (directory / "checkpoint-4" / name).unlink())
+        assert f"checkpoint-4: damaged ({name} is gone); remove it" in message
+    message = resumed(lambda directory: (directory / "checkpoint-4" / "checksums.json").write_text('{"a": 1}'))
+    assert "checkpoint-4: damaged (a is gone)" in message
     message = resumed(lambda directory: flipped(directory / "checkpoint-4" / "checksums.json", 0))
     assert "checkpoint-4: damaged" in message and "checksums.json: not readable as JSON" in message
 

@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_not_resumed(arguments, tmp_path, capsys, name, 
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert exit_code(algpt2_pt.train, ["--output-dir", str(run), "--resume"]) == 2
     error = capsys.readouterr().err
-    assert "checkpoint-4: damaged" in error and "--resume goes on from the checkpoint before" in error
+    assert "checkpoint-4: damaged" in error and "--resume goes on from the newest of the others" in error
 
 
 def test_another_text_is_not_resumed(arguments, tmp_path, capsys):

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from command_lines import FRAMEWORKS, run
+from models import tiny_config
 from transformers import AutoTokenizer
 
 import algpt2_tf.generation
 from algpt2.generation.command import read_prompts
+from algpt2_pt import ALGPT2ForSequenceClassification
 
 ROOT = Path(__file__).parent.parent
 
@@ -226,6 +228,16 @@ def test_wrong_generations(shared, arguments, message, tmp_path, capsys, monkeyp
     for framework in FRAMEWORKS:
         code, out, err = run(capsys, f"algpt2_{framework}.generate", *[names.get(a, a) for a in arguments])
         assert code == 2 and not out and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_a_classifier_says_nothing_of_the_next_token(command, framework, text_tokenizer, capsys, tmp_path):
+    config = tiny_config(vocab_size=len(text_tokenizer), eos_token_id=0, num_labels=3)
+    ALGPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    text_tokenizer.save_pretrained(tmp_path)
+    code, out, err = run(capsys, f"algpt2_{framework}.{command}", tmp_path, *(["The"] if command == "generate" else []))
+    assert code == 2 and not out and "is of ALGPT2ForSequenceClassification; expected a language model" in err
 
 
 @pytest.mark.slow

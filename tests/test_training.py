@@ -198,6 +198,9 @@ def test_arguments_from_a_file_are_those_of_the_command_line(runs, framework, tm
         "warmup_ratio": None,
         "dataset": "c",
     }
+    (tmp_path / "c.json").write_text('\ufeff{"overwrite": true, "max-steps": 7}', encoding="utf-8")
+    found = parsed(framework, "--arguments", tmp_path / "c.json")
+    assert (found["overwrite"], found["max_steps"]) == (True, 7)
     # No warm-up is not the default.
     (tmp_path / "b.yaml").write_text("warmup-steps: 0")
     assert parsed(framework, "--arguments", tmp_path / "b.yaml")["warmup_steps"] == 0

@@ -71,8 +71,10 @@ def run(arguments):
         if text:
             row["perplexity"] = evaluate(model.token_losses, text, length, batch_size=4, progress=True).perplexity
         rows.append(row)
+    # The configuration of a graph is that of a GPT-2, but the graph stores a shared block once.
+    size = "" if isinstance(checkpoint, ExportedCheckpoint) else f"{parameter_count(config):,} parameters, "
     print(
-        f"{arguments.checkpoint}: {parameter_count(config):,} parameters, {arguments.prompt_length} + {count} tokens, "
+        f"{arguments.checkpoint}: {size}{arguments.prompt_length} + {count} tokens, "
         f"batch 1, medians of {arguments.rounds} on {processor()}\n"
     )
     print(markdown_table([list(rows[0]), *(map(_shown, row.values()) for row in rows)]))

@@ -38,6 +38,7 @@ from algpt2.data.tokenizer import (
 )
 from algpt2.errors import InputError
 from algpt2.files.atomic import require_whole
+from algpt2.onnx import FILES as GRAPHS
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Checkpoint:
     def is_language_model(self):
         """bool: whether its model gives the logits of tokens, whatever other head it has."""
         return self.architecture in LANGUAGE_MODELS
+
+    def require_language_model(self):
+        """Raise an InputError if it has another head instead, so that what it says of tokens was not trained."""
+        if not self.is_language_model:
+            raise InputError(f"{self.directory}: is of {self.architecture}; expected a language model")
 
     def in_framework(self, framework):
         """The same checkpoint with the weights of a framework (str), if the directory has them; otherwise itself."""
@@ -202,8 +208,15 @@ def open_checkpoint(directory, framework="pytorch", weights=None, config=None):
         raise InputError(f"{path}: quantization_config: the weights are quantized; give the model before that")
     found = [weights] if weights else sorted(find_weights(directory), key=lambda w: w[0].framework != framework)
     if not found:
-        raise InputError(f"{directory}: holds no weights; expected one of {', '.join(kind.file for kind in FORMATS)}")
+        raise InputError(no_weights(directory))
     return _open_weights(directory, stored, config, *found[0])
+
+
+def no_weights(directory):
+    """str: that a directory, a `Path`, holds no weights."""
+    if any((directory / name).is_file() for name in GRAPHS.values()):
+        return f"{directory}: holds a graph for ONNX Runtime, no weights; `generate --runtime onnx` runs it"
+    return f"{directory}: holds no weights; expected one of {', '.join(kind.file for kind in FORMATS)}"
 
 
 def _open_weights(directory, stored, config, kind, path):

@@ -13,6 +13,9 @@ UNLIMITED = int(1e30)
 # The least number of characters in a piece of a text, and the most in one that has no place to be cut: tokenizers take
 # hundreds of bytes of memory for each.
 PIECE, LONGEST_PIECE = 1 << 13, 1 << 20
+# A model may have some more tokens than its tokenizer, up to a multiple of the first of these or to one of the others:
+# matrices of such sizes are fast.
+PADDED_SIZES = (128, 256, 512, 1024)
 
 
 def encode(tokenizer, text):
@@ -54,6 +57,26 @@ def require_end_token(tokenizer, source):
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source}: the tokenizer has no eos_token; name it in {TOKENIZER_CONFIG_FILE}")
     return tokenizer
+
+
+def vocabulary_size(tokenizer):
+    """The tokens that a model needs for a tokenizer: one more than its highest id, int."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def check_vocabulary(tokenizer, config, source):
+    """Raise an InputError if a tokenizer is not of the size of a model.
+
+    Args:
+        tokenizer: `transformers.PreTrainedTokenizerFast`, or what has its `get_vocab`.
+        config: `algpt2.ALGPT2Config`, or what has its `vocab_size`.
+        source: path. Names the tokenizer in the error.
+    """
+    size, known = vocabulary_size(tokenizer), config.vocab_size
+    most, *others = (-(-size // multiple) * multiple for multiple in PADDED_SIZES)
+    if not (size <= known <= most or known in others):
+        only = "only " if known < size else ""
+        raise InputError(f"{source}: the tokenizer has {size} tokens, the model {only}{known}; take the model's own")
 
 
 def safe_cut(tokenizer):

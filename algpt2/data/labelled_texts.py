@@ -75,7 +75,16 @@ def _read_csv(path):
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             for row in reader:
-                yield row, f"{path}, line {reader.line_num}"
+                place = f"{path}, line {reader.line_num}"
+                # Of a row of another length the texts and the labels are not where the header says.
+                found = sum(value is not None for name, value in row.items() if name) + len(row.get(None, ()))
+                expected = len(reader.fieldnames)
+                if found != expected:
+                    raise InputError(
+                        f"{place}: has {found} values, the header names {expected}; put a text that holds a comma in "
+                        "quotes"
+                    )
+                yield row, place
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     except csv.Error as error:

@@ -12,11 +12,10 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from algpt2.data.corpus import Documents
-from algpt2.data.encoding import safe_cut, safe_pieces, start_ids
+from algpt2.data.encoding import safe_cut, safe_pieces, start_ids, vocabulary_size
 from algpt2.data.files import hash_file
 from algpt2.data.hashing import json_hash
 from algpt2.data.lines import lines
-from algpt2.data.tokenizer import vocabulary_size
 from algpt2.errors import InputError, library_errors
 from algpt2.files.atomic import directory_replaced
 from algpt2.files.disk import WriteError, storage_error

@@ -9,7 +9,14 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.utils import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
 from algpt2.checkpoints import CONFIG_FILE
-from algpt2.data.encoding import END_OF_TEXT, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNLIMITED, require_end_token
+from algpt2.data.encoding import (
+    END_OF_TEXT,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    UNLIMITED,
+    check_vocabulary,
+    require_end_token,
+)
 from algpt2.data.hashing import json_hash
 from algpt2.errors import InputError, library_errors
 from algpt2.files.reading import TOKENIZER_BYTES, read_json, require_ordinary
@@ -41,9 +48,6 @@ TOKENIZER_FILES = (
     CHAT_TEMPLATE_FILE,
     f"{CHAT_TEMPLATE_DIR}/*",
 )
-# A model may have some more tokens than its tokenizer, up to a multiple of the first of these or to one of the others:
-# matrices of such sizes are fast.
-PADDED_SIZES = (128, 256, 512, 1024)
 
 
 def has_tokenizer(directory):
@@ -175,26 +179,6 @@ def is_gpt2_tokenizer(tokenizer):
         and [token["content"] for token in state["added_tokens"]] == [END_OF_TEXT]
         and END_OF_TEXT in model["vocab"]
     )
-
-
-def vocabulary_size(tokenizer):
-    """The tokens that a model needs for a tokenizer: one more than its highest id, int."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
-
-
-def check_vocabulary(tokenizer, config, source):
-    """Raise an InputError if a tokenizer is not of the size of a model.
-
-    Args:
-        tokenizer: `transformers.PreTrainedTokenizerFast`.
-        config: `algpt2.ALGPT2Config`.
-        source: path. Names the tokenizer in the error.
-    """
-    size, known = vocabulary_size(tokenizer), config.vocab_size
-    most, *others = (-(-size // multiple) * multiple for multiple in PADDED_SIZES)
-    if not (size <= known <= most or known in others):
-        only = "only " if known < size else ""
-        raise InputError(f"{source}: the tokenizer has {size} tokens, the model {only}{known}; take the model's own")
 
 
 def fit_tokenizer(tokenizer, config, source):

@@ -126,6 +126,8 @@ def open_models(directories, framework=None):
         InputError: if one cannot be read or loaded.
     """
     checkpoints = [opened(directory, framework or "pytorch") for directory in directories]
+    for checkpoint in checkpoints:
+        checkpoint.require_language_model()
     installed = installed_frameworks()
     models = []
     for checkpoint, name in zip(checkpoints, labels(directories), strict=True):

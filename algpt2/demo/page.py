@@ -1,7 +1,9 @@
 """The page of the demo, in Gradio."""
 
 import contextlib
+import errno
 import html
+import socket
 import time
 
 import numpy as np
@@ -57,6 +59,13 @@ def launch(blocks, host, port):
     # The fonts of the default theme come from the network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks.queue()
+    try:
+        # Gradio looks for another port whatever is wrong.
+        (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        flag = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise InputError(f"cannot serve at {host}:{port} ({error.strerror}); give another {flag}") from error
     try:
         blocks.launch(
             server_name=host, server_port=port or None, theme=theme, css=CSS, quiet=True, prevent_thread_lock=True

@@ -24,7 +24,9 @@ def storage_errors_of(path):
         cause = storage_error(error)
         if cause is None:
             raise
-        raise WriteError(f"{path}: cannot be written ({getattr(cause, 'strerror', None) or cause})") from cause
+        # Libraries that do not say the system's words report a write that was cut off.
+        why = getattr(cause, "strerror", None) or f"{cause}; is the disk full?"
+        raise WriteError(f"{path}: cannot be written ({why})") from cause
 
 
 def storage_error(error):

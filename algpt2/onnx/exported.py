@@ -15,6 +15,7 @@ from algpt2.data.encoding import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     UNLIMITED,
+    check_vocabulary,
     require_end_token,
 )
 from algpt2.errors import InputError, library_errors
@@ -75,8 +76,10 @@ class LightCheckpoint(ExportedCheckpoint):
         return Sizes(**sizes)
 
     def require_tokenizer(self):
-        """`LightTokenizer`; an InputError as of `ExportedCheckpoint`."""
-        return require_end_token(LightTokenizer(self.directory), self.directory)
+        """`LightTokenizer`; an InputError as of `ExportedCheckpoint`, or if it is not of the size of the model."""
+        tokenizer = require_end_token(LightTokenizer(self.directory), self.directory)
+        check_vocabulary(tokenizer, self.config, self.directory)
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,10 @@ class LightTokenizer:
         if not isinstance(end, str):
             raise InputError(f"{config_path}: eos_token is {named!r}; expected a text")
         self.eos_token_id = self._tokenizer.token_to_id(end)
+
+    def get_vocab(self):
+        """The ids by their tokens, dict of str to int."""
+        return self._tokenizer.get_vocab()
 
     def encode(self, text, add_special_tokens=True):
         """The ids of a text, list of int."""

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from algpt2.checkpoints import CONFIG_FILE
 from algpt2.errors import InputError, is_command
 from algpt2.generation.command import run_generation
 from algpt2.generation.sampling import choose
@@ -22,9 +23,18 @@ def open_model(checkpoint, quantize=None):
 
     Returns:
         `OnnxLanguageModel`.
+
+    Raises:
+        InputError: if it cannot be loaded, or does not fit the configuration beside it.
     """
     if isinstance(checkpoint, ExportedCheckpoint):
-        return OnnxLanguageModel(checkpoint.file(quantize))
+        model = OnnxLanguageModel(checkpoint.file(quantize))
+        if model.vocab_size != checkpoint.config.vocab_size:
+            raise InputError(
+                f"{model.name}: gives logits of {model.vocab_size} tokens, but {CONFIG_FILE} has vocab_size "
+                f"{checkpoint.config.vocab_size}; export the checkpoint again"
+            )
+        return model
     # Only who writes a graph needs the package onnx.
     graph = import_module("algpt2.onnx.graph").language_model(
         checkpoint.config, checkpoint.read_weights(), quantize or "float32"

@@ -19,6 +19,7 @@ class OnnxLanguageModel:
 
     Attributes:
         size: int. The bytes of the model.
+        vocab_size: int. The tokens that it gives logits of.
 
     Raises:
         InputError: if ONNX Runtime cannot load it, or it has no cache.
@@ -46,6 +47,7 @@ class OnnxLanguageModel:
         # Graphs that earlier versions wrote compute all logits.
         optional = {value.name for value in self.session.get_overridable_initializers()}
         self._last_token = {LOGITS_KEPT: np.array(1)} if LOGITS_KEPT in optional else {}
+        (self.vocab_size,) = (value.shape[-1] for value in self.session.get_outputs() if value.name == "logits")
         _, self.n_head, _, self.head_width = next(iter(past.values()))
 
     def start(self, ids, capacity, mask=None):

@@ -205,7 +205,7 @@ def _add_teacher_arguments(group):
     group.add_argument(
         "--teacher",
         metavar="DIR",
-        help="learn what this checkpoint, of any kind that convert reads, says of every token, beside the text itself",
+        help="learn what this checkpoint, of any system that convert reads, says of every token, beside the text",
     )
     group.add_argument(
         "--distill-weight",

@@ -25,9 +25,9 @@ def write_checksums(directory):
 
 
 def check_checksums(directory):
-    """Raise an InputError if a file is not as it was when `write_checksums` saw it.
+    """Raise an InputError if a file is gone, or is not as it was when `write_checksums` saw it.
 
-    A file that is gone is left to whoever misses it, and one that came later has no checksum.
+    A file that came later has no checksum.
 
     Args:
         directory: path. Nothing is checked if it has no checksums.json.
@@ -47,7 +47,9 @@ def check_checksums(directory):
         return
     for name, expected in read_json(directory / CHECKSUMS_FILE).items():
         path = directory / name
-        if path.is_file() and path.resolve().is_relative_to(directory.resolve()) and _checksum(path) != expected:
+        if not path.is_file():
+            raise InputError(f"{name} is gone")
+        if path.resolve().is_relative_to(directory.resolve()) and _checksum(path) != expected:
             raise InputError(f"{name} is not as it was written: its checksum differs")
 
 

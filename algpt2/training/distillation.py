@@ -33,10 +33,9 @@ def open_teacher(arguments):
     """
     if not arguments.teacher:
         return None
-    with _of_teacher(arguments):
+    with of_teacher(arguments):
         checkpoint = opened(arguments.teacher, arguments.framework)
-        if not checkpoint.is_language_model:
-            raise InputError(f"{arguments.teacher}: is a {checkpoint.architecture}; expected a language model")
+        checkpoint.require_language_model()
     # What the run has, for whoever reads its record.
     arguments.distill_weight = arguments.distill_weight or DISTILL_WEIGHT
     arguments.temperature = arguments.temperature or TEMPERATURE
@@ -59,7 +58,7 @@ def read_teacher(checkpoint, arguments, config, tokenizer, length):
     Raises:
         InputError: if the tokenizer or the size does not fit, or a run that goes on began with another teacher.
     """
-    with _of_teacher(arguments):
+    with of_teacher(arguments):
         name, teacher = arguments.teacher, checkpoint.config
         difference = _difference(checkpoint.require_tokenizer(), tokenizer)
         if difference:
@@ -86,7 +85,7 @@ def read_teacher(checkpoint, arguments, config, tokenizer, length):
 
 
 @contextlib.contextmanager
-def _of_teacher(arguments):
+def of_teacher(arguments):
     """Errors that name the argument, and say what a run that goes on needs."""
     try:
         yield

@@ -1,6 +1,8 @@
 """The arguments of training: those of the command line, of a file, and of the record of a run that goes on."""
 
 import argparse
+import codecs
+import json
 from pathlib import Path
 
 import yaml
@@ -20,8 +22,10 @@ CHANGEABLE = {
 }
 # With another length a run goes on from where it is, also after its end.
 LENGTHS = {"max_steps", "epochs"}
-# What a record of a run has that another run does not take from it.
-OF_ONE_RUN = {"framework", "text", "teacher_checksum", "steps", "resume", "overwrite"}
+# What a record of a run has beside the arguments, and of these what another run does not take from it.
+OF_A_RECORD = {"framework", "text", "steps"}
+OF_ONE_RUN = {*OF_A_RECORD, "teacher_checksum", "resume", "overwrite"}
+NOT_OF_A_FILE = {"arguments", "resume", "help"}
 # Arguments of one framework alone, which choose devices; in a file the other framework ignores them.
 OF_ONE_FRAMEWORK = {"fsdp", "strategy"}
 
@@ -108,7 +112,7 @@ def _from_file(parser, path, on_top):
     # As on a command line, so that it is checked as there. Messages name the file.
     program, parser.prog = parser.prog, f"{parser.prog}: {path}"
     try:
-        values = given(parser, _as_command_line(_read_values(path), vars(parser.parse_args([])), path))
+        values = given(parser, _as_command_line(_read_values(path), parser, path))
     finally:
         parser.prog = program
     for group in parser._mutually_exclusive_groups:
@@ -119,37 +123,61 @@ def _from_file(parser, path, on_top):
 
 
 def _read_values(path):
-    content = read_bytes(path)
+    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     if str(path).endswith(".json"):
         values = parse_json(content, path)
+        names = json.loads(content, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
     else:
         try:
             values = yaml.safe_load(content)
+            names = [key.value for key, _ in yaml.compose(content).value] if isinstance(values, dict) else []
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: not readable as YAML ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected arguments and their values, such as max-steps: 500")
+    names = [str(name).replace("-", "_") for name in names]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: {name} is given twice; leave one of them out")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    steps = values.get("steps")
+    if OF_A_RECORD <= values.keys():
+        values = _of_another_run(values)
+    return values
+
+
+def _of_another_run(record):
+    """What another run takes from the record of a run."""
+    values = {name: value for name, value in record.items() if name not in OF_ONE_RUN}
+    steps = record["steps"]
     by_default = isinstance(steps, int) and values.get("warmup_steps") == steps // 10
     if by_default or values.get("warmup_ratio") is not None:
-        # The record of a run says the steps of a warm-up that were not given.
+        # The record says the steps of a warm-up that were not given.
         values.pop("warmup_steps", None)
     return values
 
 
-def _as_command_line(values, defaults, path):
+def _as_command_line(values, parser, path):
+    actions = {action.dest: action for action in parser._actions if action.dest not in NOT_OF_A_FILE}
     argv = []
     for name, value in values.items():
-        is_left_out = name in OF_ONE_RUN or (name in OF_ONE_FRAMEWORK and name not in defaults)
-        if is_left_out or value is None or value is False or value == defaults.get(name):
+        if value is None or (name in OF_ONE_FRAMEWORK and name not in actions):
             continue
-        if name not in defaults or name == "arguments":
-            raise InputError(f"{path}: unknown argument {name!r}{did_you_mean(name, defaults)}")
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, dict | list):
-                raise InputError(f"{path}: {name} is {value!r}; expected one value")
-            argv.append(flag(name) if one is True else f"{flag(name)}={one}")
+        if name in NOT_OF_A_FILE:
+            raise InputError(f"{path}: {name} is for the command line; leave it out")
+        if name not in actions:
+            raise InputError(f"{path}: unknown argument {name!r}{did_you_mean(name, actions)}")
+        action = actions[name]
+        if action.nargs == 0:
+            if not isinstance(value, bool):
+                raise InputError(f"{path}: {name} is {value!r}; expected true or false")
+            argv += [flag(name)] * value
+            continue
+        several = isinstance(action, argparse._AppendAction) and isinstance(value, list)
+        for one in value if several else [value]:
+            if isinstance(one, dict | list | bool):
+                raise InputError(f"{path}: {name} is {one!r}; expected one value, a number or a text in quotes")
+            if type(one) is not type(action.default) or one != action.default:
+                argv.append(f"{flag(name)}={one}")
     return argv
 
 
@@ -221,7 +249,7 @@ def read_arguments(directory, parser):
     found = FRAMEWORKS[framework]
     raise InputError(
         f"{record}: the run was made in {found.title}; resume it there, or carry it over: "
-        f"python -m convert {found.carry} --training-state"
+        f"python -m convert {found.carry} {directory} --training-state --output NEW"
     )
 
 

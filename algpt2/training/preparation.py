@@ -11,19 +11,14 @@ from algpt2.checkpoints.formats import find_weights
 from algpt2.configuration import ALGPT2Config
 from algpt2.data.arguments import require_options_used, text_options
 from algpt2.data.corpus import read_corpus
+from algpt2.data.encoding import vocabulary_size
 from algpt2.data.packing import TrainingOrder, block_length, pack_corpus
-from algpt2.data.tokenizer import (
-    SPECIAL_TOKEN_FIELDS,
-    fit_tokenizer,
-    require_tokenizer,
-    special_token_ids,
-    vocabulary_size,
-)
+from algpt2.data.tokenizer import SPECIAL_TOKEN_FIELDS, fit_tokenizer, require_tokenizer, special_token_ids
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
 from algpt2.hub import require_access
 from algpt2.training.classification import ClassificationRun, check_arguments, read_labelled
-from algpt2.training.distillation import open_teacher, read_teacher
+from algpt2.training.distillation import of_teacher, open_teacher, read_teacher
 from algpt2.training.given_arguments import settle_text
 from algpt2.training.model_config import model_config
 from algpt2.training.optimization import default_learning_rate, final_decay_steps
@@ -157,7 +152,7 @@ def check_batch(arguments, devices):
     """
     if arguments.batch_size % (devices * arguments.gradient_accumulation):
         raise InputError(
-            f"--batch-size {arguments.batch_size} must be divisible by {devices} devices times "
+            f"--batch-size {arguments.batch_size} must be divisible by {devices} device{'s' * (devices > 1)} times "
             f"--gradient-accumulation {arguments.gradient_accumulation}"
         )
 
@@ -181,8 +176,9 @@ def _given_tokenizer(arguments, source, teacher):
         return require_tokenizer(arguments.tokenizer)
     if source:
         return source.require_tokenizer()
-    # Not the teacher's own, which says how many positions the teacher has.
-    return teacher and require_tokenizer(teacher.directory)
+    # Not `teacher.require_tokenizer`, whose tokenizer says how many positions the teacher has.
+    with of_teacher(arguments):
+        return teacher and require_tokenizer(teacher.directory)
 
 
 def _read_data(arguments, config, length, tokenizer):

@@ -63,7 +63,7 @@ class RecordedRun:
 
 
 def open_newest(name_or_path, framework):
-    """A checkpoint; of a run that is not finished its newest one, which is reported on standard error.
+    """The checkpoint of a language model; of a run that is not finished its newest one, which standard error tells.
 
     Args:
         name_or_path: str or path. A directory, or the id of a hub repository.
@@ -73,7 +73,7 @@ def open_newest(name_or_path, framework):
         `algpt2.checkpoints.checkpoint.Checkpoint`.
 
     Raises:
-        InputError: if there is none, or it cannot be read.
+        InputError: if there is none, it cannot be read, or is of another head.
     """
     if isinstance(name_or_path, Checkpoint):
         return name_or_path
@@ -85,7 +85,9 @@ def open_newest(name_or_path, framework):
         newest = checkpoints.path(checkpoints.latest())
         print(f"{directory}: the run is not finished; taking its newest checkpoint, {newest.name}", file=sys.stderr)
         directory = newest
-    return open_checkpoint(directory, framework)
+    checkpoint = open_checkpoint(directory, framework)
+    checkpoint.require_language_model()
+    return checkpoint
 
 
 def find_run(directory):

@@ -203,7 +203,7 @@ def damaged_checkpoint(directory, error):
     Returns:
         `InputError`.
     """
-    return InputError(f"{directory}: damaged ({error}); remove it, and --resume goes on from the checkpoint before")
+    return InputError(f"{directory}: damaged ({error}); remove it, and --resume goes on from the newest of the others")
 
 
 def require_free(directory, flag, sources, overwrite, hint):

@@ -9,7 +9,8 @@ class ExportFormat:
     """One of the formats.
 
     Args:
-        module: str. The module of its functions `write` and `outputs`.
+        module: str. The module of its functions `write` and `outputs`, and if an export is a directory, of
+            `OWN_FILES`, patterns for all that it may hold.
         packages: dict of str to str. The packages that it takes, and the extra of `pip install` that brings each.
         framework: str. The one that writes it, or whose model it is compared with; `None` for either.
         marker: str. A file of every directory of the format; `None` if an export is a single file.

@@ -1,9 +1,11 @@
 """GGUF, as llama.cpp and transformers read a GPT-2."""
 
 import json
+import math
 
 import numpy as np
 
+from algpt2.checkpoints.weights import not_finite
 from algpt2.errors import InputError
 from algpt2.files.reading import require_ordinary
 from convert.conversion import read_metadata
@@ -61,11 +63,22 @@ def write(checkpoint, path, quantize=None):
         # llama.cpp takes vectors and positions in float32, and blocks of whole rows.
         whole = array.ndim == 1 or "wpe" in name or (quantize in ("q8_0", "q4_0") and array.shape[1] % BLOCK)
         kind = gguf.GGMLQuantizationType.F32 if whole else dtype
+        _check_range(checkpoint.path, name, array, kind.name)
         writer.add_tensor(their_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _check_range(source, name, array, kind):
+    """Raise an InputError for numbers that a kind of GGUF does not hold."""
+    if not np.isfinite(array).all():
+        raise InputError(f"{source}: {not_finite(name)}")
+    # Blocks are scaled by a float16.
+    largest, most = float(np.abs(array).max()), {"F16": 1, "Q8_0": 127, "Q4_0": 8}.get(kind, math.inf) * 65504
+    if largest > most:
+        raise InputError(f"{source}: {name} holds {largest:.3g}, {kind} at most {most:.3g}; take another --quantize")
 
 
 def outputs(path, quantize=None):

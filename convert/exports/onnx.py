@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from algpt2.checkpoints.directories import METADATA_FILES
 from algpt2.checkpoints.weight_maps.gpt2 import as_gpt2_config
 from algpt2.onnx import FILES
 from convert.conversion import read_metadata, write_metadata
+
+OWN_FILES = ("onnx/*.onnx", *METADATA_FILES)
 
 
 def write(checkpoint, path, quantize=None, unpack=False):

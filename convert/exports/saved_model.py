@@ -9,6 +9,8 @@ import numpy as np
 from convert.comparison import Comparison, fixed_batches
 from convert.sides import open_side
 
+OWN_FILES = ("saved_model.pb", "fingerprint.pb", "variables/*", "assets/*")
+
 
 def write(checkpoint, path, quantize=None):
     """Write a SavedModel; see `algpt2_tf.export.export_saved_model`.

@@ -13,6 +13,7 @@ from algpt2.training.model_card import text_name, validation_name
 from algpt2.training.run_directory import ARGUMENTS_FILE
 from convert.exports import FORMATS, onnx
 
+OWN_FILES = ("model.json", "index.html", "*.js", "style.css", "lib/*", "model/*")
 # What transformers.js calls a precision.
 DTYPES = {None: "fp32", "int8": "q8", "q4": "q4"}
 

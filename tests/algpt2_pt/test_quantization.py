@@ -1,11 +1,24 @@
 """Int8 weights for inference in PyTorch."""
 
+import pytest
 import torch
 from models import tiny_config
 
 from algpt2.data.corpus import read_corpus
+from algpt2.errors import InputError
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.quantization import quantize_int8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantized_model_computes_and_is_neither_trained_nor_saved(dtype, tmp_path):
+    model, ids = quantize_int8(ALGPT2LMHeadModel(tiny_config()).to(dtype).eval()), torch.arange(9)[None]
+    assert model(ids).logits.dtype == torch.float32
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        model.train()(ids, labels=ids).loss.backward()
+    with pytest.raises(InputError, match="the model is quantized"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_int8_weights_predict_nearly_the_same(text_tokenizer):

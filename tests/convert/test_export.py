@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import math
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 from command_lines import run
 from isolation import TENSORFLOW, TORCH, run_without
-from models import DEPTHS, read_checkpoint, save_checkpoint, tiny_config
+from models import DEPTHS, random_weights, read_checkpoint, save_checkpoint, tiny_config
 
 import convert.__main__
 from algpt2.checkpoints.weights import parameter_count
@@ -162,6 +163,60 @@ def test_wrong_input_changes_nothing(to, output, options, message, checkpoint, c
     assert code == 2 and re.search(message, err) and "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "there.gguf").read_text() == "precious"
+
+
+@pytest.mark.parametrize("to", ["onnx", "web"])
+def test_an_export_is_replaced_alone(to, checkpoint, capsys, tmp_path):
+    def command(source, output):
+        arguments = ["--to", to, "--output", output, "--quantize", "q4", "--no-verify", "--force"]
+        code, _, err = run(capsys, convert.__main__, "export", source, *arguments)
+        assert "Traceback" not in err
+        return code, err
+
+    source, output = tmp_path / "out" / "checkpoint", tmp_path / "out"
+    assert command(checkpoint, output) == (0, "")
+    # Once more, over what it wrote.
+    export(checkpoint, to, output, force=True)
+    assert command(checkpoint, output)[0] == 0
+    (graph,) = output.rglob("*.onnx")
+    assert graph.name == "model_q4.onnx"
+
+    shutil.copytree(checkpoint, source)
+    (source / "onnx").mkdir()
+    (source / "model.json").write_text("{}")
+    (tmp_path / "project" / "onnx").mkdir(parents=True)
+    (tmp_path / "project" / "model.json").write_text("{}")
+    (tmp_path / "project" / "code.py").write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for origin, target, message in (
+        (source, source, f"{source}: is or holds the checkpoint"),
+        (source, output, f"{output}: is or holds the checkpoint"),
+        (checkpoint, output, f"{output}: holds checkpoint/"),
+        (checkpoint, tmp_path / "project", "project: holds code.py, which is no part of an export to"),
+    ):
+        code, err = command(origin, target)
+        assert code == 2 and message in err, err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("value", "quantize", "message"),
+    [
+        (math.nan, "none", "transformer.h.0.mlp.c_fc.weight holds NaN or infinity"),
+        (-math.inf, "q4_0", "transformer.h.0.mlp.c_fc.weight holds NaN or infinity"),
+        (-1e5, "f16", "transformer.h.0.mlp.c_fc.weight holds 1e+05, F16 at most 6.55e+04; take another --quantize"),
+        (1e5, "q8_0", None),
+    ],
+)
+def test_numbers_that_gguf_cannot_hold(value, quantize, message, text_tokenizer, capsys, tmp_path):
+    config = tiny_config(vocab_size=len(text_tokenizer), n_embd=64, n_head=2)
+    weights = random_weights(config, "float32")
+    weights["transformer.h.0.mlp.c_fc.weight"][0, 0] = value
+    source, output = save_checkpoint(tmp_path / "source", config, weights, text_tokenizer), tmp_path / "a.gguf"
+    arguments = ["--to", "gguf", "--output", output, "--quantize", quantize, "--no-verify"]
+    code, _, err = run(capsys, convert.__main__, "export", source, *arguments)
+    assert output.exists() == (code == 0) == (message is None)
+    assert message is None or message in err
 
 
 @pytest.mark.slow

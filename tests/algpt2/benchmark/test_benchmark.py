@@ -108,6 +108,9 @@ def test_an_exported_graph_needs_onnx_runtime_alone(directory, capsys):
     code, out, err = run(capsys, command, directory / "exported", *SHORT)
     assert code == 0, err
     assert out.count("| ONNX Runtime |") == 1 and "ONNX Runtime, q4" in out and "give a --dataset" in out
+    assert "parameters" not in out
+    code, _, err = run(capsys, "algpt2_pt.generate", directory / "exported", "The value")
+    assert code == 2 and "holds a graph for ONNX Runtime, no weights; `generate --runtime onnx` runs it" in err
     arguments = ["benchmark", str(directory / "exported"), *SHORT]
     result = run_without((*TORCH, *TENSORFLOW, "onnx"), f"from algpt2.__main__ import main; main({arguments})")
     assert result.returncode == 0 and "ONNX Runtime, q4" in result.stdout, result.stderr

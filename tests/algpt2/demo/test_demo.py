@@ -1,6 +1,7 @@
 """What the demo shows, beside transformers and PyTorch; and its page, in a browser without a network."""
 
 import math
+import socket
 import threading
 import time
 
@@ -122,6 +123,20 @@ def test_without_gradio_it_says_what_to_install(checkpoint, capsys, monkeypatch)
     assert code == 2 and "needs gradio; run pip install 'algpt2[demo]'" in err
     code, _, err = run(capsys, command, "DIR", "--port", 99999)
     assert code == 2 and "--port: invalid port from 0 to 65535 value: '99999'" in err
+
+
+def test_an_address_that_is_not_here_and_a_port_that_is_taken(capsys, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.setattr("algpt2.demo.command.open_models", lambda *arguments: [])
+    monkeypatch.setattr("algpt2.demo.command.page", lambda models: gradio.Blocks())
+    import gradio
+
+    for port in (0, 7860):
+        code, _, err = run(capsys, command, "DIR", "--host", "192.0.2.1", "--port", port)
+        assert code == 2 and f"cannot serve at 192.0.2.1:{port} (" in err and "give another --host" in err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = run(capsys, command, "DIR", "--port", taken.getsockname()[1])
+    assert code == 2 and "Address already in use" in err and "give another --port" in err
 
 
 @pytest.mark.slow

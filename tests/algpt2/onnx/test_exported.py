@@ -17,6 +17,7 @@ def test_its_tokenizer_does_what_transformers_own_does(name, text_tokenizer, tmp
     DIRECTORIES[name](tmp_path / "before", tokenizer_state(text_tokenizer))
     save_tokenizer(load_tokenizer(tmp_path / "before"), tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64, "vocab_size": len(theirs)}))
     found = LightCheckpoint(tmp_path).require_tokenizer()
     assert found.eos_token_id == theirs.eos_token_id
     for text in TEXTS:
@@ -36,6 +37,7 @@ def test_its_tokenizer_does_what_transformers_own_does(name, text_tokenizer, tmp
         ("config.json", {"n_positions": 64}, "vocab_size is None; expected a positive integer"),
         ("tokenizer.json", None, "tokenizer.json: no such file"),
         ("tokenizer.json", {}, "not readable as a tokenizer"),
+        ("config.json", {"n_positions": 64, "vocab_size": 4096}, "the tokenizer has 600 tokens, the model 4096"),
         ("tokenizer_config.json", {"eos_token": "</none>"}, "has no eos_token"),
         ("tokenizer_config.json", {"eos_token": 3}, "eos_token is 3"),
         ("tokenizer_config.json", {"eos_token": {"content": 3}}, "eos_token is {.content.: 3}"),
@@ -43,7 +45,7 @@ def test_its_tokenizer_does_what_transformers_own_does(name, text_tokenizer, tmp
 )
 def test_damage_is_told_of(file, content, message, text_tokenizer, tmp_path):
     save_tokenizer(text_tokenizer, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64, "vocab_size": 512}))
+    (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64, "vocab_size": 600}))
     checkpoint = LightCheckpoint(tmp_path)
     assert (checkpoint.config.n_positions, checkpoint.require_tokenizer().eos_token_id) == (64, 0)
     (tmp_path / file).unlink()
