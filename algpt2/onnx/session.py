@@ -22,7 +22,7 @@ class OnnxLanguageModel:
         vocab_size: int. The tokens that it gives logits of.
 
     Raises:
-        InputError: if ONNX Runtime cannot load it, or it has no cache.
+        InputError: if ONNX Runtime cannot load it, or it has no cache or no logits.
 
     Example:
         >>> model = OnnxLanguageModel("demo/onnx/model_q4.onnx")  # doctest: +SKIP
@@ -47,7 +47,10 @@ class OnnxLanguageModel:
         # Graphs that earlier versions wrote compute all logits.
         optional = {value.name for value in self.session.get_overridable_initializers()}
         self._last_token = {LOGITS_KEPT: np.array(1)} if LOGITS_KEPT in optional else {}
-        (self.vocab_size,) = (value.shape[-1] for value in self.session.get_outputs() if value.name == "logits")
+        outputs = {value.name: value.shape for value in self.session.get_outputs()}
+        if "logits" not in outputs:
+            raise InputError(f"{name}: has no output logits; write it by `convert export --to onnx`")
+        self.vocab_size = outputs["logits"][-1]
         _, self.n_head, _, self.head_width = next(iter(past.values()))
 
     def start(self, ids, capacity, mask=None):

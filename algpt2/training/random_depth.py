@@ -7,9 +7,6 @@ import numpy as np
 from algpt2.configuration import ALGPT2Config
 from algpt2.errors import InputError
 
-# Apart from what `TrainingOrder` draws from the same seed.
-DRAW = 2
-
 
 class RandomDepth:
     """The depth of every training step: drawn uniformly from `least` to the depth of the model.
@@ -32,7 +29,7 @@ class RandomDepth:
     Example:
         >>> depths = RandomDepth(ALGPT2Config(n_layer=6), least=2, seed=0)
         >>> [depths.config(step).n_layer for step in range(8)]
-        [6, 6, 2, 3, 4, 4, 4, 6]
+        [6, 5, 5, 6, 2, 2, 3, 6]
     """
 
     def __init__(self, config, least, seed):
@@ -54,7 +51,8 @@ class RandomDepth:
 
     def config(self, step):
         """The `ALGPT2Config` of a step (int, 0 for the first): that of the model at the depth drawn."""
-        generator = np.random.default_rng([self.seed, DRAW, step])
+        # A spawned key, so that nothing else that is drawn from the seed goes with it.
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(step,)))
         return self._at_depth(int(generator.integers(self.least, self.full.n_layer, endpoint=True)))
 
     def _at_depth(self, n_layer):
