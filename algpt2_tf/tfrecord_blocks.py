@@ -12,10 +12,11 @@ import tensorflow as tf
 from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 from tqdm.auto import tqdm
 
+from algpt2.data import TFRECORDS_FILE
 from algpt2.data.arguments import require_options_used, text_options
 from algpt2.data.corpus import read_corpus
 from algpt2.data.encoding import TOKENIZER_FILE, vocabulary_size
-from algpt2.data.packing import TFRECORDS_FILE, pack_corpus
+from algpt2.data.packing import pack_corpus
 from algpt2.data.tokenized_text import TokenizedText
 from algpt2.data.tokenizer import load_tokenizer, require_tokenizer, save_tokenizer, tokenizer_hash
 from algpt2.errors import InputError

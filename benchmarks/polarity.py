@@ -16,7 +16,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from algpt2 import ALGPT2Config, layer_schedule, parameter_count
 from algpt2.cli import HelpFormatter, positive_float, positive_int
 from algpt2.tables import markdown_table
-from algpt2.training.history import HISTORY_FILE, read_history
+from algpt2.training.history import read_history
+from algpt2.training.run_directory import HISTORY_FILE
 from algpt2_pt.train import main as train
 
 MODELS = {"GPT-2's shape": ("none", 0), "ALGPT2": ("full", 64)}

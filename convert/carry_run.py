@@ -17,10 +17,11 @@ from algpt2.imports.frameworks import FRAMEWORKS
 from algpt2.tables import markdown_table
 from algpt2.training.checksums import write_checksums
 from algpt2.training.given_arguments import read_arguments
-from algpt2.training.history import HISTORY_FILE, read_history, write_history
+from algpt2.training.history import read_history, write_history
 from algpt2.training.run_directory import (
     BEST,
     CHECKPOINT,
+    HISTORY_FILE,
     Checkpoints,
     new_run_directory,
     require_free,

@@ -17,7 +17,7 @@ from convert.compression import TOKENS
 from convert.compression.calibration import calibration_rows, input_moments
 from convert.compression.errors import Errors, error_table, relative_errors
 from convert.compression.model import compressed, compressed_config, shared_depths
-from convert.conversion import CHECKPOINT_FILES, Conversion, new_target, read_metadata, write_conversion, write_metadata
+from convert.conversion import STALE, Conversion, new_target, read_metadata, write_conversion, write_metadata
 from convert.sources import opened_source
 
 
@@ -125,7 +125,7 @@ def compress(
             write_metadata(directory, replace(metadata, config=config), dtype)
 
         casting = Casting(dtype, checkpoint.path)
-        conversion = write_conversion(checkpoint, target, weights, casting, write, CHECKPOINT_FILES)
+        conversion = write_conversion(checkpoint, target, weights, casting, write, STALE)
         written = open_checkpoint(target)
         errors = relative_errors(checkpoint.config, checkpoint.weights, config, written.weights, moments)
     perplexities = text and [_evaluation(found, *text) for found in (checkpoint, written)]

@@ -12,17 +12,18 @@ from algpt2.checkpoints import MODEL_CARD_FILE
 from algpt2.checkpoints.casting import Casting
 from algpt2.checkpoints.checkpoint import Checkpoint, open_checkpoint, write_checkpoint_weights
 from algpt2.checkpoints.config_file import read_config
-from algpt2.checkpoints.directories import METADATA_FILES, find_checkpoint, leads_out
+from algpt2.checkpoints.directories import CHECKPOINT_FILES, find_checkpoint, leads_out
 from algpt2.checkpoints.formats import FORMATS, KERAS, SAFETENSORS
 from algpt2.checkpoints.weight_maps import own
 from algpt2.configuration import AUTO_MAP
 from algpt2.data.tokenizer import save_tokenizer
 from algpt2.errors import InputError
 from algpt2.files.atomic import files_replaced_in
+from algpt2.training.run_directory import ARGUMENTS_FILE
 from convert.sources import opened_source
 
-# What a checkpoint that is replaced may leave behind in the target.
-CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
+# What a checkpoint that is replaced may leave behind in the target: files, then folders if they are empty.
+STALE = (*CHECKPOINT_FILES, "additional_chat_templates", "assets/tokenizer", "assets")
 TARGETS = {"pytorch": SAFETENSORS, "tensorflow": KERAS}
 ONLY_PYTORCH = ("ALGPT2ForTokenClassification", "ALGPT2ForQuestionAnswering")
 
@@ -147,7 +148,7 @@ def convert_checkpoint(checkpoint, framework, output=None, dtype=None, force=Fal
             # So that the directory loads where this project is not installed.
             checkpoint.config.save_pretrained(directory)
 
-    stale = TARGETS[framework].patterns if target == checkpoint.directory else CHECKPOINT_FILES
+    stale = TARGETS[framework].patterns if target == checkpoint.directory else STALE
     return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, stale)
 
 
@@ -210,6 +211,8 @@ def new_target(checkpoint, output, force):
         raise InputError(f"{target}: is the source as well as the target; give another --output")
     if resolved in source.parents or source in resolved.parents:
         raise InputError(f"{target}: the source {source} and the target contain one another; give another --output")
+    if (target / ARGUMENTS_FILE).exists():
+        raise InputError(f"{target}: is a run, which goes on with its own weights; give another --output")
     present = sorted(path.name for path in target.iterdir()) if target.exists() else []
     if present and not force:
         raise InputError(f"{target}: holds {present[0]} already; give --force to replace it, or another --output")

@@ -1,6 +1,5 @@
 """Write a checkpoint in a format for deployment, and compare what its runtime computes with the checkpoint."""
 
-import fnmatch
 import importlib.util
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from algpt2.checkpoints.checkpoint import opened
 from algpt2.checkpoints.weights import parameter_count
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced, file_replaced
+from algpt2.files.names import foreign_file
 from algpt2.generation.sampling import log_softmax
 from algpt2.imports.frameworks import installed_frameworks
 from convert.comparison import TOLERANCES, Comparison, compare_logits, fixed_batches
@@ -166,10 +166,8 @@ def _check_output(output, to, source, force):
         raise InputError(f"{output}: is there already; give --force to replace it, or another --output")
     if target.marker and not (output / target.marker).exists():
         raise InputError(f"{output}: is a directory without {target.marker}; give another --output")
-    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir())
-    for name in names if target.marker else ():
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in target.functions.OWN_FILES):
-            raise InputError(f"{output}: holds {name}, which is no part of an export to {to}; give another --output")
+    if target.marker and (name := foreign_file(output, target.functions.OWN_FILES)):
+        raise InputError(f"{output}: holds {name}, which is no part of an export to {to}; give another --output")
 
 
 def _compare_predictions(expected, found, allowed):

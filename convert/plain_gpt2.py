@@ -18,7 +18,7 @@ from algpt2.checkpoints.weights import (
 )
 from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
 from algpt2.errors import InputError
-from convert.conversion import CHECKPOINT_FILES, new_target, read_metadata, write_conversion, write_metadata
+from convert.conversion import STALE, new_target, read_metadata, write_conversion, write_metadata
 
 # The part of project_out's bias that may be missed: rounding error.
 EXACT = 1e-9
@@ -73,7 +73,7 @@ def to_gpt2(directory, output, dtype=None, force=False, max_shard_size=None, los
             theirs.architectures = [architecture(weights).removeprefix("AL")]
             write_metadata(directory, replace(metadata, config=theirs), dtype)
 
-    return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, CHECKPOINT_FILES)
+    return write_conversion(checkpoint, target, weights, Casting(dtype, checkpoint.path), write, STALE)
 
 
 def as_gpt2(config, weights, lossy=False):

@@ -121,8 +121,13 @@ def test_a_run_that_is_there_is_kept(files, framework, tmp_path, capsys):
     code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path))
     assert code == 2 and "--overwrite to replace it" in err
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    # Also beside a run.
     code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path, "--overwrite"))
-    assert code == 0 and not (tmp_path / "thesis.txt").exists()
+    assert code == 2 and "holds thesis.txt, which is no part of a run; move it, or give another --output-dir" in err
+    (tmp_path / "thesis.txt").unlink()
+    for _ in range(2):
+        code, _, err = run(capsys, f"algpt2_{framework}.train", *train_arguments(files, tmp_path, "--overwrite"))
+        assert code == 0, err
 
 
 @pytest.mark.slow

@@ -24,6 +24,10 @@ METADATA_FILES = (
 )
 
 
+# All that a checkpoint of any system may have, as patterns.
+CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
+
+
 def find_checkpoint(name_or_path, subfolder="", **hub_options):
     """The local directory of a checkpoint, downloaded from the Hugging Face hub if it is not a directory.
 

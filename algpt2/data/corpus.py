@@ -8,7 +8,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-from algpt2.data import HELD_OUT_PART, hub_datasets
+from algpt2.checkpoints import CONFIG_FILE
+from algpt2.data import HELD_OUT_PART, TFRECORDS_FILE, hub_datasets
+from algpt2.data.encoding import TOKENIZER_FILE
 from algpt2.data.files import cut_pieces, endings, find_files, has_text_ending, hash_file, read_file
 from algpt2.data.hashing import json_hash
 from algpt2.data.lines import line_count, lines_with_ends
@@ -264,10 +266,15 @@ def local_files(dataset):
     Raises:
         InputError: if it names files, and there are none.
     """
+    directory = Path(dataset)
+    if (directory / TFRECORDS_FILE).is_file():
+        raise InputError(f"{dataset}: holds TFRecords, which train and evaluate of algpt2_tf read; give their text")
+    if (directory / CONFIG_FILE).is_file() and (directory / TOKENIZER_FILE).is_file():
+        raise InputError(f"{dataset}: is the directory of a model; give a text")
     files = find_files(dataset)
     if files:
         return files
-    if Path(dataset).is_dir():
+    if directory.is_dir():
         raise InputError(f"{dataset}: no .txt, .tokens, .raw, .md, .jsonl, .ndjson or .parquet file in this folder")
     if has_text_ending(dataset) or glob.has_magic(str(dataset)) or not hub_datasets.is_name(str(dataset)):
         raise InputError(

@@ -130,7 +130,7 @@ def _not_blank(texts, path):
         blank = blank and not text.strip()
         yield text
     if blank:
-        raise InputError(f"{path}: the file is empty")
+        raise InputError(f"{path}: the file holds no text")
 
 
 def cut_pieces(texts, name):

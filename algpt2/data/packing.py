@@ -7,9 +7,6 @@ import numpy as np
 from algpt2.data.tokenized_text import tokenize
 from algpt2.errors import InputError
 
-# What tells a directory of blocks that are packed as TFRecords.
-TFRECORDS_FILE = "tfrecords.json"
-
 
 class Blocks:
     """The rows that a model is trained on, all of one length.

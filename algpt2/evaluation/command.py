@@ -6,9 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from algpt2.data import TFRECORDS_FILE
 from algpt2.data.arguments import require_options_used, text_options
 from algpt2.data.corpus import PYTHON_DOCS
-from algpt2.data.packing import TFRECORDS_FILE, block_length
+from algpt2.data.packing import block_length
 from algpt2.errors import InputError
 from algpt2.evaluation.arguments import FIGURE_FILE
 from algpt2.evaluation.perplexity import evaluate, validation_text
@@ -71,15 +72,12 @@ def run_evaluation(arguments, losses_of, packed_text=None):
 def _text(arguments, checkpoint, run, protocol, length, packed_text):
     """The tokens to evaluate on, and what messages call them."""
     by = "line" if protocol == "line" else "document"
+    dataset = arguments.dataset or (run and run.arguments["dataset"]) or PYTHON_DOCS
+    if packed_text and (Path(dataset) / TFRECORDS_FILE).is_file():
+        return packed_text(dataset, protocol), arguments.dataset or run.text_name
     if arguments.dataset or not run:
-        name = arguments.dataset or PYTHON_DOCS
-        require_options_used(argparse.Namespace(**{**vars(arguments), "dataset": name}))
-        return validation_text(checkpoint, name, length, by, text_options(arguments))[0], name
-    dataset = run.arguments["dataset"]
-    if (Path(dataset) / TFRECORDS_FILE).is_file():
-        if packed_text is None:
-            raise InputError(f"the text of {run.directory} is TFRecords, which TensorFlow reads; give a --dataset")
-        return packed_text(dataset, protocol), run.text_name
+        require_options_used(argparse.Namespace(**{**vars(arguments), "dataset": dataset}))
+        return validation_text(checkpoint, dataset, length, by, text_options(arguments))[0], dataset
     # What is given beside the text of the run says how to read it.
     given = {key: value for key, value in dataclasses.asdict(text_options(arguments)).items() if value}
     run = dataclasses.replace(run, arguments={**run.arguments, **given})

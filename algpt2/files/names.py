@@ -1,5 +1,6 @@
-"""Short names for paths."""
+"""Names of files: short ones, and those that others than this project gave."""
 
+import fnmatch
 import os
 from pathlib import Path
 
@@ -33,3 +34,17 @@ def labels(directories):
             count += 1
         result.append(str(Path(*path[-count:])))
     return result
+
+
+def foreign_file(directory, patterns):
+    """A file in a directory, or in those below, whose path in it matches none of some patterns.
+
+    Args:
+        directory: `Path`.
+        patterns: iterable of str, as of `fnmatch`: a star matches also what has slashes.
+
+    Returns:
+        str, its path in the directory; `None` if all match.
+    """
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
+    return next((name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)), None)

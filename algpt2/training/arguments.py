@@ -80,7 +80,7 @@ def _add_task_arguments(group):
 def _add_run_arguments(group):
     group.add_argument("--output-dir", default="runs/algpt2", metavar="DIR", help="write the run into this directory")
     existing = group.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace a run directory that is there already")
+    existing.add_argument("--overwrite", action="store_true", help="replace a run that is there already")
     existing.add_argument(
         "--resume",
         nargs="?",

@@ -16,8 +16,8 @@ from algpt2.files.names import labels
 from algpt2.files.reading import TOKENIZER_BYTES, parse_json, read_bytes, read_json
 from algpt2.tables import markdown_table
 from algpt2.training.figure import draw_perplexity
-from algpt2.training.history import HISTORY_FILE, read_history
-from algpt2.training.run_directory import ARGUMENTS_FILE
+from algpt2.training.history import read_history
+from algpt2.training.run_directory import ARGUMENTS_FILE, HISTORY_FILE
 
 # The arguments that decide which text a run is evaluated on.
 OF_A_TEXT = ("dataset", "validation", "text_column", "detokenize", "control_code")

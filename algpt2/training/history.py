@@ -13,9 +13,7 @@ from algpt2.evaluation.perplexity import perplexity
 from algpt2.files.atomic import write_text
 from algpt2.files.reading import INDEX_BYTES, parse_json, read_bytes
 from algpt2.training.flops import training_flops
-
-HISTORY_FILE = "history.jsonl"
-FIGURE_FILE = "perplexity.png"
+from algpt2.training.run_directory import HISTORY_FILE
 
 
 class History:

@@ -14,7 +14,7 @@ from algpt2.configuration import WITHOUT_DEPTHS, ALGPT2Config
 from algpt2.files.atomic import file_replaced
 from algpt2.imports.frameworks import FRAMEWORKS
 from algpt2.tables import markdown_table
-from algpt2.training.history import FIGURE_FILE
+from algpt2.training.run_directory import FIGURE_FILE
 
 # Arguments that say nothing of the model, or whose meaning another section gives.
 LEFT_OUT = {

@@ -17,11 +17,18 @@ from algpt2.evaluation import EVALUATION_BATCH
 from algpt2.evaluation.perplexity import evaluate
 from algpt2.hub import upload
 from algpt2.training.figure import draw_perplexity
-from algpt2.training.history import FIGURE_FILE, HISTORY_FILE, evaluation_losses, read_history, stopped_improving
+from algpt2.training.history import evaluation_losses, read_history, stopped_improving
 from algpt2.training.loss import IGNORED
 from algpt2.training.model_card import write_model_card
 from algpt2.training.random_depth import RandomDepth
-from algpt2.training.run_directory import Checkpoints, damaged_checkpoint, record_arguments, require_undamaged
+from algpt2.training.run_directory import (
+    FIGURE_FILE,
+    HISTORY_FILE,
+    Checkpoints,
+    damaged_checkpoint,
+    record_arguments,
+    require_undamaged,
+)
 
 # The ratio of the last loss to the best above which the run says so.
 NOTABLY = 1.01

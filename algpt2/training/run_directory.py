@@ -11,15 +11,21 @@ from algpt2.cli import flag
 from algpt2.errors import InputError
 from algpt2.files.atomic import directory_replaced, put_in_place, write_text, writing
 from algpt2.files.disk import WriteError, storage_error
+from algpt2.files.names import foreign_file
 from algpt2.files.reading import require_ordinary
 from algpt2.training.checksums import check_checksums, write_checksums
 
-ARGUMENTS_FILE = "arguments.json"
+ARGUMENTS_FILE, HISTORY_FILE, FIGURE_FILE = "arguments.json", "history.jsonl", "perplexity.png"
 
 CHECKPOINT = re.compile(r"checkpoint-([1-9][0-9]{0,17})")
 BEST = "checkpoint-best"
 # Where a checkpoint is until it is whole.
 PARTIAL = ".partial"
+# What a run has beside the files of a checkpoint, as patterns; a star matches also what has slashes.
+OWN_FILES = (
+    *(ARGUMENTS_FILE, HISTORY_FILE, FIGURE_FILE, "checkpoint-*", f"{PARTIAL}/*", ".algpt2-*"),
+    *("tensorboard/*", "wandb/*", "runs/*"),
+)
 
 
 class Checkpoints:
@@ -213,7 +219,7 @@ def require_free(directory, flag, sources, overwrite, hint):
         directory: `Path`.
         flag: str. The argument that names the directory.
         sources: dict of str to path or `None`. What must not be replaced, by what reads it.
-        overwrite: bool. Whether a run directory that is there may be replaced.
+        overwrite: bool. Whether a run directory that is there, and holds nothing else, may be replaced.
         hint: str. What to do about one that may not.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -227,6 +233,11 @@ def require_free(directory, flag, sources, overwrite, hint):
             raise InputError(f"{directory}: holds what {reader} reads; give another {flag}")
     if not overwrite:
         raise InputError(f"{directory}: is there already; {hint}")
+    # They import libraries, which the help of the command line need not wait for.
+    from algpt2.checkpoints.directories import CHECKPOINT_FILES
+
+    if name := foreign_file(directory, (*OWN_FILES, *CHECKPOINT_FILES)):
+        raise InputError(f"{directory}: holds {name}, which is no part of a run; move it, or give another {flag}")
 
 
 def run_sources(arguments):

@@ -7,12 +7,14 @@ import uuid
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import save_checkpoint, tiny_config
 
 from algpt2.data.corpus import read_corpus
 from algpt2.data.packing import Blocks, TrainingOrder
 from algpt2.data.tokenized_text import TokenizedText, tokenize
 from algpt2.data.train_tokenizer import train_tokenizer
 from algpt2.errors import InputError
+from algpt2_tf.evaluate import main as run_evaluation
 from algpt2_tf.evaluation import packed_text
 from algpt2_tf.tfrecord_blocks import TFRecordBlocks, write_tfrecords
 from algpt2_tf.tfrecords import main
@@ -94,6 +96,14 @@ def test_command_line(text_tokenizer, tmp_path, capsys):
     np.testing.assert_array_equal(read.validation().tokens, validation.tokens)
     assert (read.validation().words, read.validation().bytes) == (validation.words, validation.bytes)
     assert f"wrote {len(expected)} blocks of 32 tokens" in capsys.readouterr().out
+    # They are evaluated as the text that they hold out.
+    config = tiny_config(vocab_size=len(text_tokenizer), n_positions=32, eos_token_id=0)
+    model = save_checkpoint(tmp_path / "model", config, tokenizer=text_tokenizer)
+    found = []
+    for dataset in (tmp_path / "records", tmp_path / "valid.txt"):
+        run_evaluation(["--dataset", str(dataset), "--json", str(model)])
+        found.append(json.loads(capsys.readouterr().out))
+    assert (found[0]["tokens"], found[0]["loss"]) == (found[1]["tokens"], pytest.approx(found[1]["loss"], rel=1e-6))
     main(list(map(str, [*arguments, "--control-code", "<code>", "--output-dir", tmp_path / "coded"])))
     coded = TFRecordBlocks(tmp_path / "coded")
     assert coded.tokenizer().decode(coded.rows([0])[0][0]).startswith("<code>" + text[:10])

@@ -19,8 +19,8 @@ import algpt2_pt.training_run
 import algpt2_tf.train
 import algpt2_tf.training
 import convert.__main__
+from algpt2.data import TFRECORDS_FILE
 from algpt2.data.corpus import read_corpus
-from algpt2.data.packing import TFRECORDS_FILE
 from algpt2.training.optimization import OPTIMIZERS
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer
@@ -316,6 +316,11 @@ def test_only_another_run_is_replaced_and_only_if_asked(framework, finished, car
     assert carry(framework, run / "checkpoint-best", "--output", out)[0] == 0
     code, _, err = carry(framework, run, "--output", out)
     assert code == 2 and "give another --output, or --force to replace it" in err
+    (out / "other").mkdir()
+    (out / "other" / "model.txt").write_text("precious")
+    code, _, err = carry(framework, run, "--output", out, "--force")
+    assert code == 2 and "holds other/model.txt, which is no part of a run" in err
+    shutil.rmtree(out / "other")
     (out / "arguments.json").write_text("{}")
     assert carry(framework, run, "--output", out, "--force")[0] == 0
     assert json.loads((out / "arguments.json").read_text())["output_dir"] == str(out)

@@ -16,7 +16,7 @@ from algpt2.errors import InputError
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_tf import TFALGPT2Backbone, TFALGPT2LMHeadModel
 from algpt2_tf.weights import assign_weights, canonical_weights
-from convert import compare_directory, pt2tf, tf2pt
+from convert import compare_directory, pt2tf, tf2pt, to_gpt2, to_pt
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -233,3 +233,21 @@ def test_input_errors_are_exceptions_of_the_functions(tmp_path):
         InputError, match=r"holds none of model\.weights\.h5, tf_model\.h5; found model\.safetensors only"
     ):
         tf2pt(save_checkpoint(tmp_path / "checkpoint"), output=tmp_path / "out")
+
+
+def test_what_is_replaced_is_the_checkpoint_alone(text_tokenizer, tmp_path):
+    source = save_checkpoint(tmp_path / "source", tiny_config(vocab_size=len(text_tokenizer)), tokenizer=text_tokenizer)
+    target = tmp_path / "target"
+    to_gpt2(source, target, keras_hub=True)
+    assert (target / "assets" / "tokenizer").is_dir()
+    for name in ("notes.txt", "model-00001-of-best.safetensors", "data/a.txt"):
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text("precious")
+    to_pt(source, target, force=True)
+    assert not list(target.rglob("assets*")) and not (target / "task.json").exists()
+    for name in ("notes.txt", "model-00001-of-best.safetensors", "data/a.txt"):
+        assert (target / name).read_text() == "precious"
+    # A run goes on with the weights of its checkpoints, whatever stands beside them.
+    (target / "arguments.json").write_text("{}")
+    with pytest.raises(InputError, match="target: is a run, which goes on with its own weights"):
+        to_pt(source, target, force=True)

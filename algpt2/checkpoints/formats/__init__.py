@@ -43,7 +43,7 @@ class Format:
     @property
     def patterns(self):
         """tuple of str: the names of all its files, with wildcards."""
-        shards = self.shard and re.sub(r"\{.*?\}", "*", self.shard)
+        shards = self.shard and re.sub(r"\{.*?\}", "[0-9]*", self.shard)
         return tuple(filter(None, (self.file, self.index, shards)))
 
     def index_key(self, tensor):

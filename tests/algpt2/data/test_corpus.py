@@ -141,7 +141,7 @@ def test_the_held_out_lines_are_those_of_python(tmp_path, ending):
         ("a.json", '[{"text": "a"}]]', "row 2: not JSON"),
         ("a.json", '{"text": "a"}]', "row 2: not JSON"),
         ("a.json", "[1]", "row 1: expected an object, found int"),
-        ("a.json", " ", "the file is empty"),
+        ("a.json", " ", "the file holds no text"),
         ("a.json", '{"text": %s}' % ("1" * 5000), "row 1: not JSON .*digits"),
     ],
 )
@@ -178,8 +178,8 @@ def test_a_huge_row_in_a_small_file_takes_little_memory(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", None, "a.txt: no such file"),
-        ("a.txt", b"", "the file is empty"),
-        ("a.txt", b" \n\n", "the file is empty"),
+        ("a.txt", b"", "the file holds no text"),
+        ("a.txt", b" \n\n", "the file holds no text"),
         ("a.txt", b"ok\xff\xfe", r"not UTF-8 text \(byte 2\)"),
         ("a.txt", b"ok" * 5000 + b"\xe2", r"not UTF-8 text \(byte 10000\)"),
         ("a.txt", b"one", "few"),
@@ -191,7 +191,7 @@ def test_a_huge_row_in_a_small_file_takes_little_memory(tmp_path):
         ("a.jsonl", b'{"text": 5}', "line 1: column 'text' holds int"),
         ("a.jsonl", rb'{"text": "\ud800"}', "line 1: half of a surrogate pair"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1: not JSON"),
-        ("a.jsonl", b'{"text": " "}', "the file is empty"),
+        ("a.jsonl", b'{"text": " "}', "the file holds no text"),
         ("a.parquet", b"PAR1", "a.parquet: not readable as Parquet"),
         ("a.parquet", [{"body": "x"}], "a.parquet, row 1: no column 'text'; .* one of body"),
         ("a.parquet", [{"text": 5}], "a.parquet, row 1: column 'text' holds int"),
@@ -363,3 +363,17 @@ def test_names_of_hub_data_sets():
     assert candidates("Salesforce/wikitext/wikitext-2-raw-v1") == [("Salesforce/wikitext", "wikitext-2-raw-v1")]
     assert candidates("openwebtext") == [("openwebtext", None)]
     assert candidates("Skylion007/openwebtext")[0] == ("Skylion007/openwebtext", None)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("tfrecords.json", "merges.txt"), "holds TFRecords, which train and evaluate of algpt2_tf read"),
+        (("config.json", "tokenizer.json", "merges.txt", "README.md"), "is the directory of a model; give a text"),
+    ],
+)
+def test_folders_of_tokens_and_of_models_are_no_text(names, message, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text("a b")
+    with pytest.raises(InputError, match=message):
+        read_corpus(str(tmp_path))
