@@ -21,6 +21,7 @@ import algpt2_tf.training
 import convert.__main__
 from algpt2.data import TFRECORDS_FILE
 from algpt2.data.corpus import read_corpus
+from algpt2.training.checksums import write_checksums
 from algpt2.training.optimization import OPTIMIZERS
 from algpt2_pt import ALGPT2LMHeadModel
 from algpt2_pt.optimization import create_optimizer
@@ -179,6 +180,7 @@ def test_the_state_of_shards_is_read(finished, carry, tmp_path):
     # As accelerate saves it under FSDP.
     torch.save(get_optimizer_state_dict(model, optimizer), checkpoint / "optimizer.bin")
     (checkpoint / "optimizer.pt").unlink()
+    write_checksums(checkpoint)
     assert carry("pt", run, "--output", tmp_path / "found")[0] == 0
     expected, found = (
         load_file(tmp_path / name / "checkpoint-10" / "training_state.safetensors") for name in ("expected", "found")
@@ -268,7 +270,7 @@ def with_another_framework(run):
         (without_checkpoint, "holds no checkpoint-STEP"),
         (without_record, "is not the directory of a run"),
         (without_history, "history.jsonl: no such file"),
-        (without_tokenizer, "tokenizer.json"),
+        (without_tokenizer, "checkpoint-10: damaged (merges.txt is gone)"),
         (without_state, "goes on from the newest of the others"),
         (with_half_a_state, "goes on from the newest of the others"),
         (with_another_optimizer, "do not fit the optimizer"),
