@@ -19,7 +19,7 @@ def write_checksums(directory):
         directory: path.
     """
     directory = Path(directory)
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / CHECKSUMS_FILE)
     sums = {str(path.relative_to(directory)): _checksum(path) for path in files}
     (directory / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n")
 

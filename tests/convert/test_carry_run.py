@@ -181,7 +181,8 @@ def test_the_state_of_shards_is_read(finished, carry, tmp_path):
     torch.save(get_optimizer_state_dict(model, optimizer), checkpoint / "optimizer.bin")
     (checkpoint / "optimizer.pt").unlink()
     write_checksums(checkpoint)
-    assert carry("pt", run, "--output", tmp_path / "found")[0] == 0
+    code, _, err = carry("pt", run, "--output", tmp_path / "found")
+    assert code == 0, err
     expected, found = (
         load_file(tmp_path / name / "checkpoint-10" / "training_state.safetensors") for name in ("expected", "found")
     )
