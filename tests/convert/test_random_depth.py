@@ -5,7 +5,7 @@ import torch
 from command_lines import history, run, stored_weights
 from models import DEPTHS as FREE
 from models import tiny_config
-from numpy.random import default_rng
+from numpy.random import SeedSequence, default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 
 import algpt2_pt.train
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.slow
 TRAIN = {"pt": algpt2_pt.train, "tf": algpt2_tf.train}
 # The start checkpoint is a middle_cycle:1,1,1 of four depths.
 SCHEDULES = {3: [0, 1, 2], 4: [0, 1, 1, 2]}
-SEED, STEPS, BLOCKS = 3, 6, 8
-DEPTHS = [int(default_rng([SEED, 2, step]).integers(3, 5)) for step in range(STEPS)]
+SEED, STEPS, BLOCKS = 5, 6, 8
+DRAWS = [default_rng(SeedSequence(SEED, spawn_key=(step,))) for step in range(STEPS)]
+DEPTHS = [int(draw.integers(3, 5)) for draw in DRAWS]
 
 
 @pytest.fixture(scope="module")
