@@ -9,9 +9,10 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from algpt2.checkpoints import CONFIG_FILE, MODEL_CARD_FILE
 from algpt2.cli import Parser, run_command
 from algpt2.errors import InputError
+from algpt2.training.run_directory import ARGUMENTS_FILE, LOG_FILES
 
 # What a run keeps for itself: its arguments, with paths of the machine; checkpoints; logs; files that begin with a dot.
-LEFT_OUT = ("arguments.json", "checkpoint-*/*", "wandb/*", "tensorboard/*", "runs/*", ".*", "*/.*")
+LEFT_OUT = (ARGUMENTS_FILE, "checkpoint-*/*", *LOG_FILES, ".*", "*/.*")
 
 
 def upload(directory, repository, private=False, revision=None):

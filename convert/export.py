@@ -160,7 +160,7 @@ def _check_output(output, to, source, force):
         return
     if output.is_dir() != bool(target.marker):
         raise InputError(f"{output}: is {'a' if output.is_dir() else 'not a'} directory; give another --output")
-    if output.resolve() in (source.resolve(), *source.resolve().parents):
+    if source.resolve().is_relative_to(output.resolve()):
         raise InputError(f"{output}: is or holds the checkpoint {source}; give another --output")
     if not force:
         raise InputError(f"{output}: is there already; give --force to replace it, or another --output")

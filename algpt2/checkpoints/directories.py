@@ -22,8 +22,6 @@ METADATA_FILES = (
     *(CONFIG_FILE, GENERATION_FILE, MODEL_CARD_FILE, *CODE_FILES, *TOKENIZER_FILES),
     *("metadata.json", "task.json", "preprocessor.json"),
 )
-
-
 # All that a checkpoint of any system may have, as patterns.
 CHECKPOINT_FILES = (*METADATA_FILES, *(pattern for kind in FORMATS for pattern in kind.patterns))
 

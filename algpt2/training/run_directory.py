@@ -22,10 +22,8 @@ BEST = "checkpoint-best"
 # Where a checkpoint is until it is whole.
 PARTIAL = ".partial"
 # What a run has beside the files of a checkpoint, as patterns; a star matches also what has slashes.
-OWN_FILES = (
-    *(ARGUMENTS_FILE, HISTORY_FILE, FIGURE_FILE, "checkpoint-*", f"{PARTIAL}/*", ".algpt2-*"),
-    *("tensorboard/*", "wandb/*", "runs/*"),
-)
+LOG_FILES = ("tensorboard/*", "wandb/*", "runs/*")
+OWN_FILES = (ARGUMENTS_FILE, HISTORY_FILE, FIGURE_FILE, "checkpoint-*", f"{PARTIAL}/*", ".algpt2-*", *LOG_FILES)
 
 
 class Checkpoints:
@@ -224,12 +222,12 @@ def require_free(directory, flag, sources, overwrite, hint):
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
-    if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
+    if Path.cwd().is_relative_to(directory.resolve()):
         raise InputError(f"{directory}: is the current directory or holds it; give another {flag}")
     if not (directory / ARGUMENTS_FILE).is_file():
         raise InputError(f"{directory}: is there already and is not a run directory; give another {flag}")
     for reader, name in sources.items():
-        if directory.resolve() in (source := Path(name or "").resolve(), *source.parents):
+        if Path(name or "").resolve().is_relative_to(directory.resolve()):
             raise InputError(f"{directory}: holds what {reader} reads; give another {flag}")
     if not overwrite:
         raise InputError(f"{directory}: is there already; {hint}")
